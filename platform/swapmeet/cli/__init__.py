@@ -1,0 +1,34 @@
+"""The command line: `swapmeet COMMAND`. Exit code 0 done, 1 refused or failed, 2 wrong usage."""
+
+import sys
+
+import typer
+
+from swapmeet.cli import adapters, bases, demonstration, diagnosis, server, training
+from swapmeet.errors import PlatformError
+from swapmeet_registry import RegistryError
+from swapmeet_serving.errors import ServingError
+from swapmeet_training.errors import TrainingError
+
+app = typer.Typer(
+    name="swapmeet",
+    help="Fine-tune, keep and serve LoRA adapters on one shared NF4 base.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for commands in (server, training, adapters, diagnosis, demonstration):
+    commands.register(app)
+app.add_typer(bases.app, name="base")
+
+
+def main() -> None:
+    """Run a command; an expected error is one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except (RegistryError, TrainingError, ServingError, PlatformError) as error:
+        print(f"swapmeet: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("swapmeet: interrupted", file=sys.stderr)
+        sys.exit(130)

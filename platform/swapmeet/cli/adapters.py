@@ -1,0 +1,88 @@
+"""`swapmeet push|pull|show|tag`: the registry, straight on its store."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
+from swapmeet.settings import Settings, load_settings
+from swapmeet_registry import Registry
+from swapmeet_registry.bases import BaseLibrary
+
+Reference = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A PEFT LoRA folder.")],
+    name: Annotated[str, typer.Argument(help="TENANT/NAME")],
+    base: BaseName,
+    alias: Annotated[str | None, typer.Option(help="An alias to move to the new version.")] = None,
+    license: Annotated[str | None, typer.Option(help="An SPDX licence id.")] = None,  # noqa: A002 - the option's name
+    tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be given again.")] = None,
+    registry: RegistryUrl = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Publish an adapter as a new version."""
+    settings = load_settings(home=home, registry=registry)
+    trained_on = BaseLibrary(settings.folder, tell).find(base).fingerprint
+    version = _registry(settings).push(folder, name, base=trained_on, alias=alias, license=license, tags=tag or ())
+    result = {"name": version.name, "version": version.version, "digest": version.digest}
+    show(result, f"{version} {version.digest}", json)
+
+
+def pull(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+    base: Annotated[str | None, typer.Option("--base", help="Refuse an adapter of any other base.")] = None,
+    registry: RegistryUrl = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Fetch an adapter as a PEFT folder, every byte checked."""
+    settings = load_settings(home=home, registry=registry)
+    wanted = BaseLibrary(settings.folder, tell).find(base).fingerprint if base else None
+    version = _registry(settings).pull(reference, folder, base=wanted)
+    result = {"name": version.name, "version": version.version, "digest": version.digest, "folder": str(folder)}
+    show(result, f"{version} {version.digest} in {folder}", json)
+
+
+def show_adapter(name: str, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+    """An adapter's versions and aliases."""
+    listing = _registry(load_settings(home=home, registry=registry)).show(name)
+    lines = []
+    for version in listing.versions:
+        aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
+        notes = [*aliases, *([f"yanked: {version.yank_reason}"] if version.yanked else [])]
+        lines.append(f"{version!s:32} {version.created_at}  {version.digest}  {', '.join(notes)}")
+    show(asdict(listing), "\n".join(lines), json)
+
+
+def tag(
+    reference: Reference,
+    alias: Annotated[str, typer.Argument(help="The alias to move, such as prod.")],
+    expect: Annotated[int | None, typer.Option(help="Move only if it points to this version now (0: nowhere).")] = None,
+    registry: RegistryUrl = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Point an alias to a version."""
+    store = _registry(load_settings(home=home, registry=registry))
+    version = store.resolve(reference)
+    store.tag(version.name, alias, reference, expect=expect)
+    result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
+    show(result, f"{version.name}:{alias} is version {version.version}", json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(push)
+    app.command()(pull)
+    app.command("show")(show_adapter)
+    app.command()(tag)
+
+
+def _registry(settings: Settings) -> Registry:
+    return Registry(settings.registry_url)

@@ -1,0 +1,27 @@
+"""`swapmeet demo`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swapmeet.cli.options import Home
+from swapmeet.settings import load_settings
+
+
+def demo(
+    home: Home = None,
+    port: Annotated[int | None, typer.Option(help="Port for the demo's server.")] = None,
+) -> None:
+    """Train three tenants' adapters, publish them, and serve all three from one NF4 base."""
+    from swapmeet.demo.story import run_demo
+
+    settings = load_settings(home=home, port=port, base="smollm2-135m")
+    with tempfile.TemporaryDirectory(prefix="swapmeet-demo-") as scratch:
+        run_demo(settings, Path(scratch))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(demo)

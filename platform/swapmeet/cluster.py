@@ -1,0 +1,27 @@
+"""The Ray that everything runs on: one of our own on this machine, or the cluster that the settings name."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from swapmeet.settings import Settings
+
+
+@contextmanager
+def ray_running(settings: Settings) -> Iterator[None]:
+    """Have Ray within the block; what was started here ends with it, what ran before stays."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quietly = {"logging_level": "ERROR", "log_to_driver": False}
+    if settings.ray_address:
+        ray.init(address=settings.ray_address, **quietly)
+    else:
+        ray.init(address="local", include_dashboard=False, **quietly)
+    try:
+        yield
+    finally:
+        ray.shutdown()

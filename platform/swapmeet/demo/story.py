@@ -1,0 +1,105 @@
+"""The demo's course: train, publish, serve, examine, refuse; then a table, and the same as one JSON line."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+from swapmeet.cluster import ray_running
+from swapmeet.demo.examination import Score, examine, mixed_batch
+from swapmeet.demo.refusals import refusals
+from swapmeet.demo.tasks import TASKS, Example, Task
+from swapmeet.server import serving
+from swapmeet.settings import Settings
+from swapmeet.training import of_base, publish, run_all
+from swapmeet_registry import Registry
+from swapmeet_registry.bases import Base, BaseLibrary
+from swapmeet_training import Outcome, Resources, fine_tune
+
+TRAINING, HELD_OUT = 480, 100
+RECIPE = {"rank": 16, "alpha": 32, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.1}
+CPUS_EACH = 0.6
+"""Three runs at once on two cores."""
+
+Lesson = tuple[Task, list[Example]]
+
+
+def run_demo(settings: Settings, scratch: Path) -> None:
+    """Tell the whole story once; `scratch` is a folder to throw away afterwards."""
+    start = time.monotonic()
+    say = _clock(start)
+    base = BaseLibrary(settings.folder, say).find(settings.base)
+    with ray_running(settings):
+        say(f"Training {len(TASKS)} tenants' adapters at once on {base.name}")
+        lessons = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
+        outcomes = _train(settings, base, lessons, scratch, say)
+        with serving(settings, say) as running:
+            client = OpenAI(base_url=f"{running.url}/v1", api_key=running.admin_key, timeout=600)
+            say(f"Serving on {running.url}; asking {HELD_OUT} unseen questions of each adapter and of the base")
+            scores = examine(client, base.name, [(task, held_out) for task, (_, held_out) in lessons])
+            say("One batch with all adapters and the base")
+            batch = mixed_batch(client, base.name, TASKS)
+            say("What must be refused")
+            refused = refusals(client, base, TASKS[0].adapter, outcomes[0].adapter, scratch)
+    tenants = [_row(*each) for each in zip(TASKS, scores, outcomes, strict=True)]
+    say("Done")
+    _print_tables(tenants, batch, refused)
+    print(json.dumps({"tenants": tenants, "mixed_batch": batch, "refused": refused}), flush=True)
+
+
+def _train(
+    settings: Settings,
+    base: Base,
+    lessons: list[tuple[Task, tuple[list[Example], list[Example]]]],
+    scratch: Path,
+    say: Any,
+) -> list[Outcome]:
+    """Train all tasks at once and publish each."""
+    specs = []
+    for task, (training, _) in lessons:
+        data = scratch / f"{task.adapter.replace('/', '-')}.jsonl"
+        task.write(training, data)
+        specs.append(
+            fine_tune({"name": task.adapter, "data": data, "max_steps": task.steps, **RECIPE, **of_base(base)})
+        )
+    outcomes = run_all(settings, specs, Resources(cpus=CPUS_EACH), say)
+    registry = Registry(settings.registry_url)
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        version = publish(registry, spec, outcome, alias="prod")
+        say(f"Published {version} {version.digest[:19]}…")
+    return outcomes
+
+
+def _row(task: Task, score: Score, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "adapter": task.adapter,
+        "task": task.title,
+        "base_accuracy": score.base,
+        "adapter_accuracy": score.adapter,
+        "held_out": HELD_OUT,
+        "train_seconds": round(outcome.seconds, 1),
+        "bytes": (outcome.adapter / "adapter_model.safetensors").stat().st_size,
+    }
+
+
+def _print_tables(tenants: list[dict[str, Any]], batch: dict[str, Any], refused: list[dict[str, str]]) -> None:
+    print(f"\n{'adapter':18} {'task':36} {'base':>6} {'adapter':>8} {'trained':>9} {'size':>9}")
+    for row in tenants:
+        accuracy = f"{row['base_accuracy']:6.0%} {row['adapter_accuracy']:8.0%}"
+        size = f"{row['train_seconds']:7.0f} s {row['bytes'] / 1e6:6.1f} MB"
+        print(f"{row['adapter']:18} {row['task']:36} {accuracy} {size}")
+    print(f"\nmixed batch of {batch['requests']} requests: {batch['tokens_per_second']} tokens/s\n")
+    for case in refused:
+        print(f"{case['case']}: {case['error']}")
+    print()
+
+
+def _clock(start: float) -> Any:
+    """A printer that puts the time since the start before each line."""
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - start:6.1f} s  {line}", flush=True)
+
+    return say

@@ -1,0 +1,53 @@
+"""Every error the platform raises itself.
+
+    PlatformError
+    ├── SettingsError    (ValueError)         a setting is unknown or out of range
+    ├── PortInUse        (OSError)            another process listens there
+    ├── NotConfigured    (LookupError)        no server URL or API key to talk to one with
+    ├── ServerFailed     (RuntimeError)       the server did not come up
+    └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
+
+To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
+do, and keep it picklable.
+"""
+
+
+class PlatformError(Exception):
+    """Base of all platform errors; `code` is what the HTTP API answers."""
+
+    code = "platform_error"
+
+
+class SettingsError(PlatformError, ValueError):
+    """A setting is unknown or has a value that can not be used."""
+
+    code = "invalid_settings"
+
+
+class PortInUse(PlatformError, OSError):
+    """The port to listen on is taken."""
+
+    code = "port_in_use"
+
+
+class NotConfigured(PlatformError, LookupError):
+    """A command that talks to a server knows no URL or key."""
+
+    code = "not_configured"
+
+
+class ServerFailed(PlatformError, RuntimeError):
+    """The server did not become ready."""
+
+    code = "server_failed"
+
+
+class ApiError(PlatformError, RuntimeError):
+    """The server's answer was an error: HTTP `status` (0: no answer), its `code` and message."""
+
+    def __init__(self, message: str, status: int = 0, code: str = "api_error") -> None:
+        super().__init__(message, status, code)
+        self.status, self.code = status, code
+
+    def __str__(self) -> str:
+        return str(self.args[0])

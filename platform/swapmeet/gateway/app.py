@@ -1,0 +1,34 @@
+"""The gateway's FastAPI app: routes, authorisation and errors; everything else is behind `Services`."""
+
+from fastapi import Depends, FastAPI, Response
+
+from swapmeet.gateway import inference
+from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, install_error_handlers
+from swapmeet.gateway.services import Services, services
+from swapmeet_registry import RegistryError
+from swapmeet_serving import ServingError
+
+
+def create_app(backend: Services) -> FastAPI:
+    """An app over the given services."""
+    app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
+    app.state.services = backend
+    install_error_handlers(app, RegistryError, ServingError, InvalidApiKey, InvalidRequest)
+    app.include_router(inference.router)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The gateway itself is up."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz(response: Response, backend: Services = Depends(services)) -> dict[str, str]:
+        """An engine replica answers."""
+        try:
+            await backend.replicas.describe()
+        except Exception as error:
+            response.status_code = 503
+            return {"status": "unavailable", "reason": type(error).__name__}
+        return {"status": "ready"}
+
+    return app

@@ -1,0 +1,107 @@
+"""Every failure leaves as OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
+
+import logging
+import traceback
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger("swapmeet.gateway")
+
+STATUS = {
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "invalid_name": 404,
+    "base_mismatch": 400,
+    "adapter_refused": 400,
+    "context_length_exceeded": 400,
+    "invalid_request": 400,
+    "adapter_too_large": 400,
+    "overloaded": 503,
+    "engine_dead": 503,
+    "store_unavailable": 503,
+    "store_denied": 503,
+    "corrupt": 500,
+}
+TYPES = {401: "authentication_error", 404: "invalid_request_error", 400: "invalid_request_error"}
+RETRY_AFTER = {"overloaded": "1", "engine_dead": "5", "store_unavailable": "5"}
+FINAL = {"corrupt", "store_denied"}
+"""Failures that a second try can not mend, although their status says otherwise."""
+
+
+class InvalidApiKey(Exception):
+    """No key, or not one of ours."""
+
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("Missing or unknown API key. Send it as 'Authorization: Bearer KEY'.")
+
+
+class InvalidRequest(ValueError):
+    """A request that is well-formed but can't be served; `param` names the field."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def error_body(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = TYPES.get(status, "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def describe_error(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an error; one of ours says its own `code`, any other is a 500 without detail."""
+    error = _cause(error)
+    code = getattr(error, "code", None)
+    if not isinstance(code, str) or code not in STATUS:
+        log.error("unexpected error: %s", "".join(traceback.format_exception(error)))
+        return 500, error_body("The server failed; its log says why.", "internal_error", 500), {}
+    status = STATUS[code]
+    headers = {"retry-after": RETRY_AFTER[code]} if code in RETRY_AFTER else {}
+    if code in FINAL:
+        headers["x-should-retry"] = "false"
+    code = "model_not_found" if code == "invalid_name" else code
+    return status, error_body(str(error), code, status, getattr(error, "param", None)), headers
+
+
+def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
+    """Answer every error of the app in OpenAI's form; `known` are the hierarchies whose errors carry a code."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        status, body, headers = describe_error(error)
+        return JSONResponse(body, status, headers)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        mistakes = [(".".join(map(str, e["loc"][1:])), _say(e)) for e in error.errors()]
+        message = "; ".join(f"{where}: {what}" if where else what for where, what in mistakes)
+        return JSONResponse(error_body(message, "invalid_request", 400, mistakes[0][0] or None), 400)
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return JSONResponse(error_body(str(error.detail), "http_error", error.status_code), error.status_code)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (*known, Exception):
+        app.add_exception_handler(kind, ours)
+
+
+def _say(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "this parameter is unknown or not supported; leave it out"
+    return str(error["msg"])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that a replica raised, out of Ray's wrapper."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

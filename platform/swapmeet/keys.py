@@ -1,0 +1,68 @@
+"""API keys: random, kept as hashes, checked on every call. Nothing is open without one."""
+
+import hashlib
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import DateTime, String, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+PREFIX = "sm-"
+
+
+class Table(DeclarativeBase):
+    """Base of the platform's tables."""
+
+
+class KeyRow(Table):
+    """One key: its SHA-256, whose it is and what it may do. The key itself is never stored."""
+
+    __tablename__ = "api_keys"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    scope: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class Keys:
+    """The keys in one database, by SQLAlchemy URL."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        Table.metadata.create_all(self.engine)
+
+    def create(self, tenant: str, scope: str) -> str:
+        """A new key, to be shown once."""
+        key = PREFIX + secrets.token_urlsafe(32)
+        row = KeyRow(digest=_digest(key), tenant=tenant, scope=scope, created_at=datetime.now(UTC))
+        with Session(self.engine) as session, session.begin():
+            session.add(row)
+        return key
+
+    def scope_of(self, key: str) -> str | None:
+        """What a key may do, or None where there is no such key."""
+        with Session(self.engine) as session:
+            return session.scalar(select(KeyRow.scope).where(KeyRow.digest == _digest(key)))
+
+
+def admin_key(keys: Keys, home: Path) -> str:
+    """The operator's key, made at the first start and kept in `HOME/admin.key`, readable by its owner only."""
+    path = home / "admin.key"
+    if path.is_file():
+        key = path.read_text().strip()
+        if keys.scope_of(key) == "admin":
+            return key
+    key = keys.create(tenant="admin", scope="admin")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.touch(mode=0o600)
+    partial.write_text(key + "\n")
+    partial.replace(path)
+    return key
+
+
+def _digest(key: str) -> str:
+    # A key has 256 random bits, so a fast hash without salt is as good as a slow one.
+    return hashlib.sha256(key.encode()).hexdigest()

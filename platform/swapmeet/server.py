@@ -1,0 +1,124 @@
+"""Run the whole platform on this machine: a local Ray, the gateway and the engine replicas."""
+
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import httpx
+
+from swapmeet.cluster import ray_running
+from swapmeet.errors import PortInUse, ServerFailed
+from swapmeet.keys import Keys, admin_key
+from swapmeet.settings import Settings
+from swapmeet_registry import Registry
+from swapmeet_registry.bases import Base, BaseLibrary
+
+READY_SECONDS = 300
+FREE_BYTES = 512 << 20
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers: its URL and the operator's key."""
+
+    url: str
+    admin_key: str
+
+
+@contextmanager
+def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running]:
+    """Start everything, yield when requests are answered, and stop it all at the end.
+
+    Raises:
+        PortInUse: another process listens on the port.
+        ServerFailed: no disk space, or the engine did not come up; the message says why.
+    """
+    check_port(settings)
+    key = _prepare(settings)
+    base = BaseLibrary(settings.folder, tell).find(settings.base)
+    with ray_running(settings):
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        tell(f"Loading {base.name} as NF4")
+        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+        try:
+            _run(settings, base)
+            running = Running(f"http://{settings.host}:{settings.port}", key)
+            _wait_ready(running.url)
+            yield running
+        finally:
+            serve.shutdown()
+
+
+def up(settings: Settings, ready: Callable[[Running], None], tell: Tell) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
+        stop.set()
+
+    with serving(settings, tell) as running:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+        ready(running)
+        stop.wait()
+        tell("Stopping")
+
+
+def check_port(settings: Settings) -> None:
+    """Fail early, and in one sentence, where the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise PortInUse(
+                f"Port {settings.port} on {settings.host} can not be used ({error.strerror}). Choose another: --port N."
+            ) from error
+
+
+def _prepare(settings: Settings) -> str:
+    """Make the home folder, look at the registry and the disk, and give the operator's key."""
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServerFailed(
+            f"{settings.folder} can not be made ({error.strerror}). Choose another: --home DIR."
+        ) from error
+    if shutil.disk_usage(settings.folder).free < FREE_BYTES:
+        raise ServerFailed(f"Less than {FREE_BYTES >> 20} MiB are free under {settings.folder}. Make room first.")
+    Registry(settings.registry_url).names()
+    return admin_key(Keys(settings.database_url), settings.folder)
+
+
+def _run(settings: Settings, base: Base) -> None:
+    from ray import serve
+
+    from swapmeet.gateway.deployment import build
+
+    try:
+        serve.run(build(settings, base), name="swapmeet", route_prefix="/")
+    except RuntimeError as error:
+        raise ServerFailed(f"The engine did not start: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _wait_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # the proxy is not listening yet
+        time.sleep(0.2)
+    raise ServerFailed(
+        f"{url} did not become ready within {READY_SECONDS} s. Look into Ray's logs, /tmp/ray by default."
+    )

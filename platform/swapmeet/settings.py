@@ -1,0 +1,95 @@
+"""Settings: command-line options, then `SWAPMEET_*` variables, then one TOML file, then these defaults."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from swapmeet.errors import SettingsError
+
+PREFIX = "SWAPMEET_"
+OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
+"""Variables under the prefix that are no settings: where the file is, and those of benchmarks and tests."""
+
+
+class Settings(BaseSettings):
+    """What an operator may set. Sizes are in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    home: Path = Path("~/.swapmeet")
+    registry: str = ""
+    database: str = ""
+    base: str = "smollm2-135m"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_batch: int = Field(32, ge=1, le=4096)
+    max_queue: int = Field(512, ge=1)
+    adapter_memory: int = Field(1 << 30, ge=1 << 20)
+    kv_memory: int = Field(1 << 30, ge=1 << 20)
+    ray_address: str = ""
+    url: str = ""
+    api_key: SecretStr = SecretStr("")
+
+    @property
+    def folder(self) -> Path:
+        """The home folder, absolute."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def registry_url(self) -> str:
+        """Where adapters are kept: as set, or a folder in the home."""
+        return self.registry or f"file://{self.folder}/registry"
+
+    @property
+    def database_url(self) -> str:
+        """Where keys are kept: as set, or an SQLite file in the home."""
+        return self.database or f"sqlite:///{self.folder}/swapmeet.db"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the TOML file below the environment."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
+
+
+def load_settings(**options: Any) -> Settings:
+    """Settings from all sources; `options` that are None count as not given.
+
+    Raises:
+        SettingsError: one message that names every mistake.
+    """
+    unknown = [f"{name} is no setting" for name in os.environ if name.startswith(PREFIX) and not _known_variable(name)]
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("; ".join([*unknown, *mistakes]) + _hint()) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{_file()} is not TOML: {error}.") from error
+    if unknown:
+        raise SettingsError("; ".join(sorted(unknown)) + _hint())
+    return settings
+
+
+def _file() -> Path:
+    home = Path(os.environ.get("SWAPMEET_HOME", "~/.swapmeet")).expanduser()
+    return Path(os.environ.get("SWAPMEET_CONFIG", home / "swapmeet.toml")).expanduser()
+
+
+def _known_variable(name: str) -> bool:
+    return name.removeprefix(PREFIX).lower() in Settings.model_fields or name.startswith(OTHERS)
+
+
+def _hint() -> str:
+    return f". Settings are {', '.join(Settings.model_fields)}."

@@ -1,0 +1,66 @@
+"""Versions of LoRA adapters, bound to the bytes of the base they were trained on.
+
+    >>> from pathlib import Path
+    >>> from swapmeet_registry import Registry
+    >>> from swapmeet_registry.fingerprint import fingerprint
+    >>> base = fingerprint(Path("models/smollm2-135m"), "smollm2-135m")  # doctest: +SKIP
+    >>> registry = Registry("file:///var/lib/adapters")  # or "s3://bucket/prefix"
+    >>> version = registry.push(Path("out/adapter"), "acme/legal", base=base, alias="prod")  # doctest: +SKIP
+    >>> print(version, version.digest)  # doctest: +SKIP
+    acme/legal:1 sha256:90d3…
+    >>> registry.pull("acme/legal:prod", Path("legal"), base=base)  # doctest: +SKIP
+
+A publish is atomic, every read is checked against its SHA-256, and a wrong base is refused with both digests.
+Importing this loads neither torch nor boto3; the latter comes with the first `s3://` address.
+"""
+
+from swapmeet_registry.errors import (
+    BaseInvalid,
+    BaseMismatch,
+    BaseNotFound,
+    Conflict,
+    Corrupt,
+    InvalidName,
+    NotFound,
+    Refused,
+    RegistryError,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+)
+from swapmeet_registry.fingerprint import Fingerprint, Quantization, require_fit
+from swapmeet_registry.manifest import Lora, Manifest, StoredFile
+from swapmeet_registry.names import AdapterName, Reference
+from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.registry import Registry
+from swapmeet_registry.stores import Store, open_store
+from swapmeet_registry.version import Listing, Version
+
+__all__ = [
+    "AdapterName",
+    "BaseInvalid",
+    "BaseMismatch",
+    "BaseNotFound",
+    "Conflict",
+    "Corrupt",
+    "Fingerprint",
+    "InvalidName",
+    "Listing",
+    "Lora",
+    "Manifest",
+    "NotFound",
+    "Provenance",
+    "Quantization",
+    "Reference",
+    "Refused",
+    "Registry",
+    "RegistryError",
+    "Store",
+    "StoreDenied",
+    "StoreError",
+    "StoreFull",
+    "StoredFile",
+    "Version",
+    "open_store",
+    "require_fit",
+]

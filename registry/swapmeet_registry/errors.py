@@ -1,0 +1,90 @@
+"""Every error the registry raises.
+
+    RegistryError
+    ├── InvalidName          (ValueError)       a name, version, alias or digest is misspelt
+    ├── NotFound             (LookupError)      no such adapter, version, alias or digest
+    ├── Conflict             (RuntimeError)     somebody else wrote first
+    ├── Refused              (ValueError)       the adapter's files are unsound or unsupported
+    ├── BaseMismatch         (ValueError)       the adapter was trained on other weights
+    ├── BaseNotFound         (LookupError)      no such base model, or it cannot be fetched
+    ├── BaseInvalid          (ValueError)       a base model's folder is unusable
+    ├── Corrupt              (OSError)          stored bytes differ from their digest
+    └── StoreError           (OSError)          the store cannot be reached, read or written
+        ├── StoreDenied      (PermissionError)  wrong or missing credentials
+        └── StoreFull        (OSError)          no space left
+
+To add one: derive from `RegistryError` and one standard class, give it a `code`, take one message that
+says what to do, and keep it picklable (Ray carries errors between processes).
+"""
+
+
+class RegistryError(Exception):
+    """Base of all registry errors; `code` is what the HTTP API answers."""
+
+    code = "registry_error"
+
+
+class InvalidName(RegistryError, ValueError):
+    """A name, version, alias or digest that can not exist."""
+
+    code = "invalid_name"
+
+
+class NotFound(RegistryError, LookupError):
+    """Nothing goes by that name, version, alias or digest."""
+
+    code = "model_not_found"
+
+
+class Conflict(RegistryError, RuntimeError):
+    """A concurrent writer won, and trying again would overwrite what it wrote."""
+
+    code = "conflict"
+
+
+class Refused(RegistryError, ValueError):
+    """An adapter's files are unsound, unsafe or unsupported."""
+
+    code = "adapter_refused"
+
+
+class BaseMismatch(RegistryError, ValueError):
+    """An adapter was trained on other base weights than the ones at hand."""
+
+    code = "base_mismatch"
+
+
+class BaseNotFound(RegistryError, LookupError):
+    """No such base model, or its weights cannot be fetched."""
+
+    code = "base_not_found"
+
+
+class BaseInvalid(RegistryError, ValueError):
+    """A base model's folder lacks something, or its weights are not safetensors."""
+
+    code = "base_invalid"
+
+
+class Corrupt(RegistryError, OSError):
+    """Bytes read from a store differ from the digest they are kept under."""
+
+    code = "corrupt"
+
+
+class StoreError(RegistryError, OSError):
+    """A store cannot be reached, read or written."""
+
+    code = "store_unavailable"
+
+
+class StoreDenied(StoreError, PermissionError):
+    """The store refuses these credentials."""
+
+    code = "store_denied"
+
+
+class StoreFull(StoreError):
+    """The store has no space left; nothing was published."""
+
+    code = "store_full"

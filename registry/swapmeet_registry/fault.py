@@ -1,0 +1,36 @@
+"""Named steps of a publish, so that tests can stop a publisher at each of them.
+
+`reached(step)` does nothing unless a test sets `hook`. The order below is that of one file on its way.
+"""
+
+from collections.abc import Callable
+
+STEPS = (
+    "push.checked",
+    "push.blob",
+    "push.blobs",
+    "push.manifest",
+    "push.before_head",
+    "push.head",
+    "local.locked",
+    "local.written",
+    "local.synced",
+    "local.renamed",
+    "local.folder_synced",
+    "s3.before_put",
+    "s3.put",
+    "s3.before_swap",
+    "s3.swapped",
+)
+
+
+def _nothing(step: str) -> None:
+    pass
+
+
+hook: Callable[[str], None] = _nothing
+
+
+def reached(step: str) -> None:
+    """Tell the hook that the publisher is at `step`."""
+    hook(step)

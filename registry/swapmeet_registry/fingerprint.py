@@ -1,0 +1,234 @@
+"""Which base model an adapter belongs to: digests of the bytes, not a name.
+
+The weights digest is a SHA-256 over one line per tensor, sorted by tensor name:
+
+    NAME \\t DTYPE \\t SHAPE \\t SHA-256 of the tensor's bytes \\n
+
+so it does not depend on how the tensors are spread over files or in which order they stand in them. Where
+the config ties the input and output embeddings, both go by one name and count once, because some tools
+store the copy and some do not.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from swapmeet_registry.errors import BaseInvalid, BaseMismatch
+from swapmeet_registry.safetensors_file import SafetensorsFile, TensorEntry, read_header
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "added_tokens.json",
+)
+TIED = "(tied embeddings)"
+CHUNK = 1 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with bytes read so far and bytes in all."""
+
+
+class Quantization(BaseModel):
+    """How a base's linear layers are held in memory (QLoRA, arXiv 2305.14314: NF4 with double quantization)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "nf4"
+    double: bool = True
+    block_size: int = 64
+    compute_dtype: str = "bfloat16"
+
+    def __str__(self) -> str:
+        return f"{self.method}{' double-quantized' if self.double else ''}, {self.compute_dtype} compute"
+
+
+class Fingerprint(BaseModel):
+    """A base model's identity. Digests read `sha256:HEX`; `chat_template` is None where there is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weights: str
+    tokenizer: str
+    chat_template: str | None = None
+    quantization: Quantization = Quantization()
+
+
+def fingerprint(folder: Path, name: str, cache: Path | None = None, progress: Progress | None = None) -> Fingerprint:
+    """The fingerprint of a transformers folder with safetensors weights.
+
+    Reads every weight byte once, in pieces of one tensor or less; with `cache` (a folder), a result is kept
+    there and used again while every file's size, times and inode stay the same.
+
+    Raises:
+        BaseInvalid: a file is missing, is not safetensors, or is cut short.
+    """
+    files = weight_files(folder)
+    stamp = _stamp(files)
+    kept = cache / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()}.json" if cache else None
+    weights = _cached(kept, stamp)
+    if weights is None:
+        weights = weights_digest(files, _config(folder), progress)
+        if kept:
+            _keep(kept, stamp, weights)
+    return Fingerprint(
+        name=name,
+        weights=weights,
+        tokenizer=_tokenizer_digest(folder),
+        chat_template=_template_digest(folder),
+    )
+
+
+def require_fit(trained_on: Fingerprint, hosted: Fingerprint, adapter: str) -> str | None:
+    """Check that an adapter trained on one base may be used on another.
+
+    Returns:
+        None, or a warning that names both settings where the same weights are quantized otherwise.
+
+    Raises:
+        BaseMismatch: the weights differ; the message carries both digests.
+    """
+    if trained_on.weights != hosted.weights:
+        raise BaseMismatch(
+            f"{adapter} was trained on {trained_on.name} with weights {trained_on.weights}, but {hosted.name} has "
+            f"weights {hosted.weights}. Use the base it was trained on, or train it again on this one."
+        )
+    if trained_on.quantization != hosted.quantization:
+        return (
+            f"{adapter} was trained on {trained_on.name} as {trained_on.quantization}, and is used on the same "
+            f"weights as {hosted.quantization}; results may differ a little."
+        )
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a model's weights, sorted: those of its index, or all in the folder."""
+    if not folder.is_dir():
+        raise BaseInvalid(f"{folder} is not a folder. Name a transformers model folder.")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        paths = [folder / name for name in names if Path(name).name == name]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing or not paths:
+            raise BaseInvalid(f"{folder} lacks {', '.join(missing) or 'shards'} named by its index. Fetch it again.")
+        return paths
+    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not paths:
+        raise BaseInvalid(
+            f"{folder} holds no .safetensors weights. Save the model with save_pretrained(), which writes them."
+        )
+    return paths
+
+
+def weights_digest(files: list[Path], config: dict[str, Any], progress: Progress | None = None) -> str:
+    """SHA-256 over all tensors of the files; see the module's docstring for the exact form."""
+    tied_rows = _tied_rows(config)
+    total, done = sum(path.stat().st_size for path in files), 0
+    lines: set[str] = set()
+    for path in files:
+        header = read_header(path)
+        with path.open("rb") as stream:
+            for entry in header.tensors:
+                digest = _tensor_digest(stream, header, entry)
+                tied = len(entry.shape) == 2 and entry.shape[0] == tied_rows
+                shape = ",".join(map(str, entry.shape))
+                lines.add(f"{TIED if tied else entry.name}\t{entry.dtype}\t{shape}\t{digest}\n")
+                done += entry.size
+                if progress:
+                    progress(done, total)
+    return "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _tensor_digest(stream: Any, header: SafetensorsFile, entry: TensorEntry) -> str:
+    digest = hashlib.sha256()
+    stream.seek(header.data_start + entry.start)
+    for chunk in _chunks(stream, entry.size):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(stream: Any, size: int) -> Iterator[bytes]:
+    while size:
+        chunk = stream.read(min(CHUNK, size))
+        if not chunk:
+            raise BaseInvalid(f"{stream.name} changed or was cut short while it was read. Fetch the base again.")
+        size -= len(chunk)
+        yield chunk
+
+
+def _tied_rows(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config") or config
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    return int(text["vocab_size"]) if tied and "vocab_size" in text else None
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    digest, found = hashlib.sha256(), False
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        if path.is_file():
+            found = True
+            digest.update(f"{name}\t{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    if not found:
+        raise BaseInvalid(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES[:3])}, …). Add its files.")
+    return "sha256:" + digest.hexdigest()
+
+
+def _template_digest(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    template: Any = path.read_text() if path.is_file() else None
+    if template is None and (folder / "tokenizer_config.json").is_file():
+        template = _json(folder / "tokenizer_config.json").get("chat_template")
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BaseInvalid(f"{folder} has no config.json. Name a transformers model folder.")
+    return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise BaseInvalid(f"{path} is not JSON ({error}). Fetch the base again.") from error
+    if not isinstance(value, dict):
+        raise BaseInvalid(f"{path} is not a JSON object. Fetch the base again.")
+    return value
+
+
+def _stamp(files: list[Path]) -> list[list[int | str]]:
+    """What changes when a file does: the change time can't be set back, as the modification time can."""
+    stats = [(path.name, path.stat()) for path in files]
+    return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats]
+
+
+def _cached(path: Path | None, stamp: list[list[int | str]]) -> str | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return str(kept["weights"]) if kept.get("stamp") == stamp else None
+
+
+def _keep(path: Path, stamp: list[list[int | str]], weights: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({"stamp": stamp, "weights": weights}))
+    partial.replace(path)

@@ -1,0 +1,147 @@
+"""`adapter_config.json`: the part of PEFT's LoRA configuration that Swapmeet supports, as an allow-list.
+
+A key that is not a field of `LoraConfig` may only be switched off (null, false, empty), so whatever a newer
+PEFT invents is refused by name as soon as it is used. To support another part, add its field here, teach
+`lora_weights` its tensors and the server its arithmetic.
+"""
+
+import re
+from collections.abc import Mapping
+from math import sqrt
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from swapmeet_registry import canonical
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.provenance import first_error
+
+FILE = "adapter_config.json"
+MAX_BYTES = 1 << 20
+MAX_RANK = 1024
+
+UNSUPPORTED = {
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "auto_mapping": "a model class imported by name (train with task_type CAUSAL_LM)",
+    "layer_replication": "replicated layers",
+    "layers_to_transform": "a choice of layers (write target_modules with full module names)",
+    "lora_bias": "a bias in B",
+    "modules_to_save": "modules trained in full",
+    "target_parameters": "LoRA on bare parameters",
+    "trainable_token_indices": "trained tokens",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+}
+"""Parts of PEFT that are refused under a name that their users know; any other key is refused under its own."""
+
+Number = TypeVar("Number", int, float)
+
+_OFF: tuple[Any, ...] = (None, False, {}, [])
+_PATTERN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.d])+")
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
+Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _plain_pattern(key: str) -> str:
+    if not _PATTERN_KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is too free a pattern; write module names")
+    return key
+
+
+def _safe_expression(value: str | list[Text]) -> str | list[Text]:
+    """Every loader runs this expression over all module names: it must not run for hours."""
+    if isinstance(value, list):
+        return value
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError):
+        raise ValueError("it is not a regular expression") from None
+    if re.search(r"\)[*+{]|\\[1-9]|\(\?[^:]", value):
+        raise ValueError("it repeats a group or refers back; write a simpler expression, or a list of module names")
+    return value
+
+
+Pattern = Annotated[Text, AfterValidator(_plain_pattern)]
+
+
+class LoraConfig(BaseModel):
+    """What PEFT saves for LoRA on linear layers, without the parts that are switched off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM"] | None = None
+    r: Rank
+    lora_alpha: Alpha
+    target_modules: Annotated[Text | Annotated[list[Text], Field(min_length=1)], AfterValidator(_safe_expression)]
+    rank_pattern: dict[Pattern, Rank] = {}
+    alpha_pattern: dict[Pattern, Alpha] = {}
+    use_rslora: bool = False
+    fan_in_fan_out: Literal[False] = False
+    bias: Literal["none"] = "none"
+    # The rest says nothing of the arithmetic once training is over. Initializations that change the base's
+    # own weights (PiSSA, OLoRA, …) are not among the values.
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    inference_mode: bool = True
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    peft_version: str | None = None
+    megatron_core: str | None = None
+    qalora_group_size: int | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's pair, by its full name."""
+        return _by_pattern(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """The factor on B·A for a module, by its full name."""
+        rank, alpha = self.rank(module), _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return alpha / (sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether `target_modules` may name a module; an expression is left to the loader, and says True."""
+        if isinstance(self.target_modules, str):
+            return True
+        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+
+
+def parse(data: bytes) -> LoraConfig:
+    """Read the bytes of an `adapter_config.json`.
+
+    Raises:
+        Refused: it is not sound, or uses a part of PEFT that is not supported; the message names it.
+    """
+    if len(data) > MAX_BYTES:
+        raise Refused(f"{FILE} has {len(data)} bytes; at most {MAX_BYTES} are accepted.")
+    try:
+        value = canonical.decode(data)
+    except ValueError as error:
+        raise Refused(f"{FILE} is {error}. Save the adapter again with PEFT's save_pretrained().") from error
+    kept = {key: item for key, item in value.items() if key in LoraConfig.model_fields or not _off(item)}
+    for key in kept:
+        if key not in LoraConfig.model_fields:
+            raise Refused(
+                f"{FILE} uses {key}: {UNSUPPORTED.get(key, 'a part of PEFT')}, which Swapmeet does not support. "
+                "Train the adapter without it."
+            )
+    try:
+        return LoraConfig.model_validate(kept)
+    except ValidationError as error:
+        raise Refused(f"{FILE}: {first_error(error)}") from error
+
+
+def _off(value: Any) -> bool:
+    return any(value is off or (type(value) is type(off) and value == off) for off in _OFF)
+
+
+def _by_pattern(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
+    """PEFT's rule: the first pattern that matches the end of the name decides."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,125 @@
+"""What a training run knows about its adapter: the file `swapmeet.json` in the adapter's folder."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StringConstraints, ValidationError
+
+from swapmeet_registry import canonical
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.fingerprint import Fingerprint
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Document(BaseModel):
+    """A JSON document with a `schema` key, written canonically."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+
+    def encode(self) -> bytes:
+        """The canonical bytes.
+
+        Raises:
+            Refused: a value has no place in JSON.
+        """
+        try:
+            return canonical.encode(self.model_dump(mode="json"))
+        except ValueError as error:
+            raise Refused(f"The adapter's provenance can not be written as JSON ({error}).") from error
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """A document from its fields.
+
+        Raises:
+            Refused: a field is wrong; the message names it.
+        """
+        return cls._checked(fields, f"The adapter's {cls.__name__.lower()}")
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Self:
+        """Read a document; `what` names it in errors.
+
+        Raises:
+            Refused: it is not JSON, of an unknown schema, or has a wrong field.
+        """
+        try:
+            value = canonical.decode(data)
+        except ValueError as error:
+            raise Refused(f"{what} is {error}.") from error
+        known = cls.model_fields["schema_"].default
+        if value.get("schema") != known:
+            raise Refused(
+                f"{what} has the schema {value.get('schema')!r}, and this version of Swapmeet reads {known!r}. "
+                "Use the version that wrote it, or a newer one."
+            )
+        return cls._checked(value, what)
+
+    @classmethod
+    def _checked(cls, fields: dict[str, Any], what: str) -> Self:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise Refused(f"{what}: {first_error(error)}") from error
+
+
+class Facts(Document):
+    """What provenance and manifest both say: the base, and how the adapter came to be."""
+
+    base: Fingerprint
+    training: dict[str, JsonValue] = {}
+    dataset: Digest | None = None
+    metrics: dict[str, FiniteFloat] = {}
+    packages: dict[str, str] = {}
+    license: str | None = None
+    tags: tuple[Tag, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """These fields only, to build another document from."""
+        return {name: getattr(self, name) for name in Facts.model_fields}
+
+
+class Provenance(Facts):
+    """A training run's account of its adapter.
+
+    Attributes:
+        base: the base that the adapter was trained on.
+        training: the training configuration as run.
+        dataset: SHA-256 of the training file or files, `sha256:HEX`.
+        metrics: final metrics by name.
+        packages: installed versions by package name.
+        license: an SPDX identifier or a licence's name.
+        tags: free words to search by.
+    """
+
+    FILE: ClassVar[str] = "swapmeet.json"
+
+    schema_: Literal["swapmeet.provenance/1"] = Field("swapmeet.provenance/1", alias="schema")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The folder's provenance, or None where it has none.
+
+        Raises:
+            Refused: the file is not sound.
+        """
+        path = folder / cls.FILE
+        return cls.decode(path.read_bytes(), str(path)) if path.is_file() else None
+
+    def write(self, folder: Path) -> None:
+        """Write the folder's provenance.
+
+        Raises:
+            Refused: a value has no place in JSON.
+        """
+        (folder / self.FILE).write_bytes(self.encode())
+
+
+def first_error(error: ValidationError) -> str:
+    """Pydantic's first complaint as one sentence."""
+    found = error.errors(include_url=False)
+    place = ".".join(map(str, found[0]["loc"])) or "the document"
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{place}: {found[0]['msg'][:1].lower()}{found[0]['msg'][1:]}{more}."

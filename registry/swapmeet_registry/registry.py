@@ -1,0 +1,247 @@
+"""The registry: publish, resolve and fetch versions of adapters, kept in a store.
+
+    blobs/sha256/HEX            the files' bytes
+    manifests/sha256/HEX        one version each
+    heads/TENANT/NAME.json      the versions and aliases of a name
+
+A publish writes them in this order. Until the head is written nobody sees anything; from then on everything
+that it names is there.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from swapmeet_registry.admission import Admitted, admit
+from swapmeet_registry.contents import Contents
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.fault import reached
+from swapmeet_registry.fingerprint import Fingerprint, require_fit
+from swapmeet_registry.head import Head, Record
+from swapmeet_registry.heads import Heads
+from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
+from swapmeet_registry.pulling import unpack
+from swapmeet_registry.stores import Store, open_store
+from swapmeet_registry.version import AliasMove, Listing, Version
+
+Modules = Mapping[str, tuple[int, int]]
+"""Outputs and inputs of a base's linear layers by module name."""
+
+_log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Adapters by name, in a local folder or an S3 bucket.
+
+    Picklable, and safe to use from several threads and processes at once.
+
+    Args:
+        url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, or an open store.
+
+    Raises:
+        InvalidName: the URL is of no known kind.
+    """
+
+    def __init__(self, url: str | Store) -> None:
+        self.store = open_store(url) if isinstance(url, str) else url
+        self._contents = Contents(self.store)
+        self._heads = Heads(self.store)
+
+    def push(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        base: Fingerprint,
+        alias: str | None = None,
+        license: str | None = None,  # noqa: A002 - the word of manifests and of the command line
+        tags: Sequence[str] = (),
+        modules: Modules | None = None,
+    ) -> Version:
+        """Publish an adapter's folder as the next version of a name.
+
+        Args:
+            folder: what PEFT's `save_pretrained()` wrote; its `swapmeet.json`, if any, goes into the manifest.
+            name: `TENANT/NAME`.
+            base: the base that the adapter belongs to.
+            alias: pointed to the new version in the same step.
+            license: instead of the one in `swapmeet.json`.
+            tags: instead of those in `swapmeet.json`.
+            modules: the base's linear layers, where known, to check the adapter's shapes against.
+
+        Raises:
+            BaseMismatch: the adapter was trained on other weights.
+            Refused: its files are unsound or unsupported.
+            StoreError: the store failed; nothing was published.
+        """
+        target = AdapterName.parse(name)
+        if alias is not None:
+            require_settable_alias(alias)
+        admitted = admit(Path(folder), base, modules)
+        manifest = _manifest(admitted, target, base, license, tags)
+        reached("push.checked")
+        self._contents.write_blobs(admitted.folder, admitted.files)
+        self._contents.write_manifest(manifest)
+        return self._publish(target, manifest, alias)
+
+    def resolve(self, ref: str) -> Version:
+        """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
+
+        Raises:
+            InvalidName: the reference is misspelt.
+            NotFound: there is no such version, or it was yanked; a yanked version answers to its digest only.
+        """
+        reference = Reference.parse(ref)
+        head = self._heads.get(reference.name)
+        return _version(head, head.resolve(reference))
+
+    def manifest(self, version: Version) -> Manifest:
+        """What a version consists of.
+
+        Raises:
+            Corrupt: the stored manifest is gone or was changed.
+        """
+        return self._contents.manifest(version.digest, str(version))
+
+    def pull(self, ref: str | Version, folder: Path, *, base: Fingerprint | None = None) -> Version:
+        """Fetch a version into a folder, which appears whole or not at all.
+
+        A folder that holds the version already is left as it is. `PeftModel.from_pretrained` loads it.
+
+        Args:
+            ref: a reference, or a version that `resolve` gave.
+            folder: where to; it must not exist, be empty, or hold this version.
+            base: refuse the adapter unless it fits this base.
+
+        Raises:
+            BaseMismatch: the adapter was trained on other weights; nothing was fetched.
+            Corrupt: stored bytes differ from their digest.
+            NotFound: there is no such version.
+            Refused: the folder holds something else.
+        """
+        version = self.resolve(ref) if isinstance(ref, str) else ref
+        manifest = self.manifest(version)
+        if base is not None:
+            _warn(require_fit(manifest.base, base, str(version)))
+        unpack(manifest, Path(folder), lambda file: self._contents.blob(file, str(version)))
+        return version
+
+    def verify(self, ref: str) -> Version:
+        """Read every byte of a version and compare it with its digest.
+
+        Raises:
+            Corrupt: something is gone or was changed.
+            NotFound: there is no such version.
+        """
+        version = self.resolve(ref)
+        for file in self.manifest(version).files:
+            for _ in self._contents.blob(file, str(version)):
+                pass
+        return version
+
+    def show(self, name: str) -> Listing:
+        """Everything under a name.
+
+        Raises:
+            NotFound: there is no such adapter.
+        """
+        head = self._heads.get(AdapterName.parse(name))
+        latest = {"latest": head.latest.version} if head.latest else {}
+        return Listing(
+            name=head.adapter,
+            versions=tuple(_version(head, record) for record in head.versions),
+            aliases={**head.aliases, **latest},
+            history=tuple(AliasMove(move.alias, move.version, move.at) for move in head.history),
+        )
+
+    def names(self) -> list[str]:
+        """All adapters' names, sorted."""
+        return self._heads.names()
+
+    def tag(self, name: str, alias: str, ref: str, expect: int | None = None) -> Version:
+        """Point an alias to a version.
+
+        Args:
+            name: `TENANT/NAME`.
+            alias: any but `latest`.
+            ref: a version of the same adapter: `T/N:3`, or only `3`, another alias or a digest.
+            expect: the version that the alias must point to now; 0: it must not exist yet; None: either.
+
+        Raises:
+            Conflict: the alias points elsewhere than expected.
+            NotFound: there is no such version, or it was yanked.
+        """
+        target = AdapterName.parse(name)
+        reference = Reference.within(target, ref)
+
+        def move(head: Head) -> Head:
+            return head.tag(alias, head.resolve(reference).version, _now(), expect)
+
+        head = self._heads.change(target, move)
+        return _version(head, head.find(Reference(target, alias=alias)))
+
+    def yank(self, ref: str, reason: str) -> Version:
+        """Withdraw a version: from then on only its digest finds it. Its number is not used again.
+
+        Raises:
+            NotFound: there is no such version.
+            Refused: the reason is empty.
+        """
+        reference = Reference.parse(ref)
+        if not reason.strip():
+            raise Refused("A yank needs a reason, which users of the version will read. Give one.")
+        record = self._heads.get(reference.name).find(reference)
+        head = self._heads.change(reference.name, lambda head: head.yank(record.version, reason.strip()))
+        return _version(head, head.versions[record.version - 1])
+
+    def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None) -> Version:
+        """Add the version to the head; the nonce tells a write whose answer was lost from another's."""
+        nonce = uuid4().hex
+
+        def add(head: Head) -> Head:
+            if head.published(nonce):
+                return head
+            grown = head.publish(manifest.digest, manifest.created_at, nonce)
+            return grown.tag(alias, len(grown.versions), manifest.created_at) if alias else grown
+
+        reached("push.before_head")
+        head = self._heads.change(name, add, start=Head(adapter=str(name)))
+        reached("push.head")
+        record = head.published(nonce)
+        assert record is not None
+        return _version(head, record)
+
+
+def _manifest(
+    admitted: Admitted, name: AdapterName, base: Fingerprint, license_: str | None, tags: Sequence[str]
+) -> Manifest:
+    facts: dict[str, Any] = {"base": base}
+    if admitted.provenance is not None:
+        _warn(require_fit(admitted.provenance.base, base, str(name)))
+        facts = admitted.provenance.facts()
+    given = {"license": license_, "tags": tuple(tags)}
+    return Manifest.build(
+        **facts | {field: value for field, value in given.items() if value},
+        adapter=str(name),
+        created_at=_now(),
+        files=admitted.files,
+        lora=admitted.lora,
+    )
+
+
+def _version(head: Head, record: Record) -> Version:
+    yanked = record.yanked is not None
+    return Version(head.adapter, record.version, record.digest, record.created_at, yanked, record.yanked)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _warn(warning: str | None) -> None:
+    if warning:
+        _log.warning(warning)

@@ -1,0 +1,117 @@
+"""A store in a local folder.
+
+Conditional writes hold an `flock`, so the folder must be on one machine's disk, or on a network file system
+that passes locks on.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from swapmeet_registry.errors import Conflict
+from swapmeet_registry.fault import reached
+from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder, write_file
+from swapmeet_registry.stores.protocol import Stored, pieces, require_key, verified
+
+
+class LocalStore:
+    """Keys are paths below a folder, which is made by the first write; hidden files are its own affair."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        """`file:///FOLDER`."""
+        return self.root.as_uri()
+
+    def get(self, key: str) -> Stored | None:
+        """See `Store`."""
+        with os_errors(f"read {self._path(key)}"):
+            return self._read(key)
+
+    def stream(self, key: str) -> Iterator[bytes] | None:
+        """See `Store`."""
+        path = self._path(key)
+        return self._pieces(path) if self.size(key) is not None else None
+
+    def put(self, key: str, source: bytes | Path, sha256: str) -> None:
+        """See `Store`."""
+        path = self._path(key)
+        with os_errors(f"write {path}"):
+            make_folder(path.parent)
+            write_file(path, path.with_name(f".{uuid4().hex}.partial"), verified(source, sha256))
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str:
+        """See `Store`."""
+        path = self._path(key)
+        with os_errors(f"write {path}"):
+            make_folder(path.parent)
+            with self._locked(key):
+                reached("local.locked")
+                stored = self._read(key)
+                if (stored.etag if stored else None) != expected:
+                    raise Conflict(f"Somebody else wrote {key} in {self.url} first. Read it again.")
+                # The lock allows one name for all: what a killed writer left is overwritten by the next.
+                write_file(path, path.with_name(f".{path.name}.partial"), [data])
+        return _etag(data)
+
+    def size(self, key: str) -> int | None:
+        """See `Store`."""
+        path = self._path(key)
+        with os_errors(f"read {path}"):
+            return path.stat().st_size if path.is_file() else None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `Store`."""
+        with os_errors(f"read {self.root}"):
+            yield from sorted(key for key in self._keys(self.root / os.path.dirname(prefix)) if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        path = self._path(key)
+        with os_errors(f"delete {path}"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+                sync_folder(path.parent)
+
+    def _path(self, key: str) -> Path:
+        return self.root / require_key(key)
+
+    def _read(self, key: str) -> Stored | None:
+        try:
+            data = self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        return Stored(data, _etag(data))
+
+    def _pieces(self, path: Path) -> Iterator[bytes]:
+        with os_errors(f"read {path}"):
+            yield from pieces(path)
+
+    def _keys(self, folder: Path) -> Iterator[str]:
+        for path, folders, files in os.walk(folder, onerror=_raise_unless_missing):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            place = Path(path).relative_to(self.root)
+            yield from ((place / name).as_posix() for name in files if not name.startswith("."))
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        folder = self.root / ".locks"
+        make_folder(folder)
+        with (folder / hashlib.sha256(key.encode()).hexdigest()[:2]).open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

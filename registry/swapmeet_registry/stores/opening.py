@@ -1,0 +1,24 @@
+"""From a registry's URL to its store."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from swapmeet_registry.errors import InvalidName
+from swapmeet_registry.stores.local import LocalStore
+from swapmeet_registry.stores.protocol import Store
+
+
+def open_store(url: str) -> Store:
+    """The store behind `file:///dir` or `s3://bucket/prefix`. Nothing is read or written yet.
+
+    Raises:
+        InvalidName: the URL is of no known kind.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
+        return LocalStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        from swapmeet_registry.stores.s3 import S3Store  # boto3 takes long to import
+
+        return S3Store(parts.netloc, unquote(parts.path).strip("/"))
+    raise InvalidName(f"{url!r} is not a registry. Write file:///FOLDER or s3://BUCKET/PREFIX.")

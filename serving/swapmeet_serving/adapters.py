@@ -1,0 +1,124 @@
+"""An adapter's way into memory: absent, fetched to disk, room reserved, read, resident.
+
+All state belongs to the engine's thread; only fetching and reading happen elsewhere. Room is reserved before
+weights are read, so memory stays within the budget while adapters load, too.
+"""
+
+from collections.abc import Callable, Container
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Protocol
+
+from swapmeet_serving.adapter_bank import AdapterBank
+from swapmeet_serving.adapter_loader import AdapterLoader
+
+
+class AdapterFile(Protocol):
+    """An adapter on disk that was checked: its size in memory in bytes, and how to bring it there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes the weights take in memory."""
+        ...
+
+    def read(self) -> Any:
+        """Read the weights into memory."""
+        ...
+
+
+class Readiness(Enum):
+    """How far an adapter is, seen from a request that waits for it."""
+
+    READY = auto()
+    LOADING = auto()
+    NO_ROOM = auto()
+
+
+class Adapters:
+    """The adapters in memory and the loads under way.
+
+    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        loader: AdapterLoader,
+        fetch: Callable[[str], Path],
+        open_file: Callable[[Path, str], AdapterFile],
+    ) -> None:
+        self._bank = bank
+        self._loader = loader
+        self._fetch = fetch
+        self._open = open_file
+        self._under_way: set[str] = set()
+        self._on_disk: dict[str, AdapterFile] = {}
+        self._weights: dict[str, Any] = {}
+
+    @property
+    def resident(self) -> list[str]:
+        """Identities of the adapters in memory, the least recently used first."""
+        return [identity for identity in self._bank if identity in self._weights]
+
+    def weights(self, identity: str) -> Any:
+        """What reading a resident adapter gave."""
+        return self._weights[identity]
+
+    def prepare(self, identity: str, keep: Container[str] = ()) -> Readiness:
+        """Take the adapter's next step towards memory, evicting none of `keep`, and say how far it is."""
+        if identity in self._weights:
+            return Readiness.READY
+        if identity in self._on_disk:
+            return self._begin_read(identity, keep)
+        if identity not in self._under_way:
+            self._under_way.add(identity)
+            self._loader.start(identity, lambda: self._open(self._fetch(identity), identity))
+        return Readiness.LOADING
+
+    def collect(self) -> dict[str, Exception]:
+        """Take in what the background finished; returns the adapters that failed, and why."""
+        failed = {}
+        for identity, result in self._loader.finished():
+            self._under_way.remove(identity)
+            try:
+                self._take_in(identity, result)
+            except Exception as error:
+                failed[identity] = error
+        return failed
+
+    def pin(self, identity: str) -> None:
+        """Keep a resident adapter in memory."""
+        self._bank.pin(identity)
+
+    def unpin(self, identity: str) -> None:
+        """Take one pin back."""
+        self._bank.unpin(identity)
+
+    def forget(self, identity: str) -> None:
+        """Nobody waits for this adapter any more: if it only is on disk, look it up anew next time."""
+        self._on_disk.pop(identity, None)
+
+    def _begin_read(self, identity: str, keep: Container[str]) -> Readiness:
+        file = self._on_disk[identity]
+        evicted = self._bank.reserve(identity, file.size, keep)
+        if evicted is None:
+            return Readiness.NO_ROOM
+        for other in evicted:
+            del self._weights[other]
+        del self._on_disk[identity]
+        self._under_way.add(identity)
+        self._loader.start(identity, file.read)
+        return Readiness.LOADING
+
+    def _take_in(self, identity: str, result: Any) -> None:
+        reading = identity in self._bank
+        if isinstance(result, Exception):
+            if reading:
+                self._bank.drop(identity)
+            raise result
+        if reading:
+            self._weights[identity] = result
+            self._bank.unpin(identity)
+        else:
+            self._bank.require_possible(identity, result.size)
+            self._on_disk[identity] = result

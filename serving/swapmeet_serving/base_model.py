@@ -1,0 +1,178 @@
+"""The base model, made ready: loaded as NF4, checked, and its linear layers wrapped for adapters.
+
+Any causal language model of transformers will do whose attention goes through transformers' attention
+interface and needs nothing but causal scaled dot products, with or without a sliding window. What it needs
+is seen by running one token through it and noting what reaches the attention function.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from swapmeet_registry.bases.nf4 import load_nf4
+from swapmeet_registry.fingerprint import Quantization
+from swapmeet_serving import attention
+from swapmeet_serving.errors import BaseUnsupported
+from swapmeet_serving.lora_linear import LoraLinear
+from swapmeet_serving.step_plan import CurrentStep
+
+HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
+            "output_attentions", "output_hidden_states", "return_dict", "past_key_values"}  # fmt: skip
+"""Attention settings that are computed, or that change nothing at inference without transformers' own cache."""
+
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Rotary embeddings that look at the longest sequence in the batch, so neighbours would change results."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A model ready to serve, and what the engine must know of it.
+
+    Attributes:
+        model: the transformers model; adapters and attention read `step`.
+        kv_layers: KV heads and their width by layer.
+        shapes: input and output width of every linear module by name.
+    """
+
+    model: Any
+    step: CurrentStep
+    kv_layers: dict[int, tuple[int, int]]
+    shapes: dict[str, tuple[int, int]]
+    dtype: torch.dtype
+    device: str
+    context_length: int
+    eos: frozenset[int]
+
+
+def load_base(folder: Path, device: str = "cpu", quantization: Quantization | None = None) -> BaseModel:
+    """Load a base as NF4 and wrap its linear layers.
+
+    Raises:
+        BaseInvalid: transformers can not load the folder.
+        BaseUnsupported: the model needs something the engine does not compute; the message names it.
+    """
+    model = load_nf4(folder, device=device, quantization=quantization)
+    kind = model.config.model_type
+    _check_config(model.config.get_text_config(), kind)
+    _let_odd_shapes_be(model)
+    kv_layers = _observe(model, kind)
+    step = CurrentStep()
+    shapes = _wrap_linears(model, step)
+    config = model.config.get_text_config()
+    return BaseModel(
+        model=model,
+        step=step,
+        kv_layers=kv_layers,
+        shapes=shapes,
+        dtype=model.dtype,
+        device=device,
+        context_length=config.max_position_embeddings,
+        eos=_eos(model.generation_config.eos_token_id),
+    )
+
+
+def _eos(value: int | list[int] | None) -> frozenset[int]:
+    return frozenset(() if value is None else [value] if isinstance(value, int) else value)
+
+
+def _check_config(config: Any, kind: str) -> None:
+    """Refuse what does not reach the attention function as a setting of its own."""
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    rope = _rope_types(getattr(config, "rope_parameters", None)) & LENGTH_DEPENDENT_ROPE
+    needs = [f"layers of type {name}" for name in sorted(layers)]
+    needs += [f"{name} rotary embeddings" for name in sorted(rope)]
+    if getattr(config, "attention_chunk_size", None):
+        needs.append("chunked attention")
+    if getattr(config, "max_position_embeddings", None) is None:
+        needs.append("a context of unstated length")
+    if needs:
+        raise BaseUnsupported(f"Models of type {kind} can not be served: this one needs {', '.join(needs)}.")
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """Rotary kinds in a config, which may be one set of parameters or one per layer type."""
+    if not isinstance(parameters, dict):
+        return set()
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(each.get("rope_type")) for each in [parameters, *nested]}
+
+
+def _let_odd_shapes_be(model: Any) -> None:
+    """Keep bitsandbytes from repacking layers that its CPU kernel has no layout for (width % 32, % 64)."""
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        odd = isinstance(module, bnb.nn.Linear4bit) and (module.out_features % 32 or module.in_features % 64)
+        if odd:
+            module.support_avx512bf16_for_cpu = False
+
+
+def _observe(model: Any, kind: str) -> dict[int, tuple[int, int]]:
+    """Run one token and note each layer's KV heads and width; refuses what attention does not support.
+
+    On the CPU, this pass also lets bitsandbytes repack the weights for inference.
+    """
+    seen: dict[int, tuple[int, int]] = {}
+    needs: set[str] = set()
+
+    def attend(module: Any, query: Any, key: Any, value: Any, **settings: Any) -> torch.Tensor:
+        needs.update(_unsupported(settings))
+        if key.shape != value.shape:
+            needs.add("values of another width than keys")
+        if module.layer_idx in seen:
+            needs.add("several attentions in a layer")
+        seen[module.layer_idx] = (key.shape[1], key.shape[3])
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, None, scaling=settings.get("scaling")
+        )[0]
+        return output
+
+    try:
+        model.set_attn_implementation(attention.NAME)
+    except ValueError as error:
+        raise BaseUnsupported(
+            f"Models of type {kind} can not be served: transformers gives them no attention interface."
+        ) from error
+    set_attend(model, attend)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with torch.inference_mode():
+        model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+    if set(seen) != set(range(model.config.get_text_config().num_hidden_layers)):
+        needs.add("layers without attention, or attention outside transformers' interface")
+    if needs:
+        raise BaseUnsupported(f"Models of type {kind} can not be served: they need {', '.join(sorted(needs))}.")
+    return seen
+
+
+def set_attend(model: Any, attend: attention.Attend) -> None:
+    """Have every attention layer of a model call `attend`."""
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            module.attend = attend
+
+
+def _unsupported(settings: dict[str, Any]) -> set[str]:
+    found = {f"the attention setting {name}" for name, value in settings.items()
+             if name not in HARMLESS and value is not None}  # fmt: skip
+    if settings.get("is_causal") is False:
+        found.add("attention that is not causal")
+    return found
+
+
+def _wrap_linears(model: Any, step: CurrentStep) -> dict[str, tuple[int, int]]:
+    """Put a `LoraLinear` in every linear layer's place; returns their widths by name."""
+    import bitsandbytes as bnb
+
+    head = model.get_output_embeddings()
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, module in linears.items():
+        parent, _, attribute = name.rpartition(".")
+        wrapped = LoraLinear(
+            module, name, step, rounds_first=isinstance(module, bnb.nn.Linear4bit), head=module is head
+        )
+        setattr(model.get_submodule(parent), attribute, wrapped)
+    return {name: (module.in_features, module.out_features) for name, module in linears.items()}

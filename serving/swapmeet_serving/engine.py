@@ -1,0 +1,238 @@
+"""The engine: requests in, tokens out, one forward pass a step for all of them together."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from swapmeet_registry.fingerprint import Quantization
+from swapmeet_serving.adapter_bank import AdapterBank
+from swapmeet_serving.adapter_loader import AdapterLoader
+from swapmeet_serving.adapters import Adapters
+from swapmeet_serving.base_model import load_base
+from swapmeet_serving.detokenizer import Detokenizer, TextStream
+from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.lora_weights import open_lora
+from swapmeet_serving.runner import Runner
+from swapmeet_serving.sampling import choose
+from swapmeet_serving.scheduler import Scheduler
+from swapmeet_serving.sequence import FinishReason, Output, Request, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    sequence: Sequence
+    text: TextStream
+
+
+class Engine:
+    """Serves one NF4 base and any number of LoRA adapters on it.
+
+    `submit` and `cancel` may be called from any thread; `step` is for one thread, in a loop with `wait`.
+
+    Args:
+        base: folder of a transformers causal language model with safetensors weights.
+        fetch: gives the folder of an adapter's files by the adapter's identity, which is opaque here. Called
+            on background threads, without any lock held; what it raises reaches the requests that asked.
+        adapter_bytes: memory for adapters' weights.
+        kv_bytes: memory for keys and values.
+        page_size: tokens in a page of the KV cache.
+        max_batch: most sequences computed together.
+        max_queue: most requests that wait.
+        max_prefill_tokens: most prompt tokens that one step takes in, unless a single prompt has more.
+        loaders: most adapters fetched or read at once.
+        threads: CPU threads of a forward pass; all that the process may use if None.
+
+    Raises:
+        BaseInvalid: the base can not be loaded.
+        BaseUnsupported: the base needs something the engine does not compute.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        *,
+        fetch: Callable[[str], Path],
+        adapter_bytes: int = 256 << 20,
+        kv_bytes: int = 512 << 20,
+        page_size: int = 16,
+        max_batch: int = 32,
+        max_queue: int = 256,
+        max_prefill_tokens: int = 2048,
+        loaders: int = 4,
+        threads: int | None = None,
+        device: str = "cpu",
+        quantization: Quantization | None = None,
+    ) -> None:
+        # Explicitly, because Ray starts its workers with OMP_NUM_THREADS=1.
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        model = load_base(base, device, quantization)
+        self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        self.context_length = model.context_length
+        self._eos = model.eos
+        self._special = frozenset(self.tokenizer.all_special_ids)
+        self._runner = Runner(model, kv_bytes, page_size)
+        self._wake = threading.Event()
+        self._loader = AdapterLoader(loaders, self._wake.set)
+        self._adapters = Adapters(
+            AdapterBank(adapter_bytes),
+            self._loader,
+            fetch,
+            lambda folder, identity: open_lora(folder, identity, model.shapes, device),
+        )
+        self._scheduler = Scheduler(
+            KvPages(self._runner.pages, page_size),
+            self._adapters,
+            context_length=model.context_length,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            max_prefill_tokens=max_prefill_tokens,
+        )
+        self._lock = threading.Lock()  # guards what other threads touch: the three below
+        self._live: dict[str, _Live] = {}
+        self._arrivals: list[Sequence] = []
+        self._cancelled: list[str] = []
+        self._death: Exception | None = None
+
+    @property
+    def resident(self) -> list[str]:
+        """Identities of the adapters in memory, the least recently used first."""
+        return self._adapters.resident
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is under way."""
+        return bool(self._live)
+
+    @property
+    def dead(self) -> bool:
+        """Whether a step failed, after which nothing is answered any more."""
+        return self._death is not None
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: the prompt is empty or the id is in use.
+            ContextTooLong: prompt and max_tokens can never fit.
+            Overloaded: too many requests wait already.
+            EngineDead: a step failed before.
+        """
+        if not request.prompt:
+            raise InvalidRequest("The prompt is empty. Give at least one token.")
+        sequence = Sequence(request)
+        text = TextStream(Detokenizer(self.tokenizer, self._special), request.sampling.stop)
+        with self._lock:
+            if self._death:
+                raise _dead(self._death)
+            if request.id in self._live:
+                raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
+            self._scheduler.check(sequence, coming=len(self._arrivals))
+            self._live[request.id] = _Live(sequence, text)
+            self._arrivals.append(sequence)
+        self._wake.set()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request, wherever it is; the next step gives its last output. Unknown ids are no error."""
+        with self._lock:
+            self._cancelled.append(request_id)
+        self._wake.set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when a step may have something to do, or after so many seconds."""
+        if not self._scheduler.running:
+            self._wake.wait(timeout)
+
+    def step(self) -> list[Output]:
+        """Compute at most one token for every running request; returns what is new.
+
+        Never raises: a failure ends all requests with `EngineDead`, and the engine.
+        """
+        if self._death:
+            return []
+        try:
+            outputs = self._take_in()
+            batch = self._scheduler.schedule()
+            if batch:
+                logits = self._runner.run(batch, self._adapters.weights)
+                tokens = choose(logits, batch)
+                outputs += [self._emit(each, token) for each, token in zip(batch, tokens, strict=True)]
+        except Exception as error:
+            outputs = self._die(error)
+        return outputs
+
+    def close(self) -> None:
+        """Let the background threads end."""
+        self._loader.close()
+
+    def _take_in(self) -> list[Output]:
+        """Take in arrivals, cancellations and adapters; returns the outputs of requests that ended by it."""
+        self._wake.clear()
+        with self._lock:
+            arrivals, self._arrivals = self._arrivals, []
+            cancelled, self._cancelled = self._cancelled, []
+            for sequence in arrivals:
+                self._scheduler.add(sequence)
+        outputs = [self._end(self._live[each].sequence, "cancelled") for each in cancelled if each in self._live]
+        for identity, error in self._adapters.collect().items():
+            asking = [each for each in self._scheduler.waiting if each.adapter == identity]
+            outputs += [self._end(each, "error", error=error) for each in asking]
+        return outputs
+
+    def _emit(self, sequence: Sequence, token: int) -> Output:
+        sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text
+        sequence.tokens.append(token)
+        ended = token in self._eos and not sampling.ignore_eos
+        text = "" if ended else stream.add(token)
+        if ended or stream.stopped:
+            return self._end(sequence, "stop", (token,), text)
+        if sequence.completion_tokens == sampling.max_tokens:
+            return self._end(sequence, "length", (token,), text)
+        return _output(sequence, (token,), text)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        tokens: tuple[int, ...] = (),
+        text: str = "",
+        error: Exception | None = None,
+    ) -> Output:
+        stream = self._live[sequence.request.id].text
+        if not error:
+            text += stream.finish()
+        if stream.stopped:
+            reason = "stop"
+        self._scheduler.remove(sequence)
+        with self._lock:
+            del self._live[sequence.request.id]
+        self._wake.set()  # there is room for another
+        return _output(sequence, tokens, text, reason, error)
+
+    def _die(self, error: Exception) -> list[Output]:
+        with self._lock:
+            self._death = error
+            live, self._live = self._live, {}
+        return [_output(each.sequence, reason="error", error=_dead(error)) for each in live.values()]
+
+
+def _output(
+    sequence: Sequence,
+    tokens: tuple[int, ...] = (),
+    text: str = "",
+    reason: FinishReason | None = None,
+    error: Exception | None = None,
+) -> Output:
+    prompt, completion = len(sequence.request.prompt), sequence.completion_tokens
+    return Output(sequence.request.id, tokens, text, reason, error, prompt, completion)
+
+
+def _dead(cause: Exception) -> EngineDead:
+    error = EngineDead(f"The engine stopped after {type(cause).__name__}: {cause}. Start it anew.")
+    error.__cause__ = cause
+    return error

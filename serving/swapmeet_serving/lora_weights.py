@@ -1,0 +1,153 @@
+"""Read a PEFT LoRA folder: checked against the base's modules first, then into tensors of exact rank."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from swapmeet_registry.safetensors_file import read_header
+from swapmeet_serving.errors import AdapterUnsupported
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+PREFIX = "base_model.model."
+BYTES_PER_WEIGHT = 4
+"""Weights are held in float32, in which PEFT computes adapters whatever dtype they are stored in."""
+
+UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trained token embeddings",
+    "lora_bias": "a bias in lora_B",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "arrow routing",
+    "megatron_config": "Megatron layers",
+    "target_parameters": "adapted parameters outside linear modules",
+    "ensure_weight_tying": "adapted tied embeddings",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+"""Settings of PEFT's LoraConfig that change what is computed, and are refused while set."""
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Input and output width of each linear module of the base, by the module's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """One module's adapter: x ↦ (x Aᵀ) Bᵀ · scaling, with `a` (rank, in), `b` (out, rank), both float32."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+
+LoraWeights = dict[str, LoraPair]
+"""An adapter in memory, by the names of the base's modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """An adapter folder whose every tensor belongs to a module of the base."""
+
+    path: Path
+    scalings: dict[str, float]
+    size: int
+    device: str
+
+    def read(self) -> LoraWeights:
+        """Read the weights into memory on the device."""
+        with safe_open(self.path, framework="pt") as tensors:
+            return {
+                module: _pair(tensors.get_tensor, module, scaling, self.device)
+                for module, scaling in self.scalings.items()
+            }
+
+
+def open_lora(folder: Path, identity: str, shapes: Shapes, device: str = "cpu") -> LoraFile:
+    """Check an adapter folder against the base's modules, reading headers only.
+
+    Raises:
+        AdapterUnsupported: a part of the adapter can not be served; the message names it.
+        Refused: the weights are not a sound safetensors file.
+    """
+    config = _read_config(folder, identity)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise AdapterUnsupported(f"{identity} has no {WEIGHTS_FILE}. Save it with PEFT as safetensors.")
+    found = {entry.name: entry.shape for entry in read_header(path).tensors}
+    expected: dict[str, tuple[int, ...]] = {}
+    scalings: dict[str, float] = {}
+    for module in sorted({_module_of(name, identity) for name in found}):
+        if module not in shapes:
+            raise AdapterUnsupported(
+                f"{identity} adapts {module}, which is not a linear module of this base. "
+                "Train it on this base, with linear target modules."
+            )
+        rank, scalings[module] = _rank_and_scaling(config, module)
+        width_in, width_out = shapes[module]
+        expected[_name(module, "A")] = (rank, width_in)
+        expected[_name(module, "B")] = (width_out, rank)
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            raise AdapterUnsupported(
+                f"{identity} should have {name} of shape {shape} and has {found.get(name, 'none')}. "
+                "Its weights, its configuration and this base do not belong together."
+            )
+    return LoraFile(path, scalings, sum(map(math.prod, found.values())) * BYTES_PER_WEIGHT, device)
+
+
+def _read_config(folder: Path, identity: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterUnsupported(
+            f"{identity} has no readable {CONFIG_FILE} ({error}). Save it with PEFT's save_pretrained()."
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise AdapterUnsupported(f"{identity} is not a LoRA adapter. Only PEFT's LORA type is served.")
+    parts = [part for key, part in UNSUPPORTED.items() if config.get(key)]
+    if config.get("bias", "none") != "none":
+        parts.append("trained biases")
+    if parts:
+        raise AdapterUnsupported(f"{identity} uses {', '.join(parts)}, which is not served. Train it without.")
+    return config
+
+
+def _module_of(name: str, identity: str) -> str:
+    match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight", name)
+    if not match:
+        raise AdapterUnsupported(f"{identity} holds {name}, which is not a LoRA weight of a linear module.")
+    return match[1]
+
+
+def _name(module: str, which: str) -> str:
+    return f"{PREFIX}{module}.lora_{which}.weight"
+
+
+def _rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT matches them."""
+    matching = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(matching, default)
+
+
+def _pair(read: Callable[[str], torch.Tensor], module: str, scaling: float, device: str) -> LoraPair:
+    a, b = (read(_name(module, which)).to(device, torch.float32, copy=True) for which in "AB")
+    if math.frexp(scaling)[0] == 0.5:  # a power of two: folding it into B changes no bit of the product
+        return LoraPair(a, b * scaling, 1.0)
+    return LoraPair(a, b, scaling)

@@ -1,0 +1,56 @@
+"""From logits to tokens: greedy or sampled, each row on its own."""
+
+import random
+
+import torch
+
+from swapmeet_serving.sequence import Sampling, Sequence
+
+HEAD = 512
+"""How many of the likeliest tokens are looked at first: sorting a whole vocabulary takes milliseconds."""
+
+
+def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    """The next token of each sequence, from (n, vocabulary) logits.
+
+    A sampled token depends on its own logits, the sequence's seed and the token's place, and on nothing else.
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for row, sequence in enumerate(sequences):
+        if sequence.request.sampling.temperature > 0:
+            place = f"{sequence.seed}:{len(sequence.tokens)}"
+            point = random.Random(place).random()  # noqa: S311 (repeatable, not secret)
+            tokens[row] = _draw(*distribution(logits[row], sequence.request.sampling), point)
+    return tokens
+
+
+def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities, likeliest first, and their token ids, after temperature, `top_k`, then `top_p`.
+
+    `top_p` keeps the likeliest tokens up to and with the one that brings their sum to `top_p`.
+    """
+    scaled = logits.double() / sampling.temperature
+    size = min(sampling.top_k or len(scaled), len(scaled))
+    if sampling.top_p == 1:
+        values, ids = torch.topk(scaled, size) if size < len(scaled) else (scaled, torch.arange(len(scaled)))
+        return values.softmax(0), ids.to(scaled.device)
+    values, ids = torch.topk(scaled, size) if sampling.top_k else _nucleus(scaled, sampling.top_p)
+    total = values.logsumexp(0) if sampling.top_k else scaled.logsumexp(0)
+    probabilities = (values - total).exp()
+    kept = int((probabilities.cumsum(0) < sampling.top_p).sum()) + 1
+    return probabilities[:kept] / probabilities[:kept].sum(), ids[:kept]
+
+
+def _nucleus(scaled: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Enough of the likeliest tokens to hold `top_p`: a few, if they do, or all."""
+    few, ids = torch.topk(scaled, min(HEAD, len(scaled)))
+    if (few - scaled.logsumexp(0)).exp().sum() >= top_p:
+        return few, ids
+    return torch.sort(scaled, descending=True)
+
+
+def _draw(probabilities: torch.Tensor, ids: torch.Tensor, point: float) -> int:
+    """The token in whose share of the unit interval the point lies."""
+    sums = probabilities.cumsum(0)
+    place = int(torch.searchsorted(sums, point * sums[-1], right=True))
+    return int(ids[min(place, len(ids) - 1)])

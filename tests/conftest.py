@@ -1,0 +1,146 @@
+"""Bases and adapters that every area's tests share: tiny random models, the real base, random LoRA folders."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog answers the fox in kind.",
+    "Tell me a short story about a village near the sea where people write letters.",
+    "user assistant system question answer January February March 2024 1999 0123456789",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> Iterator[None]:
+    """No test may reach a hub, and Ray must not report usage."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    yield
+
+
+def require(module: str) -> Any:
+    """Import an optional dependency: its absence skips on a laptop and fails in CI."""
+    if os.environ.get("CI"):
+        return __import__(module)
+    return pytest.importorskip(module)
+
+
+def _save_tokenizer(folder: Path) -> int:
+    """A small byte-level BPE tokenizer with ChatML tokens; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return int(bpe.get_vocab_size())
+
+
+def make_tiny(folder: Path, architecture: str, seed: int = 0) -> Path:
+    """A two-layer random model with every width a multiple of 64 (NF4's block) and a working tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    vocabulary = _save_tokenizer(folder)
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=architecture == "llama",
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # biases start at zero, which would hide a forgotten one
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("torch")
+    return make_tiny(tmp_path_factory.mktemp("bases") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unlike the Llama: biases on q, k and v, and an output head of its own."""
+    require("torch")
+    return make_tiny(tmp_path_factory.mktemp("bases") / "tiny-qwen2", "qwen2")
+
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="session")
+def random_lora() -> Callable[..., Path]:
+    """`random_lora(base, folder, rank=8, targets=ALL_LINEAR, seed=0, **config)`: a PEFT folder with non-zero B."""
+    torch, peft = require("torch"), require("peft")
+
+    def make(
+        base: Path, folder: Path, rank: int = 8, targets: tuple[str, ...] = ALL_LINEAR, seed: int = 0, **config: Any
+    ) -> Path:
+        from transformers import AutoModelForCausalLM
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(base)
+            lora = peft.LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM", **config)
+            torch.manual_seed(seed)
+            wrapped = peft.get_peft_model(model, lora)
+            for name, parameter in wrapped.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.05)
+            wrapped.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base_home() -> Path:
+    """A home folder that outlives the test run, so that the real base is fetched and converted once."""
+    return REPOSITORY / ".cache" / "swapmeet"
+
+
+@pytest.fixture(scope="session")
+def smollm2(base_home: Path) -> Path:
+    """The real base: SmolLM2-135M-Instruct as a transformers folder."""
+    require("gguf")
+    from swapmeet_registry.bases import BaseLibrary
+
+    return BaseLibrary(base_home).find("smollm2-135m").path

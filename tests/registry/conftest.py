@@ -1,0 +1,239 @@
+"""Adapters without torch, a real S3 server on loopback, and a proxy before it that loses answers."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from swapmeet_registry import Fingerprint
+
+KEY, SECRET = "test", "test"
+PREFIX = "base_model.model."
+CONFIG = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "auto_mapping": None,
+    "peft_version": "0.21.2",
+    "base_model_name_or_path": "somewhere/base",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "v_proj"],
+    "lora_dropout": 0.05,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "use_rslora": False,
+    "modules_to_save": None,
+    "layer_replication": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "loftq_config": {},
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "inference_mode": True,
+    "init_lora_weights": True,
+}
+
+
+@pytest.fixture
+def base() -> Fingerprint:
+    return Fingerprint(name="tiny", weights="sha256:" + "a" * 64, tokenizer="sha256:" + "b" * 64)
+
+
+@pytest.fixture
+def other_base() -> Fingerprint:
+    return Fingerprint(name="other", weights="sha256:" + "c" * 64, tokenizer="sha256:" + "b" * 64)
+
+
+@pytest.fixture
+def make_adapter() -> Callable[..., Path]:
+    """`make_adapter(folder, seed=0, tensors=None, **config)`: a PEFT folder; `tensors` are changed or, if None, left out."""
+
+    def make(folder: Path, seed: int = 0, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
+        random = np.random.default_rng(seed)
+        weights: dict[str, Any] = {}
+        for name in ("q_proj", "v_proj"):
+            module = f"{PREFIX}model.layers.0.self_attn.{name}"
+            weights[f"{module}.lora_A.weight"] = random.normal(size=(4, 32)).astype(np.float32)
+            weights[f"{module}.lora_B.weight"] = random.normal(size=(16, 4)).astype(np.float32)
+        weights |= tensors or {}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value for name, value in weights.items() if value is not None},
+            folder / "adapter_model.safetensors",
+        )
+        (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
+        (folder / "README.md").write_text("An adapter.\n")
+        return folder
+
+    return make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a ministack that checks access keys."""
+    program = Path(sys.executable).with_name("ministack")
+    if not program.exists() and not os.environ.get("CI"):
+        pytest.skip("ministack is not installed")
+    home, port = tmp_path_factory.mktemp("ministack"), free_port()
+    settings = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "AUTH": "true",
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "SERVICES": "s3",
+    }
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen([program], cwd=home, env=settings, stdout=log, stderr=log)
+    try:
+        _wait_until_up(f"http://127.0.0.1:{port}/_ministack/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "ministack ended at once"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("ministack did not come up")
+
+
+@pytest.fixture
+def aws(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The AWS variables point to the loopback server; change them through what this gives."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.fixture
+def bucket(aws: pytest.MonkeyPatch) -> str:
+    import boto3
+
+    name = f"bucket-{uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty registry's URL, once for each kind of store."""
+    if request.param == "local":
+        return (tmp_path / "registry").as_uri()
+    return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
+
+
+Forward = Callable[[], tuple[int, bytes]]
+Fault = Callable[[Forward], tuple[int, bytes] | None]
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """Passes requests on; each conditional PUT first takes a fault from `faults`, if there is one.
+
+    A fault gets a function that passes the request on, and gives the answer, or None to drop the connection.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(("127.0.0.1", 0), _ProxyHandler)
+        self.upstream = upstream.removeprefix("http://")
+        self.faults: deque[Fault] = deque()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def handle_request(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers: list[tuple[str, str]] = []
+
+        def forward() -> tuple[int, bytes]:
+            upstream = http.client.HTTPConnection(self.server.upstream)
+            sent = {name: value for name, value in self.headers.items() if name != "Expect"}
+            upstream.request(self.command, self.path, body, sent)
+            answer = upstream.getresponse()
+            headers.extend(answer.getheaders())
+            return answer.status, answer.read()
+
+        conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
+        if conditional and self.server.faults:
+            answer = self.server.faults.popleft()(forward)
+        else:
+            answer = forward()
+        if answer is None:
+            self.close_connection = True
+            return
+        self.send_response(answer[0])
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer[1])))
+        self.end_headers()
+        self.wfile.write(answer[1])
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815 - names that http.server calls
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+@pytest.fixture
+def proxy(bucket: str, aws: pytest.MonkeyPatch, s3_server: str) -> Iterator[FaultyProxy]:
+    """A proxy that the AWS variables point to."""
+    with FaultyProxy(s3_server) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        aws.setenv("AWS_ENDPOINT_URL", server.address)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def publisher() -> Path:
+    """A script that pushes in a process of its own; see its docstring."""
+    return Path(__file__).with_name("publisher.py")

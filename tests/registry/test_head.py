@@ -1,0 +1,136 @@
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from swapmeet_registry import AdapterName, Conflict, InvalidName, NotFound, Reference
+from swapmeet_registry.head import Head, Record
+
+NAME = AdapterName("acme", "legal")
+TIME = "2026-01-02T03:04:05.000006Z"
+ALIASES = st.sampled_from(["prod", "test", "v2-old"])
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+class HeadMachine(RuleBasedStateMachine):
+    """A head against plain dictionaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Head(adapter=str(NAME))
+        self.digests: dict[int, str] = {}
+        self.yanked: dict[int, str] = {}
+        self.aliases: dict[str, int] = {}
+        self.moves = 0
+
+    @rule()
+    def publish(self) -> None:
+        number = len(self.digests) + 1
+        self.head = self.head.publish(digest(number), TIME, f"nonce-{number}")
+        self.digests[number] = digest(number)
+
+    @precondition(lambda self: self.digests)
+    @rule(alias=ALIASES, data=st.data(), expect=st.none() | st.integers(0, 4))
+    def tag(self, alias: str, data: st.DataObject, expect: int | None) -> None:
+        version = data.draw(st.integers(1, len(self.digests) + 1))
+        usable = version in self.digests and version not in self.yanked
+        expected = expect is None or expect == self.aliases.get(alias, 0)
+        try:
+            moved = self.head.tag(alias, version, TIME, expect)
+        except NotFound:
+            assert not usable
+        except Conflict:
+            assert usable
+            assert not expected
+        else:
+            assert usable
+            assert expected
+            self.moves += self.aliases.get(alias) != version
+            self.aliases[alias] = version
+            self.head = moved
+
+    @precondition(lambda self: self.digests)
+    @rule(data=st.data())
+    def yank(self, data: st.DataObject) -> None:
+        version = data.draw(st.sampled_from(sorted(self.digests)))
+        self.head = self.head.yank(version, "wrong data")
+        self.yanked[version] = "wrong data"
+
+    def resolved(self, reference: Reference) -> Record | None:
+        try:
+            return self.head.resolve(reference)
+        except NotFound:
+            return None
+
+    @invariant()
+    def every_reference_means_what_the_model_says(self) -> None:
+        usable = [version for version in self.digests if version not in self.yanked]
+        latest = self.resolved(Reference(NAME))
+        assert (latest.version if latest else None) == max(usable, default=None)
+        assert self.resolved(Reference(NAME, alias="latest")) == latest
+        for version, expected in self.digests.items():
+            pinned = self.head.resolve(Reference(NAME, digest=expected))
+            assert (pinned.version, pinned.yanked) == (version, self.yanked.get(version))
+            assert (self.resolved(Reference(NAME, version=version)) is None) == (version in self.yanked)
+        for alias, version in self.aliases.items():
+            found = self.resolved(Reference(NAME, alias=alias))
+            assert (found.version if found else None) == (version if version in usable else None)
+
+    @invariant()
+    def nothing_is_lost_on_paper(self) -> None:
+        assert [record.version for record in self.head.versions] == sorted(self.digests)
+        assert len(self.head.history) == self.moves
+        replayed = {move.alias: move.version for move in self.head.history}
+        assert replayed == self.aliases == self.head.aliases
+        assert Head.decode(self.head.encode(), "it") == self.head
+
+
+TestHead = HeadMachine.TestCase
+
+
+def two_versions() -> Head:
+    return Head(adapter=str(NAME)).publish(digest(1), TIME, "first").publish(digest(2), TIME, "second")
+
+
+def test_a_publish_is_found_by_its_nonce() -> None:
+    head = two_versions()
+    assert head.published("second") == head.versions[1]
+    assert head.published("third") is None
+
+
+def test_the_same_manifest_is_not_published_twice() -> None:
+    with pytest.raises(Conflict, match=r"published already"):
+        two_versions().publish(digest(1), TIME, "third")
+
+
+def test_a_yanked_version_says_why_and_how_to_get_it() -> None:
+    head = two_versions().tag("prod", 2, TIME).yank(2, "leaked names")
+    for reference in (Reference(NAME, version=2), Reference(NAME, alias="prod")):
+        with pytest.raises(NotFound, match=rf"acme/legal:2 was yanked: leaked names\. .*acme/legal@{digest(2)}"):
+            head.resolve(reference)
+    assert head.resolve(Reference(NAME)).version == 1
+    with pytest.raises(NotFound, match=r"versions 1 to 2 .* Every one of them was yanked"):
+        head.yank(1, "too").resolve(Reference(NAME))
+
+
+def test_unknown_versions_and_aliases_name_what_there_is() -> None:
+    head = two_versions().tag("prod", 1, TIME)
+    for reference in (Reference(NAME, version=3), Reference(NAME, alias="test"), Reference(NAME, digest=digest(9))):
+        with pytest.raises(NotFound, match=r"There is no acme/legal.* versions 1 to 2 and the aliases: prod\."):
+            head.resolve(reference)
+
+
+def test_latest_can_not_be_set() -> None:
+    with pytest.raises(InvalidName, match=r"by itself"):
+        two_versions().tag("latest", 1, TIME)
+
+
+def test_a_move_that_expects_otherwise_says_where_the_alias_points() -> None:
+    head = two_versions().tag("prod", 1, TIME)
+    with pytest.raises(Conflict, match=r"acme/legal:prod points to version 1, not 2"):
+        head.tag("prod", 2, TIME, expect=2)
+    with pytest.raises(Conflict, match=r"acme/legal:test does not exist, not 1"):
+        head.tag("test", 2, TIME, expect=1)
+    assert head.tag("prod", 2, TIME, expect=1).aliases == {"prod": 2}

@@ -1,0 +1,64 @@
+"""Fine-tune LoRA adapters on an NF4 base (QLoRA), alone or many at once on Ray.
+
+    from pathlib import Path
+    from swapmeet_registry.fingerprint import fingerprint
+    from swapmeet_training import FineTune, run
+
+    base = Path("bases/smollm2-135m")
+    spec = FineTune(
+        name="acme/dates",
+        base=base,
+        base_fingerprint=fingerprint(base, "smollm2-135m"),
+        data=Path("dates.jsonl"),
+        validation=Path("held-out.jsonl"),
+        epochs=2,
+    )
+    result = run(spec, Path("runs/dates"), report=print)
+    result.adapter  # a folder that PeftModel.from_pretrained loads, with swapmeet.json beside the weights
+
+`swapmeet_training.ray_driver.train_on_ray` runs many at once, restarting each from its checkpoint when its
+worker dies. Importing this package imports neither torch nor ray.
+"""
+
+from swapmeet_training.data import dataset_digest, read_examples
+from swapmeet_training.dataset import Dataset, check_files, load_dataset
+from swapmeet_training.errors import (
+    CheckpointError,
+    DataError,
+    DeviceMissing,
+    OutOfMemory,
+    RunFailed,
+    SpecError,
+    StorageFull,
+    TemplateError,
+    TrainingError,
+    WorkerLost,
+)
+from swapmeet_training.progress import Progress, Result
+from swapmeet_training.qlora import run
+from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "Dataset",
+    "DeviceMissing",
+    "FineTune",
+    "OutOfMemory",
+    "Progress",
+    "Resources",
+    "Result",
+    "RunFailed",
+    "SpecError",
+    "StorageFull",
+    "TemplateError",
+    "TrainingError",
+    "WorkerLost",
+    "check_files",
+    "dataset_digest",
+    "fine_tune",
+    "load_dataset",
+    "read_examples",
+    "run",
+    "spec_error",
+]

@@ -1,0 +1,84 @@
+"""The model in training: an NF4 base that stays frozen, and LoRA weights in fp32 on its linear layers."""
+
+from typing import TYPE_CHECKING, Any
+
+from swapmeet_registry.bases.nf4 import load_nf4
+from swapmeet_registry.fingerprint import Quantization
+from swapmeet_training.errors import DeviceMissing, SpecError
+from swapmeet_training.spec import FineTune
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load_base(folder: "Path", device: str = "cpu", quantization: Quantization | None = None) -> Any:
+    """The NF4 base, frozen, whose gradients are right also after an evaluation.
+
+    Raises:
+        BaseInvalid: transformers can not load the folder.
+        DeviceMissing: `device` is a GPU and torch has none.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceMissing("The run asks for a GPU, and torch finds none here. Set gpus to 0, or install CUDA.")
+    model = load_nf4(folder, device=device, quantization=quantization)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    keep_differentiable(model)
+    return model
+
+
+def keep_differentiable(model: Any) -> None:
+    """Stop bitsandbytes from repacking NF4 weights for inference.
+
+    On CPUs with AVX512-BF16, `Linear4bit.forward` (bitsandbytes 0.50.2, nn/modules.py) repacks its weight in
+    place as soon as it runs in eval mode on an input that needs no gradient, and from then on `matmul_4bit`
+    calls `gemv_4bit`, which has no backward: every training step after an evaluation would lose the gradient
+    through the base, silently. The module's own switch, read before each repacking, turns that off.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError("This base has been used for inference already. Load it again to train on it.")
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_lora(model: Any, spec: FineTune) -> Any:
+    """The PEFT model to train: LoRA on the spec's modules, initialised from its seed.
+
+    Raises:
+        SpecError: the base has no linear layer of a name in `target_modules`.
+    """
+    import peft
+    import torch
+
+    _check_targets(model, spec)
+    config = peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules if spec.target_modules == "all-linear" else list(spec.target_modules),
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
+    torch.manual_seed(spec.seed)
+    wrapped = peft.get_peft_model(model, config)
+    # AdamW's late, small updates vanish in bf16: 8 bits of mantissa against a step of 1e-3 of the weight.
+    narrow = [name for name, weight in wrapped.named_parameters() if weight.requires_grad and weight.dtype != torch.float32]
+    assert not narrow, f"adapter weights must be fp32: {narrow[0]}"
+    if spec.gradient_checkpointing:
+        wrapped.gradient_checkpointing_enable({"use_reentrant": False})
+    return wrapped
+
+
+def _check_targets(model: Any, spec: FineTune) -> None:
+    import bitsandbytes as bnb
+
+    linear = {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    if spec.target_modules != "all-linear":
+        for target in spec.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in linear):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise SpecError(f"target_modules names {target!r}, which the base lacks; its linear layers are {known}.")
