@@ -1,13 +1,19 @@
 """Train on Ray, publish to the registry: what `swapmeet train` and the demo do."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from swapmeet_training.ray_driver import Outcome, train_on_ray
+
+from swapmeet.cluster import ray_running
 from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, Registry, Version
 from swapmeet_registry.bases import Base, BaseLibrary
-from swapmeet_training import Resources, fine_tune
+from swapmeet_training import FineTune, Resources, check_files, fine_tune
 
 Tell = Callable[[str], None]
 
@@ -18,7 +24,7 @@ class Published:
 
     version: Version
     seconds: float
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
 
 
 def train_and_publish(
@@ -29,7 +35,7 @@ def train_and_publish(
     alias: str | None = None,
     tell: Tell | None = None,
 ) -> Published:
-    """One fine-tune from settings that somebody typed to a published version.
+    """One fine-tune, from settings that somebody typed to a published version.
 
     Everything that can be wrong is looked at before anything is written or started.
 
@@ -41,11 +47,37 @@ def train_and_publish(
     registry.names()
     found = BaseLibrary(settings.folder, tell or (lambda _: None)).find(base)
     spec = fine_tune({**options, **of_base(found)})
-    outcome = run_all(settings, [spec], resources, tell)[0]
+    check_files(spec)
+    storage = settings.folder / "runs" / uuid4().hex
+    outcome = run_all(settings, [spec], storage, resources, tell)[0]
+    if outcome.error is None:
+        version = publish(registry, spec, outcome, alias)
+        shutil.rmtree(storage)
+        return Published(version, outcome.seconds, outcome.metrics)
+    if not any(storage.rglob("checkpoint*")):
+        shutil.rmtree(storage, ignore_errors=True)
+    raise outcome.error
+
+
+def run_all(
+    settings: Settings, specs: Sequence[FineTune], storage: Path, resources: Resources, tell: Tell | None
+) -> list[Outcome]:
+    """Train every spec, as many at once as fit; one outcome each, in order."""
+    with ray_running(settings):
+        report = (lambda progress: tell(str(progress))) if tell else None
+        return train_on_ray(specs, storage, resources=resources, on_progress=report)
+
+
+def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None) -> Version:
+    """Push a finished run's adapter under its spec's name.
+
+    Raises:
+        TrainingError: the run failed.
+    """
     if outcome.error:
         raise outcome.error
-    version = publish(registry, spec, outcome, alias)
-    return Published(version, outcome.seconds, outcome.metrics)
+    assert outcome.adapter is not None
+    return registry.push(outcome.adapter, spec.name, base=spec.base_fingerprint, alias=alias)
 
 
 def of_base(base: Base) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.manifest import FILE_NAME, Lora, StoredFile
 from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.stores.files import os_errors
 
 REQUIRED = (lora_config.FILE, lora_weights.FILE)
 EXTRAS = re.compile(r"README\.md|LICEN[CS]E(\.md)?|NOTICE|.+\.(json|txt|jinja|model)")
@@ -47,14 +48,16 @@ def admit(folder: Path, base: Fingerprint, modules: Mapping[str, tuple[int, int]
 
     Raises:
         Refused: something is unsound or unsupported; the message names it and the way out.
+        StoreError: the folder can not be read.
     """
-    # Digests come first: a store takes only bytes that have them, so what is checked is what is published.
-    files = tuple(_hashed(path) for path in _published(folder))
-    config = lora_config.parse((folder / lora_config.FILE).read_bytes())
-    pairs = lora_weights.read_pairs(folder / lora_weights.FILE, config)
-    if modules is not None:
-        lora_weights.require_shapes(pairs, modules, base.name)
-    return Admitted(folder, files, _lora(config, pairs), Provenance.read(folder))
+    with os_errors(f"read {folder}"):
+        # Digests come first: a store takes only bytes that have them, so what is checked is what is published.
+        files = tuple(_hashed(path) for path in _published(folder))
+        config = lora_config.parse((folder / lora_config.FILE).read_bytes())
+        pairs = lora_weights.read_pairs(folder / lora_weights.FILE, config)
+        if modules is not None:
+            lora_weights.require_shapes(pairs, modules, base.name)
+        return Admitted(folder, files, _lora(config, pairs), Provenance.read(folder))
 
 
 def _published(folder: Path) -> list[Path]:

@@ -64,9 +64,8 @@ class Contents:
                 break
             yield chunk
         if stream is None or size > file.size or digest.hexdigest() != file.sha256:
-            found = (
-                f"{min(size, file.size + 1)} bytes or more with sha256:{digest.hexdigest()}" if stream else "nothing"
-            )
+            more = " or more" if size > file.size else ""
+            found = f"{size} bytes{more} with sha256:{digest.hexdigest()}" if stream is not None else "nothing"
             raise Corrupt(
                 f"{file.path} of {what} should have {file.size} bytes with sha256:{file.sha256}, but {self._store.url} "
                 f"holds {found}. Publish the adapter again, or restore the store."

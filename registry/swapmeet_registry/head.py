@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet_registry.errors import Conflict, NotFound
 from swapmeet_registry.manifest import Timestamp
-from swapmeet_registry.names import LATEST, Reference, require_settable_alias
+from swapmeet_registry.names import LATEST, AdapterName, Reference, require_settable_alias
 from swapmeet_registry.provenance import Digest, Document
 
 
@@ -60,8 +60,9 @@ class Head(Document):
         Raises:
             NotFound: there is none.
         """
+        wanted = self._wanted(reference)
         for record in self.versions:
-            if record.digest == reference.digest or record.version == self._wanted(reference):
+            if record.version == wanted or record.digest == reference.digest:
                 return record
         aliases = ", ".join(sorted(self.aliases)) or "none"
         yanked = "" if self.latest else " Every one of them was yanked."
@@ -112,7 +113,7 @@ class Head(Document):
             NotFound: there is no such version, or it was yanked.
         """
         require_settable_alias(alias)
-        self.resolve(Reference(Reference.parse(self.adapter).name, version=version))
+        self.resolve(Reference(AdapterName.parse(self.adapter), version=version))
         now = self.aliases.get(alias, 0)
         if expect is not None and now != expect:
             state = f"points to version {now}" if now else "does not exist"

@@ -61,7 +61,8 @@ def read_header(path: Path, max_header: int = MAX_HEADER, max_tensors: int = MAX
     metadata = _metadata(header.pop("__metadata__", {}), path.name)
     if len(header) > max_tensors:
         raise Refused(f"{path.name} names {len(header)} tensors; at most {max_tensors} are accepted.")
-    entries = sorted((_entry(name, value, path.name) for name, value in header.items()), key=lambda e: e.start)
+    entries = [_entry(name, value, path.name) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.size))
     end = 0
     for entry in entries:
         if entry.start != end:
@@ -80,7 +81,7 @@ def _parse(raw: bytes, file: str) -> dict[str, Any]:
         return result
 
     try:
-        header = json.loads(raw, object_pairs_hook=unique)
+        header = json.loads(raw.decode(), object_pairs_hook=unique)
     except Refused:
         raise
     except (ValueError, RecursionError) as error:
@@ -100,7 +101,7 @@ def _entry(name: str, value: Any, file: str) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise Refused(f"{file}: tensor {name!r} must have dtype, shape and data_offsets, and nothing else.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in WIDTHS:
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise Refused(f"{file}: tensor {name!r} has the unknown dtype {dtype!r}.")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise Refused(f"{file}: tensor {name!r} has a shape or offsets that are not natural numbers.")

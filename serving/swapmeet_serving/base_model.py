@@ -126,9 +126,9 @@ def _observe(model: Any, kind: str) -> dict[int, tuple[int, int]]:
         if module.layer_idx in seen:
             needs.add("several attentions in a layer")
         seen[module.layer_idx] = (key.shape[1], key.shape[3])
-        output: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, None, scaling=settings.get("scaling")
-        )[0]
+        output: torch.Tensor = sdpa_attention_forward(module, query, key, value, None, scaling=settings.get("scaling"))[
+            0
+        ]
         return output
 
     try:

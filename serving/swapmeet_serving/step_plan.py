@@ -30,21 +30,15 @@ class LoraSegment:
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences that decode over about equally many cached tokens, padded to `length` of them.
-
-    `length` is a power of two of pages and depends on a sequence's own length alone, so that its
-    neighbours do not change the shapes it is computed in.
+    """Sequences that decode and are equally long, so that none is padded.
 
     Attributes:
         rows: (n,) indices into the step's tokens.
-        slots: (n · length,) where the cached tokens stand; padding repeats a sequence's own pages.
-        ages: (n, length) how many tokens before the present one each stands; negative is padding.
+        slots: (n, length) where each sequence's tokens stand in the cache, the present one last.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
-    ages: torch.Tensor
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +119,11 @@ def _segments(
 
 
 def _groups(decoding: list[Sequence], page_size: int, device: str) -> Iterator[DecodeGroup]:
-    def pages(sequence: Sequence) -> int:
-        used = -(-len(sequence.tokens) // page_size)
-        return 1 << (used - 1).bit_length()
+    def length(row: int) -> int:
+        return len(decoding[row].tokens)
 
-    rows = sorted(range(len(decoding)), key=lambda row: pages(decoding[row]))
-    for count, members in groupby(rows, key=lambda row: pages(decoding[row])):
-        yield _group(list(members), decoding, count, page_size, device)
-
-
-def _group(rows: list[int], decoding: list[Sequence], count: int, page_size: int, device: str) -> DecodeGroup:
-    length = count * page_size
-    tables = [decoding[row].pages[:count] for row in rows]
-    padded = [table + [table[-1]] * (count - len(table)) for table in tables]
-    offsets = torch.arange(page_size, device=device)
-    slots = torch.tensor(padded, device=device)[:, :, None] * page_size + offsets
-    present = _row([len(decoding[row].tokens) - 1 for row in rows], device)
-    ages = present[:, None] - torch.arange(length, device=device)
-    return DecodeGroup(_row(rows, device), slots.reshape(-1), ages, length)
+    for count, members in groupby(sorted(range(len(decoding)), key=length), key=length):
+        rows = list(members)
+        tables = torch.tensor([decoding[row].pages[: -(-count // page_size)] for row in rows], device=device)
+        slots = tables[:, :, None] * page_size + torch.arange(page_size, device=device)
+        yield DecodeGroup(_row(rows, device), slots.flatten(1)[:, :count].contiguous())

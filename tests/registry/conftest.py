@@ -63,7 +63,10 @@ def other_base() -> Fingerprint:
 
 @pytest.fixture
 def make_adapter() -> Callable[..., Path]:
-    """`make_adapter(folder, seed=0, tensors=None, **config)`: a PEFT folder; `tensors` are changed or, if None, left out."""
+    """`make_adapter(folder, seed=0, tensors=None, **config)`: a PEFT folder.
+
+    `tensors` replace those of the same name; None leaves one out.
+    """
 
     def make(folder: Path, seed: int = 0, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
         random = np.random.default_rng(seed)
@@ -93,7 +96,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a ministack that checks access keys."""
+    """The address of a ministack that checks access keys and signatures."""
     program = Path(sys.executable).with_name("ministack")
     if not program.exists() and not os.environ.get("CI"):
         pytest.skip("ministack is not installed")
@@ -105,7 +108,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AUTH": "true",
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
-        "SERVICES": "s3",
+        "SERVICES": "s3,iam",
+        "IOT_MTLS_ENABLED": "0",  # it would listen on every address
     }
     with (home / "log").open("wb") as log:
         server = subprocess.Popen([program], cwd=home, env=settings, stdout=log, stderr=log)
@@ -135,7 +139,7 @@ def aws(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -161,8 +165,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
 
 
-Forward = Callable[[], tuple[int, bytes]]
-Fault = Callable[[Forward], tuple[int, bytes] | None]
+Answer = tuple[int, bytes]
+Fault = Callable[[Callable[[], Answer]], Answer | None]
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -191,19 +195,17 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers: list[tuple[str, str]] = []
 
-        def forward() -> tuple[int, bytes]:
-            upstream = http.client.HTTPConnection(self.server.upstream)
+        def forward() -> Answer:
             sent = {name: value for name, value in self.headers.items() if name != "Expect"}
-            upstream.request(self.command, self.path, body, sent)
-            answer = upstream.getresponse()
-            headers.extend(answer.getheaders())
-            return answer.status, answer.read()
+            with contextlib.closing(http.client.HTTPConnection(self.server.upstream)) as upstream:
+                upstream.request(self.command, self.path, body, sent)
+                answer = upstream.getresponse()
+                headers.extend(answer.getheaders())
+                return answer.status, answer.read()
 
         conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
-        if conditional and self.server.faults:
-            answer = self.server.faults.popleft()(forward)
-        else:
-            answer = forward()
+        fault = self.server.faults.popleft() if conditional and self.server.faults else None
+        answer = fault(forward) if fault else forward()
         if answer is None:
             self.close_connection = True
             return

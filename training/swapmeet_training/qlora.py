@@ -60,9 +60,7 @@ def run(
         provenance = provenance.model_copy(update={"metrics": metrics | {"seconds": round(seconds, 3)}})
         adapter = _save(model, spec, folder, provenance)
     state = trainer.state
-    return Result(
-        spec.name, adapter, metrics, state.global_step, int(state.num_input_tokens_seen), seconds, first_step
-    )
+    return Result(spec.name, adapter, metrics, state.global_step, int(state.num_input_tokens_seen), seconds, first_step)
 
 
 def _provenance(spec: FineTune) -> Provenance:

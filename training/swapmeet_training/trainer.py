@@ -11,7 +11,7 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from swapmeet_training.dataset import Dataset
-from swapmeet_training.errors import RunFailed
+from swapmeet_training.errors import Diverged
 from swapmeet_training.masking import IGNORED, Sequence
 from swapmeet_training.progress import Progress, Report
 from swapmeet_training.spec import FineTune
@@ -100,8 +100,10 @@ class Trainer(transformers.Trainer):
                 trained += part_trained
         metrics = {"eval_loss": loss / trained, "eval_token_accuracy": correct / trained}
         self.log(metrics)
+        # This clears `should_evaluate`; left set, the Trainer evaluates again at the epoch's end, and the random
+        # numbers that takes make a resumed run differ from an uninterrupted one.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
 
     def final_metrics(self) -> dict[str, float]:
         """Loss of the last step, evaluation after it, and speed."""
@@ -168,7 +170,7 @@ class Reporter(transformers.TrainerCallback):
         if "loss" in logs:
             self._loss = logs["loss"]
             if not math.isfinite(self._loss):
-                raise RunFailed(
+                raise Diverged(
                     f"{self._name} diverged: its loss is {self._loss} at step {state.global_step}. Lower learning_rate."
                 )
         elif "eval_loss" not in logs:

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
 from swapmeet.settings import load_settings
+from swapmeet_training import Resources, spec_error
 
 Count = Annotated[int | None, typer.Option(min=1)]
 
@@ -47,7 +49,7 @@ def train(
     }  # fmt: skip
     settings = load_settings(home=home, registry=registry)
     given = {key: value for key, value in options.items() if value is not None}
-    published = train_and_publish(settings, base, given, cpus, gpus, alias, tell if follow else None)
+    published = train_and_publish(settings, base, given, _resources(cpus, gpus), alias, tell if follow else None)
     result = {
         "name": published.version.name,
         "version": published.version.version,
@@ -56,6 +58,13 @@ def train(
         "metrics": published.metrics,
     }
     show(result, f"{published.version} {published.version.digest} after {published.seconds:.0f} s", json)
+
+
+def _resources(cpus: float, gpus: float) -> Resources:
+    try:
+        return Resources(cpus=cpus, gpus=gpus)
+    except ValidationError as error:
+        raise spec_error(error) from None
 
 
 def register(app: typer.Typer) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
+from swapmeet_training.ray_driver import Outcome
 
 from swapmeet.cluster import ray_running
 from swapmeet.demo.examination import Score, examine, mixed_batch
@@ -16,7 +17,7 @@ from swapmeet.settings import Settings
 from swapmeet.training import of_base, publish, run_all
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
-from swapmeet_training import Outcome, Resources, fine_tune
+from swapmeet_training import Resources, fine_tune
 
 TRAINING, HELD_OUT = 480, 100
 RECIPE = {"rank": 16, "alpha": 32, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.1}
@@ -64,7 +65,7 @@ def _train(
         specs.append(
             fine_tune({"name": task.adapter, "data": data, "max_steps": task.steps, **RECIPE, **of_base(base)})
         )
-    outcomes = run_all(settings, specs, Resources(cpus=CPUS_EACH), say)
+    outcomes = run_all(settings, specs, scratch / "runs", Resources(cpus=CPUS_EACH), say)
     registry = Registry(settings.registry_url)
     for spec, outcome in zip(specs, outcomes, strict=True):
         version = publish(registry, spec, outcome, alias="prod")

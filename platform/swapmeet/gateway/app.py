@@ -1,5 +1,7 @@
 """The gateway's FastAPI app: routes, authorisation and errors; everything else is behind `Services`."""
 
+from typing import Annotated
+
 from fastapi import Depends, FastAPI, Response
 
 from swapmeet.gateway import inference
@@ -22,7 +24,7 @@ def create_app(backend: Services) -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz(response: Response, backend: Services = Depends(services)) -> dict[str, str]:
+    async def readyz(response: Response, backend: Annotated[Services, Depends(services)]) -> dict[str, str]:
         """An engine replica answers."""
         try:
             await backend.replicas.describe()

@@ -20,6 +20,8 @@ STATUS = {
     "context_length_exceeded": 400,
     "invalid_request": 400,
     "adapter_too_large": 400,
+    "adapter_unsupported": 400,
+    "no_chat_template": 400,
     "overloaded": 503,
     "engine_dead": 503,
     "store_unavailable": 503,

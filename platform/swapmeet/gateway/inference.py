@@ -88,32 +88,37 @@ async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shap
     chunks = backend.replicas.generate(call)
     first = await anext(chunks)
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(first, chunks, head, shape, usage)
+        events = _events(first, chunks, head, shape, body)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    text, last = first.text, first
-    async for last in chunks:
-        text += last.text
-    return JSONResponse(
-        head.object(shape.whole, [shape.choice(text, last.finish_reason)], _usage(last)), headers=headers
-    )
+    parts = [first, *[chunk async for chunk in chunks]]
+    choice = shape.choice("".join(part.text for part in parts), parts[-1].finish_reason)
+    if body.return_token_ids:
+        choice["token_ids"] = [token for part in parts for token in part.token_ids]
+    return JSONResponse(head.object(shape.whole, [choice], _usage(parts[-1])), headers=headers)
 
 
 async def _events(
-    first: Chunk, chunks: AsyncIterator[Chunk], head: "_Head", shape: "_Shape", usage: bool
+    first: Chunk, chunks: AsyncIterator[Chunk], head: "_Head", shape: "_Shape", body: Generation
 ) -> AsyncIterator[str]:
     """Server-sent events of one answer; a failure in mid-answer ends it with an error event."""
+
+    def part(chunk: Chunk) -> str:
+        choice = shape.delta(chunk.text, chunk.finish_reason)
+        if body.return_token_ids:
+            choice["token_ids"] = list(chunk.token_ids)
+        return _event(head.object(shape.part, [choice]))
+
     last = first
     try:
         for choice in shape.opening():
             yield _event(head.object(shape.part, [choice]))
-        yield _event(head.object(shape.part, [shape.delta(first.text, first.finish_reason)]))
+        yield part(first)
         async for last in chunks:
-            yield _event(head.object(shape.part, [shape.delta(last.text, last.finish_reason)]))
+            yield part(last)
     except Exception as error:
         yield _event(describe_error(error)[1])
         return
-    if usage:
+    if body.stream_options and body.stream_options.include_usage:
         yield _event(head.object(shape.part, [], _usage(last)))
     yield "data: [DONE]\n\n"
 

@@ -41,7 +41,10 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Fiel
 
 
 class Generation(BaseModel):
-    """What chat and plain completions share. `top_k` and `ignore_eos` extend OpenAI's form, as vLLM's do."""
+    """What chat and plain completions share.
+
+    `top_k`, `ignore_eos` and `return_token_ids` extend OpenAI's form, under the names that vLLM gives them.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,6 +59,7 @@ class Generation(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
+    return_token_ids: bool = False
     user: str | None = None
     metadata: dict[str, str] | None = None
 

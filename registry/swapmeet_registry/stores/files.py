@@ -25,7 +25,7 @@ def os_errors(action: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise StoreFull(f"Can not {action}: {reason}. Free some space and try again.") from error
         if error.errno in _DENIED:
-            raise StoreDenied(f"Can not {action}: {reason}. Check who owns the folder and may write it.") from error
+            raise StoreDenied(f"Can not {action}: {reason}. Check its owner and permissions.") from error
         raise StoreError(f"Can not {action}: {reason}.") from error
 
 

@@ -21,18 +21,21 @@ from uuid import uuid4
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError
 
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.stores.protocol import CHUNK, Stored, require_key, verified
-from swapmeet_registry.stores.s3_errors import s3_errors, status
+from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, s3_errors, status
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between attempts at a conditional write, and at a download that breaks off."""
+
+ATTEMPTS = 4
+"""How often the library tries what may be sent twice."""
 
 NONCE = "swapmeet-nonce"
 
@@ -115,7 +118,7 @@ class S3Store:
                     **self._where(key), **condition, Body=data, ContentMD5=_md5([data]), Metadata={NONCE: nonce}
                 )
                 return _bare(answer["ETag"])
-            except HTTPClientError:
+            except NETWORK_ERRORS:
                 pass
             except ClientError as error:
                 if not _undecided(error):
@@ -151,7 +154,7 @@ class S3Store:
                     if status(error) == 416:  # nothing from here on: the end, or an empty object
                         return
                     raise
-                except HTTPClientError:
+                except NETWORK_ERRORS:
                     pause = next(pauses, None)
                     if pause is None:
                         raise
@@ -161,12 +164,18 @@ class S3Store:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{require_key(key)}".lstrip("/")}
 
     @cached_property
+    def _session(self) -> boto3.Session:
+        with s3_errors(self.bucket):
+            # botocore reads AWS_DEFAULT_REGION; the other AWS tools read AWS_REGION as well.
+            return boto3.Session(region_name=os.environ.get("AWS_REGION"))
+
+    @cached_property
     def _client(self) -> "S3Client":
-        return self._connect(attempts=4)
+        return self._connect(ATTEMPTS)
 
     @cached_property
     def _client_without_retries(self) -> "S3Client":
-        return self._connect(attempts=1)
+        return self._connect(1)
 
     def _connect(self, attempts: int) -> "S3Client":
         own_server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -179,7 +188,7 @@ class S3Store:
             s3={"addressing_style": "path" if own_server else "auto"},
         )
         with s3_errors(self.bucket):
-            return boto3.Session().client("s3", config=config)
+            return self._session.client("s3", config=config)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"bucket": self.bucket, "prefix": self.prefix}

@@ -8,11 +8,16 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.exceptions import ConnectionError as S3ConnectionError
 
-from swapmeet_registry.errors import Refused, StoreDenied, StoreError, StoreFull
+from swapmeet_registry.errors import Refused, RegistryError, StoreDenied, StoreError, StoreFull
+
+NETWORK_ERRORS = (S3ConnectionError, HTTPClientError, IncompleteReadError)
+"""What says nothing of whether a request arrived."""
 
 _FULL = ("EntityTooLarge", "QuotaExceeded", "XMinioStorageFull", "XAmzStorageFull", "InsufficientStorage")
 
@@ -22,13 +27,15 @@ def s3_errors(bucket: str) -> Iterator[None]:
     """Turn what boto3 raises about a bucket into a `StoreError` that says what to do."""
     try:
         yield
+    except RegistryError:
+        raise
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise StoreDenied(
             f"There are no credentials for the S3 bucket {bucket}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         ) from error
     except ClientError as error:
         raise _refusal(bucket, error) from error
-    except HTTPClientError as error:
+    except NETWORK_ERRORS as error:
         raise StoreError(
             f"Can not reach S3 at {_endpoint()} for the bucket {bucket}. Check AWS_ENDPOINT_URL and the network."
         ) from error

@@ -1,0 +1,96 @@
+"""A real server: `swapmeet up` in a process of its own, as a user starts it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 180
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "swapmeet", *map(str, arguments)]
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
+
+
+@dataclass
+class Server:
+    url: str
+    key: str
+    home: Path
+    process: subprocess.Popen[str]
+
+    def openai(self) -> Any:
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, timeout=120, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def swapmeet() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the command line to its end."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments),
+            env=clean_environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def serving(free_port: Callable[[], int]) -> Callable[..., Any]:
+    """`with serving(home, base) as server`: started and ready; stopped by SIGTERM, which must succeed."""
+
+    @contextmanager
+    def start(home: Path, base: object, *arguments: object) -> Iterator[Server]:
+        port = free_port()
+        process = subprocess.Popen(
+            command("up", "--base", base, "--home", home, "--port", port, "--json", *arguments),
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout
+            assert process.stderr
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            ready = json.loads(line)
+            yield Server(ready["url"], ready["admin_key"], home, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, errors
+        assert time.monotonic() - began < 60
+
+    return start

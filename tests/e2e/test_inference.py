@@ -1,0 +1,207 @@
+"""Mixed batches over HTTP give the tokens of transformers and PEFT on the same NF4 base, request by request."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_registry import Registry
+from swapmeet_registry.bases import load_nf4
+from swapmeet_registry.fingerprint import fingerprint, weight_files
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Count from one to five.",
+    "Name three colours.",
+    "Why does it rain?",
+]
+NEW_TOKENS = 24
+SHAPES: dict[str, dict[str, Any]] = {
+    "acme/rank-4": {"rank": 4},
+    "acme/rank-16": {"rank": 16, "seed": 1},
+    "acme/attention": {"rank": 8, "targets": ("q_proj", "v_proj"), "seed": 2},
+    "acme/rslora": {"rank": 8, "use_rslora": True, "lora_alpha": 8, "seed": 3},
+    "acme/patterns": {
+        "rank": 4, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 24}, "seed": 4,
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Hosted:
+    server: Any
+    base: Path
+    adapters: dict[str, Path]
+
+
+@pytest.fixture(scope="module", params=["smollm2", "tiny_qwen2"])
+def hosted(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    serving: Callable[..., Any],
+    random_lora: Callable[..., Path],
+    swapmeet: Callable[..., Any],
+) -> Iterator[Hosted]:
+    """A server over one base and a registry of adapters pushed by the command line."""
+    base: Path = request.getfixturevalue(request.param)
+    home = tmp_path_factory.mktemp("home")
+    adapters = {}
+    for name, shape in SHAPES.items():
+        adapters[name] = random_lora(base, tmp_path_factory.mktemp("adapters") / name.replace("/", "-"), **shape)
+        pushed = swapmeet("push", adapters[name], name, "--base", base, "--home", home, "--json")
+        assert pushed.returncode == 0, pushed.stderr
+    with serving(home, base) as server:
+        yield Hosted(server, base, adapters)
+
+
+@pytest.mark.slow
+def test_mixed_batches_equal_peft(hosted: Hosted) -> None:
+    base_name = hosted.server.openai().models.list().data[0].id
+    asked = [(model, question) for question in QUESTIONS for model in [base_name, *hosted.adapters]]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda each: ask(hosted.server.openai(), *each), asked))
+    expected = reference(hosted.base, hosted.adapters, base_name, asked)
+    different = [(each, a, b) for each, a, b in zip(asked, answers, expected, strict=True) if a != b]
+    assert not different
+    by_adapter = [answers[index :: len(SHAPES) + 1] for index in range(len(SHAPES) + 1)]
+    assert all(by_adapter.count(each) == 1 for each in by_adapter), "adapters that answer alike prove nothing"
+
+
+def ask(client: Any, model: str, question: str) -> list[int]:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=NEW_TOKENS,
+        temperature=0,
+        extra_body={"return_token_ids": True},
+    )
+    return list(answer.choices[0].token_ids)
+
+
+def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list[tuple[str, str]]) -> list[list[int]]:
+    """Greedy tokens of PEFT, one request at a time."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    found = {}
+    for model_name in {model for model, _ in asked}:
+        model = load_nf4(base)
+        if model_name != base_name:
+            model = PeftModel.from_pretrained(model, adapters[model_name]).eval()
+        for question in QUESTIONS:
+            inputs = tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+            )
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+            found[model_name, question] = output[0, inputs["input_ids"].shape[1] :].tolist()
+    return [found[each] for each in asked]
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_base_with_one_other_byte_is_refused(
+    hosted: Hosted, swapmeet: Callable[..., Any], tmp_path: Path
+) -> None:
+    import shutil
+
+    other = shutil.copytree(hosted.base, tmp_path / "other")
+    with weight_files(other)[0].open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)[0]
+        stream.seek(-1, 2)
+        stream.write(bytes([last ^ 1]))
+    here, there = fingerprint(hosted.base, "here").weights, fingerprint(other, "other").weights
+    home, folder = hosted.server.home, hosted.adapters["acme/rank-4"]
+
+    assert swapmeet("push", folder, "acme/foreign", "--base", other, "--home", home).returncode == 0
+    pulled = swapmeet("pull", "acme/foreign", tmp_path / "pulled", "--base", hosted.base, "--home", home)
+    assert pulled.returncode == 1
+    assert here in pulled.stderr
+    assert there in pulled.stderr
+    assert not (tmp_path / "pulled").exists()
+
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(hosted.server.openai(), "acme/foreign", "Hello")
+    assert caught.value.code == "base_mismatch"
+    assert here in caught.value.message
+    assert there in caught.value.message
+
+    ours = swapmeet("pull", "acme/rank-4", tmp_path / "ours", "--base", hosted.base, "--home", home)
+    assert ours.returncode == 0, ours.stderr
+    pushed = swapmeet("push", tmp_path / "ours", "acme/moved", "--base", other, "--home", home)
+    assert pushed.returncode == 1
+    assert here in pushed.stderr
+    assert there in pushed.stderr
+
+
+@pytest.mark.slow
+def test_names_follow_the_registry(hosted: Hosted) -> None:
+    import openai
+
+    client = hosted.server.openai()
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask(client, "acme/nobody-made-this", "Hello")
+    assert caught.value.code == "model_not_found"
+
+    registry = Registry(f"file://{hosted.server.home}/registry")
+    trained_on = fingerprint(hosted.base, "base")
+    first = registry.push(hosted.adapters["acme/rank-4"], "acme/moving", base=trained_on, alias="prod")
+    one = ask(client, "acme/moving:prod", "Why does it rain?")
+    second = registry.push(hosted.adapters["acme/rank-16"], "acme/moving", base=trained_on, alias="prod")
+    two = ask(client, "acme/moving:prod", "Why does it rain?")
+    assert one != two
+    assert ask(client, "acme/moving:1", "Why does it rain?") == one
+    assert ask(client, first.pinned, "Why does it rain?") == one
+    assert ask(client, "acme/moving", "Why does it rain?") == two
+    raw = client.chat.completions.with_raw_response.create(
+        model="acme/moving:prod", messages=[{"role": "user", "content": "Hi"}], max_tokens=1
+    )
+    assert raw.headers["x-swapmeet-adapter"] == second.pinned
+    assert {"acme/moving", *SHAPES} <= {model.id for model in client.models.list()}
+
+
+@pytest.mark.slow
+def test_streams_carry_the_same_text(hosted: Hosted) -> None:
+    client = hosted.server.openai()
+    options: dict[str, Any] = {
+        "model": "acme/rank-16",
+        "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+    }
+    whole = client.chat.completions.create(**options)
+    pieces = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    text = "".join(choice.delta.content or "" for piece in pieces for choice in piece.choices)
+    assert text == whole.choices[0].message.content
+    assert pieces[-1].usage == whole.usage
+    assert len(pieces) > 5
+
+
+@pytest.mark.slow
+def test_a_blob_tampered_with_is_never_served(hosted: Hosted) -> None:
+    import openai
+
+    registry = Registry(f"file://{hosted.server.home}/registry")
+    folder = hosted.adapters["acme/attention"]
+    (folder / "note.txt").write_text("so that no other adapter has this file")
+    version = registry.push(folder, "acme/tampered", base=fingerprint(hosted.base, "base"))
+    stored = next(file for file in registry.manifest(version).files if file.path == "note.txt")
+    (blob,) = (hosted.server.home / "registry").rglob(stored.sha256.removeprefix("sha256:"))
+    blob.chmod(0o644)
+    blob.write_text("something else of equal length........"[: blob.stat().st_size])
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask(hosted.server.openai(), "acme/tampered", "Hello")
+    assert caught.value.code == "corrupt"

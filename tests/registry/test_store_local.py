@@ -1,0 +1,162 @@
+"""What can go wrong with a local folder: a full disk, no permission, several processes, a crash."""
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_registry import Conflict, Fingerprint, StoreDenied, StoreError, StoreFull, fault, open_store
+from swapmeet_registry.admission import admit
+
+COUNT = """
+import sys
+from swapmeet_registry import Conflict, open_store
+store = open_store(sys.argv[1])
+for _ in range(20):
+    while True:
+        stored = store.get("counter")
+        value = int(stored.data) if stored else 0
+        try:
+            store.swap("counter", b"%d" % (value + 1), stored.etag if stored else None)
+            break
+        except Conflict:
+            pass
+"""
+
+
+def put(root: Path, data: bytes) -> None:
+    open_store(root.as_uri()).put("folder/a", data, hashlib.sha256(data).hexdigest())
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*") if path.is_file())
+
+
+def test_processes_lose_no_update(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    counters = [subprocess.Popen([sys.executable, "-c", COUNT, url]) for _ in range(4)]
+    assert [counter.wait(60) for counter in counters] == [0] * 4
+    stored = open_store(url).get("counter")
+    assert stored is not None
+    assert int(stored.data) == 80
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: what a full disk looks like to one process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing_half_made(tmp_path: Path) -> None:
+    root = tmp_path / "registry"
+    with file_limit(1000):
+        with pytest.raises(StoreFull, match=r"^Can not write .*registry/folder/a: File too large\. Free some space"):
+            put(root, b"x" * 100_000)
+        store = open_store(root.as_uri())
+        etag = store.swap("head", b"1", None)
+        with pytest.raises(StoreFull):
+            store.swap("head", b"x" * 100_000, etag)
+    stored = store.get("head")
+    assert stored is not None
+    assert stored.data == b"1"
+    assert [name for name in files(root) if len(name) > 2] == ["head"]  # and the locks, which are empty
+
+
+@pytest.fixture
+def readable_folder() -> Iterator[Path]:
+    """A folder that everybody may read; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """Root may write anywhere: step down for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_read_only_folder(readable_folder: Path) -> None:
+    put(readable_folder, b"1")
+    for folder in (readable_folder / "folder", readable_folder):
+        folder.chmod(0o555)
+    try:
+        with not_root():
+            store = open_store(readable_folder.as_uri())
+            stored = store.get("folder/a")
+            assert stored is not None
+            assert stored.data == b"1"
+            with pytest.raises(StoreDenied, match=r"^Can not write .*: Permission denied\. Check its owner"):
+                put(readable_folder, b"2")
+            with pytest.raises(StoreDenied):
+                store.swap("head", b"1", None)
+            with pytest.raises(StoreDenied, match=r"^Can not delete"):
+                store.delete("folder/a")
+    finally:
+        readable_folder.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_read(readable_folder: Path, base: Fingerprint, make_adapter: Any) -> None:
+    make_adapter(readable_folder)
+    (readable_folder / "adapter_config.json").chmod(0)
+    with not_root(), pytest.raises(StoreDenied, match=r"^Can not read .*: Permission denied\."):
+        admit(readable_folder, base)
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "registry").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"^Can not write .*: (File exists|Not a directory)\.$"):
+        put(tmp_path / "registry", b"1")
+
+
+@pytest.mark.parametrize("step", [step for step in fault.STEPS if step.startswith("local.")])
+def test_a_failure_at_any_step_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store = open_store(tmp_path.as_uri())
+    etag = store.swap("head", b"old", None)
+
+    def fail(reached: str) -> None:
+        if reached == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fault, "hook", fail)
+    with pytest.raises(KeyboardInterrupt):
+        store.swap("head", b"new", etag)
+    monkeypatch.undo()
+    stored = store.get("head")
+    assert stored is not None
+    assert stored.data == (b"new" if step in ("local.renamed", "local.folder_synced") else b"old")
+    assert list(store.list("")) == ["head"]
+    assert not list(tmp_path.rglob("*.partial"))
+    store.swap("head", b"newer", stored.etag)
+
+
+def test_what_a_killed_writer_left_is_not_listed_and_does_not_hinder(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    (tmp_path / ".head.partial").write_text("half")
+    assert list(store.list("")) == []
+    store.swap("head", b"1", None)
+    with pytest.raises(Conflict):
+        store.swap("head", b"2", None)
+    assert not (tmp_path / ".head.partial").exists()

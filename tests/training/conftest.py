@@ -1,0 +1,66 @@
+"""Specs on a tiny base with a small chat data set, and one torch thread: more only get in each other's way."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MONTHS = ("January", "February", "March")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """`write_jsonl(name, *examples)`: a file with one JSON object a line."""
+
+    def write(name: str, *examples: Any) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(f"{json.dumps(example)}\n" for example in examples), encoding="utf-8")
+        return path
+
+    return write
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.fixture
+def make_spec(tiny_llama: Path, write_jsonl: Callable[..., Path]) -> Callable[..., Any]:
+    """`make_spec(examples=12, **settings)`: a fine-tune of the tiny Llama, 3 steps an epoch by default."""
+    from swapmeet_registry.fingerprint import fingerprint
+    from swapmeet_training import FineTune
+
+    base_fingerprint = fingerprint(tiny_llama, "tiny-llama")
+
+    def make(examples: int = 12, **settings: Any) -> FineTune:
+        dates = [
+            chat(f"{day} {MONTHS[day % 3]} 1999", f"1999-0{day % 3 + 1}-{day:02}") for day in range(1, examples + 5)
+        ]
+        return FineTune(
+            **{
+                "name": "acme/dates",
+                "base": tiny_llama,
+                "base_fingerprint": base_fingerprint,
+                "data": write_jsonl("train.jsonl", *dates[4:]),
+                "validation": write_jsonl("held-out.jsonl", *dates[:4]),
+                "batch_size": 4,
+                "rank": 4,
+                "learning_rate": 5e-3,
+                "epochs": 2,
+            }
+            | settings
+        )
+
+    return make
