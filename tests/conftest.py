@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ CORPUS = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _offline() -> Iterator[None]:
+def _offline() -> None:
     """No test may reach a hub, and Ray must not report usage."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    yield
 
 
 def require(module: str) -> Any:

@@ -1,5 +1,6 @@
 """The Ray that everything runs on: one of our own on this machine, or the cluster that the settings name."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ def ray_running(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quietly = {"logging_level": "ERROR", "log_to_driver": False}
-    if settings.ray_address:
-        ray.init(address=settings.ray_address, **quietly)
-    else:
-        ray.init(address="local", include_dashboard=False, **quietly)
+    ray.init(
+        address=settings.ray_address or "local",
+        include_dashboard=None if settings.ray_address else False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Run the whole platform on this machine: a local Ray, the gateway and the engine replicas."""
 
-import shutil
+import logging
 import signal
 import socket
 import threading
@@ -14,13 +14,11 @@ import httpx
 
 from swapmeet.cluster import ray_running
 from swapmeet.errors import PortInUse, ServerFailed
-from swapmeet.keys import Keys, admin_key
+from swapmeet.preparation import prepare
 from swapmeet.settings import Settings
-from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 
 READY_SECONDS = 300
-FREE_BYTES = 512 << 20
 Tell = Callable[[str], None]
 
 
@@ -41,13 +39,14 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
         ServerFailed: no disk space, or the engine did not come up; the message says why.
     """
     check_port(settings)
-    key = _prepare(settings)
+    key = prepare(settings)
     base = BaseLibrary(settings.folder, tell).find(settings.base)
     with ray_running(settings):
         from ray import serve
         from ray.serve.config import HTTPOptions
 
         tell(f"Loading {base.name} as NF4")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
         try:
             _run(settings, base)
@@ -55,7 +54,7 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
             _wait_ready(running.url)
             yield running
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def up(settings: Settings, ready: Callable[[Running], None], tell: Tell) -> None:
@@ -83,20 +82,6 @@ def check_port(settings: Settings) -> None:
             raise PortInUse(
                 f"Port {settings.port} on {settings.host} can not be used ({error.strerror}). Choose another: --port N."
             ) from error
-
-
-def _prepare(settings: Settings) -> str:
-    """Make the home folder, look at the registry and the disk, and give the operator's key."""
-    try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ServerFailed(
-            f"{settings.folder} can not be made ({error.strerror}). Choose another: --home DIR."
-        ) from error
-    if shutil.disk_usage(settings.folder).free < FREE_BYTES:
-        raise ServerFailed(f"Less than {FREE_BYTES >> 20} MiB are free under {settings.folder}. Make room first.")
-    Registry(settings.registry_url).names()
-    return admin_key(Keys(settings.database_url), settings.folder)
 
 
 def _run(settings: Settings, base: Base) -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from swapmeet_training.ray_driver import Outcome, train_on_ray
-
 from swapmeet.cluster import ray_running
 from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, Registry, Version
 from swapmeet_registry.bases import Base, BaseLibrary
-from swapmeet_training import FineTune, Resources, check_files, fine_tune
+from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
+from swapmeet_training.ray_driver import Outcome, train_on_ray
 
 Tell = Callable[[str], None]
+
+
+def _say_nothing(_: str) -> None:
+    """For callers who follow nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ def train_and_publish(
     options: Mapping[str, Any],
     resources: Resources,
     alias: str | None = None,
-    tell: Tell | None = None,
+    tell: Tell = _say_nothing,
 ) -> Published:
     """One fine-tune, from settings that somebody typed to a published version.
 
@@ -45,9 +48,9 @@ def train_and_publish(
     AdapterName.parse(str(options["name"]))
     registry = Registry(settings.registry_url)
     registry.names()
-    found = BaseLibrary(settings.folder, tell or (lambda _: None)).find(base)
+    found = BaseLibrary(settings.folder, tell).find(base)
     spec = fine_tune({**options, **of_base(found)})
-    check_files(spec)
+    load_dataset(spec)
     storage = settings.folder / "runs" / uuid4().hex
     outcome = run_all(settings, [spec], storage, resources, tell)[0]
     if outcome.error is None:
@@ -60,12 +63,11 @@ def train_and_publish(
 
 
 def run_all(
-    settings: Settings, specs: Sequence[FineTune], storage: Path, resources: Resources, tell: Tell | None
+    settings: Settings, specs: Sequence[FineTune], storage: Path, resources: Resources, tell: Tell = _say_nothing
 ) -> list[Outcome]:
     """Train every spec, as many at once as fit; one outcome each, in order."""
     with ray_running(settings):
-        report = (lambda progress: tell(str(progress))) if tell else None
-        return train_on_ray(specs, storage, resources=resources, on_progress=report)
+        return train_on_ray(specs, storage, resources=resources, on_progress=lambda progress: tell(str(progress)))
 
 
 def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None) -> Version:
@@ -74,10 +76,19 @@ def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | N
     Raises:
         TrainingError: the run failed.
     """
+    return registry.push(adapter_folder(outcome), spec.name, base=spec.base_fingerprint, alias=alias)
+
+
+def adapter_folder(outcome: Outcome) -> Path:
+    """Where a finished run left its adapter.
+
+    Raises:
+        TrainingError: the run failed.
+    """
     if outcome.error:
         raise outcome.error
     assert outcome.adapter is not None
-    return registry.push(outcome.adapter, spec.name, base=spec.base_fingerprint, alias=alias)
+    return outcome.adapter
 
 
 def of_base(base: Base) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Heads:
         stored = self._store.get(_key(name))
         if stored is None:
             if start is None:
-                raise NotFound(f"There is no adapter {name} in {self._store.url}. Check the name.")
+                raise NotFound(f"There is no adapter {name} in this registry. Check its name.")
             return start, None
         try:
             head = Head.decode(stored.data, f"{_key(name)} in {self._store.url}")

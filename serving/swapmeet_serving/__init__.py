@@ -15,13 +15,14 @@ Importing this package imports no torch; asking for `Engine` does.
 
 from typing import TYPE_CHECKING, Any
 
+from swapmeet_serving.calls import Call, Chunk
 from swapmeet_serving.errors import ServingError
 from swapmeet_serving.sequence import Output, Request, Sampling
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine
 
-__all__ = ["Engine", "Output", "Request", "Sampling", "ServingError"]
+__all__ = ["Call", "Chunk", "Engine", "Output", "Request", "Sampling", "ServingError"]
 
 
 def __getattr__(name: str) -> Any:

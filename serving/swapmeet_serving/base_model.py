@@ -18,6 +18,7 @@ from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.lora_linear import LoraLinear
+from swapmeet_serving.lora_weights import PREFIX
 from swapmeet_serving.step_plan import CurrentStep
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
@@ -35,16 +36,19 @@ class BaseModel:
     Attributes:
         model: the transformers model; adapters and attention read `step`.
         kv_layers: KV heads and their width by layer.
-        shapes: input and output width of every linear module by name.
+        linears: every linear module by name.
+        embeddings: input and output embeddings, by the names PEFT may save copies of them under.
     """
 
     model: Any
     step: CurrentStep
     kv_layers: dict[int, tuple[int, int]]
-    shapes: dict[str, tuple[int, int]]
+    linears: dict[str, nn.Linear]
+    embeddings: dict[str, torch.Tensor]
     dtype: torch.dtype
     device: str
     context_length: int
+    vocabulary: int
     eos: frozenset[int]
 
 
@@ -61,16 +65,19 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     _let_odd_shapes_be(model)
     kv_layers = _observe(model, kind)
     step = CurrentStep()
-    shapes = _wrap_linears(model, step)
+    embeddings = _embeddings(model)
+    linears = _wrap_linears(model, step)
     config = model.config.get_text_config()
     return BaseModel(
         model=model,
         step=step,
         kv_layers=kv_layers,
-        shapes=shapes,
+        linears=linears,
+        embeddings=embeddings,
         dtype=model.dtype,
         device=device,
         context_length=config.max_position_embeddings,
+        vocabulary=model.get_input_embeddings().num_embeddings,
         eos=_eos(model.generation_config.eos_token_id),
     )
 
@@ -163,8 +170,8 @@ def _unsupported(settings: dict[str, Any]) -> set[str]:
     return found
 
 
-def _wrap_linears(model: Any, step: CurrentStep) -> dict[str, tuple[int, int]]:
-    """Put a `LoraLinear` in every linear layer's place; returns their widths by name."""
+def _wrap_linears(model: Any, step: CurrentStep) -> dict[str, nn.Linear]:
+    """Put a `LoraLinear` in every linear layer's place; returns those by name."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
@@ -175,4 +182,10 @@ def _wrap_linears(model: Any, step: CurrentStep) -> dict[str, tuple[int, int]]:
             module, name, step, rounds_first=isinstance(module, bnb.nn.Linear4bit), head=module is head
         )
         setattr(model.get_submodule(parent), attribute, wrapped)
-    return {name: (module.in_features, module.out_features) for name, module in linears.items()}
+    return linears
+
+
+def _embeddings(model: Any) -> dict[str, torch.Tensor]:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {name: module.weight for name, module in model.named_modules() if module in ends}
+    return {f"{PREFIX}{name}{part}.weight": weight for name, weight in weights.items() for part in ("", ".base_layer")}

@@ -75,6 +75,7 @@ class Engine:
         self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
         self.context_length = model.context_length
         self._eos = model.eos
+        self._vocabulary = model.vocabulary
         self._special = frozenset(self.tokenizer.all_special_ids)
         self._runner = Runner(model, kv_bytes, page_size)
         self._wake = threading.Event()
@@ -83,7 +84,7 @@ class Engine:
             AdapterBank(adapter_bytes),
             self._loader,
             fetch,
-            lambda folder, identity: open_lora(folder, identity, model.shapes, device),
+            lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, device),
         )
         self._scheduler = Scheduler(
             KvPages(self._runner.pages, page_size),
@@ -118,14 +119,13 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequest: the prompt is empty or the id is in use.
+            InvalidRequest: the prompt is empty or holds an unknown token, or the id is in use.
             ContextTooLong: prompt and max_tokens can never fit.
             Overloaded: too many requests wait already.
             EngineDead: a step failed before.
         """
-        if not request.prompt:
-            raise InvalidRequest("The prompt is empty. Give at least one token.")
-        sequence = Sequence(request)
+        self._check_prompt(request.prompt)
+        sequence = Sequence.of(request, self._scheduler.room)
         text = TextStream(Detokenizer(self.tokenizer, self._special), request.sampling.stop)
         with self._lock:
             if self._death:
@@ -170,6 +170,12 @@ class Engine:
         """Let the background threads end."""
         self._loader.close()
 
+    def _check_prompt(self, prompt: tuple[int, ...]) -> None:
+        if not prompt:
+            raise InvalidRequest("The prompt is empty. Give at least one token.")
+        if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
+            raise InvalidRequest(f"The prompt holds a token id outside of 0 to {self._vocabulary - 1}.")
+
     def _take_in(self) -> list[Output]:
         """Take in arrivals, cancellations and adapters; returns the outputs of requests that ended by it."""
         self._wake.clear()
@@ -191,7 +197,7 @@ class Engine:
         text = "" if ended else stream.add(token)
         if ended or stream.stopped:
             return self._end(sequence, "stop", (token,), text)
-        if sequence.completion_tokens == sampling.max_tokens:
+        if sequence.completion_tokens == sequence.max_tokens:
             return self._end(sequence, "length", (token,), text)
         return _output(sequence, (token,), text)
 

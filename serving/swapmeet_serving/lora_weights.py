@@ -38,8 +38,11 @@ UNSUPPORTED = {
 }
 """Settings of PEFT's LoraConfig that change what is computed, and are refused while set."""
 
-Shapes = Mapping[str, tuple[int, int]]
-"""Input and output width of each linear module of the base, by the module's name."""
+Linears = Mapping[str, torch.nn.Linear]
+"""Every linear module of the base by name."""
+
+Embeddings = Mapping[str, torch.Tensor]
+"""The base's input and output embeddings, by the names that PEFT may save copies of them under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +60,37 @@ LoraWeights = dict[str, LoraPair]
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """An adapter folder whose every tensor belongs to a module of the base."""
+    """An adapter folder whose every tensor belongs to a module of the base.
+
+    `copies` are the tensors that PEFT saves of the output head or the embeddings beside an adapted head.
+    """
 
     path: Path
+    identity: str
     scalings: dict[str, float]
+    copies: dict[str, torch.Tensor]
     size: int
     device: str
 
     def read(self) -> LoraWeights:
-        """Read the weights into memory on the device."""
+        """Read the weights into memory on the device.
+
+        Raises:
+            AdapterUnsupported: what should be a copy of the base's weights differs from them.
+        """
         with safe_open(self.path, framework="pt") as tensors:
+            for name, weight in self.copies.items():
+                if not torch.equal(tensors.get_tensor(name).to(weight), weight):
+                    raise AdapterUnsupported(
+                        f"{self.identity} brings a trained {name}, which is not served. Train it without."
+                    )
             return {
                 module: _pair(tensors.get_tensor, module, scaling, self.device)
                 for module, scaling in self.scalings.items()
             }
 
 
-def open_lora(folder: Path, identity: str, shapes: Shapes, device: str = "cpu") -> LoraFile:
+def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddings, device: str = "cpu") -> LoraFile:
     """Check an adapter folder against the base's modules, reading headers only.
 
     Raises:
@@ -85,25 +102,26 @@ def open_lora(folder: Path, identity: str, shapes: Shapes, device: str = "cpu") 
     if not path.is_file():
         raise AdapterUnsupported(f"{identity} has no {WEIGHTS_FILE}. Save it with PEFT as safetensors.")
     found = {entry.name: entry.shape for entry in read_header(path).tensors}
-    expected: dict[str, tuple[int, ...]] = {}
+    copies = {name: embeddings[name] for name in found if name in embeddings}
+    expected = {name: tuple(weight.shape) for name, weight in copies.items()}
     scalings: dict[str, float] = {}
-    for module in sorted({_module_of(name, identity) for name in found}):
-        if module not in shapes:
+    for module in sorted({_module_of(name, identity) for name in found if name not in copies}):
+        if module not in linears:
             raise AdapterUnsupported(
                 f"{identity} adapts {module}, which is not a linear module of this base. "
                 "Train it on this base, with linear target modules."
             )
         rank, scalings[module] = _rank_and_scaling(config, module)
-        width_in, width_out = shapes[module]
-        expected[_name(module, "A")] = (rank, width_in)
-        expected[_name(module, "B")] = (width_out, rank)
+        expected[_name(module, "A")] = (rank, linears[module].in_features)
+        expected[_name(module, "B")] = (linears[module].out_features, rank)
     for name, shape in expected.items():
         if found.get(name) != shape:
             raise AdapterUnsupported(
                 f"{identity} should have {name} of shape {shape} and has {found.get(name, 'none')}. "
                 "Its weights, its configuration and this base do not belong together."
             )
-    return LoraFile(path, scalings, sum(map(math.prod, found.values())) * BYTES_PER_WEIGHT, device)
+    size = BYTES_PER_WEIGHT * sum(math.prod(found[name]) for name in found if name not in copies)
+    return LoraFile(path, identity, scalings, copies, size, device)
 
 
 def _read_config(folder: Path, identity: str) -> dict[str, Any]:

@@ -25,11 +25,11 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities, likeliest first, and their token ids, after temperature, `top_k`, then `top_p`.
+    """The tokens that may be drawn, as probabilities and token ids, after temperature, `top_k`, then `top_p`.
 
     `top_p` keeps the likeliest tokens up to and with the one that brings their sum to `top_p`.
     """
-    scaled = logits.double() / sampling.temperature
+    scaled = (logits - logits.max()).double() / sampling.temperature
     size = min(sampling.top_k or len(scaled), len(scaled))
     if sampling.top_p == 1:
         values, ids = torch.topk(scaled, size) if size < len(scaled) else (scaled, torch.arange(len(scaled)))

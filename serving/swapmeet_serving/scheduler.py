@@ -36,6 +36,8 @@ class Scheduler:
     runs can always finish. Nobody starves, because later arrivals pass only those who wait for a load:
     whoever waits for pages or a place stops admission, and whoever waits for adapter room stops admission
     of adapters until those running let go. Adapters that earlier arrivals wait for are not evicted.
+
+    `room` is how many tokens one sequence can have in all.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Scheduler:
     ) -> None:
         self._pages = pages
         self._adapters = adapters
-        self._context_length = context_length
+        self.room = min(context_length, pages.count * pages.page_size)
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_prefill_tokens = max_prefill_tokens
@@ -64,12 +66,10 @@ class Scheduler:
             ContextTooLong: prompt and max_tokens exceed the context or the KV cache.
             Overloaded: too many requests wait already.
         """
-        prompt, completion = len(sequence.request.prompt), sequence.request.sampling.max_tokens
-        room = min(self._context_length, self._pages.count * self._pages.page_size)
-        if prompt + completion > room:
+        if sequence.most_tokens > self.room:
             raise ContextTooLong(
-                f"The prompt has {prompt} tokens and max_tokens is {completion}, together more than the "
-                f"{room} that fit. Shorten the prompt or lower max_tokens."
+                f"The prompt has {len(sequence.request.prompt)} tokens and max_tokens is {sequence.max_tokens}, "
+                f"together more than the {self.room} that fit. Shorten the prompt or lower max_tokens."
             )
         if len(self.waiting) + coming >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests are waiting already. Try again later.")

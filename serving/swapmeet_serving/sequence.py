@@ -6,6 +6,9 @@ from typing import Literal
 
 from swapmeet_serving.errors import InvalidRequest
 
+DEFAULT_MAX_TOKENS = 1024
+"""Where a request states no `max_tokens`: pages are set aside for all of them, so not the whole context."""
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -13,14 +16,15 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class Sampling:
     """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in.
 
-    `seed` makes sampling repeatable, whatever else is in the batch. Generation ends before one of the `stop`
-    texts, or after an end-of-text token unless `ignore_eos`.
+    Without `max_tokens`, it is `DEFAULT_MAX_TOKENS` or what the context leaves. `seed` makes sampling
+    repeatable, whatever else is in the batch. Generation ends before one of the `stop` texts, or after an
+    end-of-text token unless `ignore_eos`.
 
     Raises:
         InvalidRequest: a value is out of range.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -30,7 +34,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         wrong = {
-            "max_tokens must be at least 1": self.max_tokens < 1,
+            "max_tokens must be at least 1": self.max_tokens is not None and self.max_tokens < 1,
             "temperature must be between 0 and 2": not 0 <= self.temperature <= 2,
             "top_p must be above 0 and at most 1": not 0 < self.top_p <= 1,
             "top_k must be 0 (off) or more": self.top_k < 0,
@@ -40,6 +44,9 @@ class Sampling:
             raise InvalidRequest("; ".join(text for text, found in wrong.items() if found) + ".")
 
 
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt in token ids; `adapter` is an adapter's identity, or None for the bare base."""
@@ -47,7 +54,7 @@ class Request:
     id: str
     prompt: tuple[int, ...]
     adapter: str | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class Sequence:
     """A request under way: its tokens, and the pages that hold keys and values of the first `cached` of them."""
 
     request: Request
+    max_tokens: int
     tokens: list[int] = field(init=False)
     pages: list[int] = field(default_factory=list)
     cached: int = 0
@@ -81,6 +89,12 @@ class Sequence:
         given = self.request.sampling.seed
         self.seed = secrets.randbits(64) if given is None else given
 
+    @classmethod
+    def of(cls, request: Request, room: int) -> "Sequence":
+        """A request's sequence, where so many tokens fit in all."""
+        left = max(1, room - len(request.prompt))
+        return cls(request, request.sampling.max_tokens or min(DEFAULT_MAX_TOKENS, left))
+
     @property
     def adapter(self) -> str | None:
         """The adapter's identity, or None for the bare base."""
@@ -89,7 +103,7 @@ class Sequence:
     @property
     def most_tokens(self) -> int:
         """How long the sequence can become."""
-        return len(self.request.prompt) + self.request.sampling.max_tokens
+        return len(self.request.prompt) + self.max_tokens
 
     @property
     def completion_tokens(self) -> int:

@@ -25,7 +25,19 @@ MAY_IMPORT = {
 }
 
 HEAVY = {"torch", "ray", "transformers", "peft", "bitsandbytes"}
-EDGE: set[str] = set()
+EDGE = {
+    "swapmeet.gateway.deployment",
+    "swapmeet_serving.attention",
+    "swapmeet_serving.base_model",
+    "swapmeet_serving.engine",
+    "swapmeet_serving.lora_linear",
+    "swapmeet_serving.lora_weights",
+    "swapmeet_serving.runner",
+    "swapmeet_serving.sampling",
+    "swapmeet_serving.step_plan",
+    "swapmeet_training.ray_driver",
+    "swapmeet_training.trainer",
+}
 """The modules that import one of HEAVY when they are imported. All others decide, book-keep and format without."""
 
 

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -29,8 +32,8 @@ FACADES = sorted(
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check", "--wheel-dir", folder]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, REPOSITORY], check=True)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check", "--wheel-dir"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(folder), str(REPOSITORY)], check=True)
     (built,) = folder.iterdir()
     return built
 
@@ -113,3 +116,18 @@ def test_an_error_keeps_its_message_from_one_process_to_another(error: type[Exce
     assert type(copy) is error
     assert str(copy) == "No such thing. Make one."
     assert copy.code == error("x").code
+
+
+def test_every_dependency_is_pinned_to_one_version_that_suits() -> None:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    for name, specifier in pinned.items():
+        assert re.fullmatch(r"==[\w.]+", specifier), name  # and no local version, which would tie users to one index
+    project = PYPROJECT["project"]
+    named = [*PYPROJECT["build-system"]["requires"], *project["dependencies"]]
+    named += [one for extra in project["optional-dependencies"].values() for one in extra]
+    for requirement in map(Requirement, named):
+        if requirement.name != project["name"]:
+            version = pinned[canonicalize_name(requirement.name)].removeprefix("==")
+            assert version in requirement.specifier, requirement

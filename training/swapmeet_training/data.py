@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 from swapmeet_training.errors import DataError
 
@@ -109,14 +110,14 @@ def dataset_digest(*paths: Path) -> str:
     return f"sha256:{whole}"
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
         raise DataError(f"{path} can not be read ({error.strerror}). Name a JSONL file.") from error
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: BufferedReader) -> Iterator[tuple[int, bytes]]:
     line = 0
     while raw := stream.readline(MAX_LINE + 1):
         line += 1

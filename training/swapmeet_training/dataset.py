@@ -50,7 +50,7 @@ def load_dataset(spec: FineTune) -> Dataset:
     tokenizer = _tokenizer(spec.base)
     masker = Masker.of(spec.base, tokenizer, spec.max_length)
     parts = [masker.sequences(read_examples(path), path) for path in data_files(spec)]
-    pad = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
+    pad = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
     return Dataset(parts[0], parts[1] if spec.validation else [], pad)
 
 

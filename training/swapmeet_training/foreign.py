@@ -65,6 +65,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
+            # torch's only sign that a layer has no backward and its gradient is silently left out.
+            warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

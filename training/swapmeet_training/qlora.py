@@ -5,20 +5,17 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
 from swapmeet_registry.provenance import Provenance
 from swapmeet_training.data import dataset_digest
-from swapmeet_training.dataset import Dataset, data_files, load_dataset
+from swapmeet_training.dataset import data_files, load_dataset
 from swapmeet_training.errors import CheckpointError
 from swapmeet_training.foreign import seam
 from swapmeet_training.model import attach_lora, load_base
 from swapmeet_training.progress import Report, Result, ignore
 from swapmeet_training.spec import FineTune
-
-if TYPE_CHECKING:
-    from swapmeet_training.trainer import Trainer
 
 PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -34,26 +31,40 @@ def run(
     report: Report = ignore,
     checkpointed: Checkpointed = ignore,
     resume_from: Path | None = None,
+    keep: int | None = 2,
 ) -> Result:
     """Fine-tune, and leave a PEFT adapter with its provenance in `folder`/adapter.
 
     Checkpoints stand beside it as `checkpoint-STEP`. On one CPU, equal specs, data and package versions give
     bitwise equal weights, also when a run was interrupted and resumed from one of its checkpoints.
 
+    Args:
+        spec: what to train.
+        folder: made if missing; everything that the run leaves is in it.
+        device: `cpu`, or a GPU such as `cuda:0`.
+        report: called after every step and every evaluation.
+        checkpointed: called with each checkpoint's folder.
+        resume_from: one of this run's checkpoints.
+        keep: how many checkpoints to keep, the newest of which may be half-written when the process dies;
+            None leaves deleting them to the caller.
+
     Raises:
         DataError, TemplateError: the data is wrong, or the base's chat template can not mark it.
         SpecError: the base lacks a module that `target_modules` names.
         BaseInvalid: the base's folder is unusable.
         CheckpointError: `resume_from` is no checkpoint of this run.
-        DeviceMissing, OutOfMemory, StorageFull, RunFailed: what a run may die of.
+        DeviceMissing, OutOfMemory, StorageFull, Diverged, RunFailed: what a run may die of.
     """
     began = time.monotonic()
     with seam(spec.name):
+        from swapmeet_training.trainer import Reporter, Trainer, arguments
+
         data = load_dataset(spec)
         provenance = _provenance(spec)
         first_step = _first_step(resume_from, provenance)
         model = attach_lora(load_base(spec.base, device), spec)
-        trainer = _trainer(spec, folder, device, data, model, report, _sealed(provenance, checkpointed))
+        reporter = Reporter(spec.name, report, _sealed(provenance, checkpointed))
+        trainer = Trainer(model, arguments(spec, folder, len(data.training), device, keep), data, reporter)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         metrics = trainer.final_metrics() | {"bits_per_parameter": bits_per_parameter(model)}
         seconds = time.monotonic() - began
@@ -93,21 +104,6 @@ def _sealed(provenance: Provenance, checkpointed: Checkpointed) -> Checkpointed:
         checkpointed(checkpoint)
 
     return seal
-
-
-def _trainer(
-    spec: FineTune,
-    folder: Path,
-    device: str,
-    data: Dataset,
-    model: Any,
-    report: Report,
-    checkpointed: Checkpointed,
-) -> "Trainer":
-    from swapmeet_training.trainer import Reporter, Trainer, arguments
-
-    settings = arguments(spec, folder, len(data.training), device)
-    return Trainer(model, settings, data, Reporter(spec.name, report, checkpointed))
 
 
 def _save(model: Any, spec: FineTune, folder: Path, provenance: Provenance) -> Path:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
 import ray.train
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -121,7 +120,7 @@ def _at_once(resources: Resources) -> int:
     """How many runs fit into the whole cluster."""
     if not ray.is_initialized():
         raise RunFailed("Ray is not running. Call ray.init() first.")
-    cluster = ray.cluster_resources()
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fit = [cluster.get("CPU", 0.0) / resources.cpus]
     if resources.gpus:
         fit.append(cluster.get("GPU", 0.0) / resources.gpus)
@@ -162,7 +161,7 @@ class _Run:
         began = time.monotonic()
         try:
             check_files(self._spec)
-            ended: Result | Error = self._trainer().fit().return_value
+            ended: Result | Error = self._trainer().fit().return_value  # type: ignore[attr-defined]  # typed as v1
         except Exception as error:
             ended = _error(self._spec.name, error)
         seconds = time.monotonic() - began
@@ -190,13 +189,13 @@ class _Run:
     def _trainer(self) -> TorchTrainer:
         share = {"CPU": self._resources.cpus} | ({"GPU": self._resources.gpus} if self._resources.gpus else {})
         return TorchTrainer(
-            _work,
+            _work,  # type: ignore[arg-type]  # v2 hands on what it returns
             train_loop_config={"spec": self._spec, "folder": self.folder, "resources": self._resources},
             torch_config=_Alone(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1, use_gpu=self._resources.gpus > 0, resources_per_worker=share
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=self.folder.name,
                 storage_path=str(self.folder.parent),
                 failure_config=ray.train.FailureConfig(max_failures=self._max_failures),
@@ -244,6 +243,7 @@ def _work(config: dict[str, Any]) -> Result | Error:
                 report=report,
                 checkpointed=checkpointed,
                 resume_from=Path(checkpoint.path) if checkpoint else None,
+                keep=None,  # Ray deletes older checkpoints once it knows of a newer one
             )
         except RunFailed:
             raise
@@ -252,13 +252,13 @@ def _work(config: dict[str, Any]) -> Result | Error:
 
 
 def _error(name: str, error: Exception) -> Error:
-    """What Ray raises, as one of our errors."""
-    if isinstance(error, ray.train.WorkerGroupError):
-        for failure in error.worker_failures.values():
-            if isinstance(failure, ray.exceptions.RayActorError):
-                return WorkerLost(
-                    f"{name}: its worker died more often than it may be started again. Was it out of memory? "
-                    "Start it again to go on from its last checkpoint."
-                )
-            return RunFailed(str(failure).strip().splitlines()[-1])
-    return as_ours(name, error)
+    """What Ray raises, as one of our errors: what the worker raised, or else that it was lost."""
+    if not isinstance(error, ray.train.WorkerGroupError):
+        return as_ours(name, error)
+    for failure in error.worker_failures.values():
+        if isinstance(failure, RunFailed):
+            return failure
+    return WorkerLost(
+        f"{name}: its worker died more often than it may be started again. Was it out of memory? "
+        "Start it again to go on from its last checkpoint."
+    )

@@ -16,23 +16,20 @@ from swapmeet_training.masking import IGNORED, Sequence
 from swapmeet_training.progress import Progress, Report
 from swapmeet_training.spec import FineTune
 
-KEPT_CHECKPOINTS = 2
-"""The newest may be half-written when its process dies, so the one before it stays."""
-
 Batch = dict[str, torch.Tensor]
 
 
-class Arguments(transformers.TrainingArguments):
+class Arguments(transformers.TrainingArguments):  # type: ignore[misc]  # transformers is untyped
     """Trainer settings of a run on one device, however many the machine has."""
 
     @property
     def n_gpu(self) -> int:
         """Never more than one: with more, the Trainer would split batches over all GPUs it sees."""
-        return min(1, super().n_gpu)
+        return min(1, int(super().n_gpu))
 
 
-def arguments(spec: FineTune, folder: Path, examples: int, device: str) -> Arguments:
-    """The Trainer's settings; `examples` is the size of the training set."""
+def arguments(spec: FineTune, folder: Path, examples: int, device: str, keep: int | None) -> Arguments:
+    """The Trainer's settings; `examples` is the size of the training set, `keep` how many checkpoints stay."""
     per_epoch = math.ceil(math.ceil(examples / spec.batch_size) / spec.gradient_accumulation)
     return Arguments(
         output_dir=str(folder),
@@ -53,7 +50,7 @@ def arguments(spec: FineTune, folder: Path, examples: int, device: str) -> Argum
         eval_steps=spec.eval_every or per_epoch,
         save_strategy="steps",
         save_steps=spec.save_every or per_epoch,
-        save_total_limit=KEPT_CHECKPOINTS,
+        save_total_limit=keep,
         logging_steps=1,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
@@ -65,7 +62,7 @@ def arguments(spec: FineTune, folder: Path, examples: int, device: str) -> Argum
     )
 
 
-class Trainer(transformers.Trainer):
+class Trainer(transformers.Trainer):  # type: ignore[misc]
     """Token-mean loss over the trained tokens only, in training and in evaluation alike."""
 
     def __init__(self, model: Any, args: Arguments, data: Dataset, reporter: "Reporter") -> None:
@@ -82,11 +79,10 @@ class Trainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
         self.remove_callback(transformers.PrinterCallback)
 
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: Batch, *, num_items_in_batch: torch.Tensor, **_: Any) -> torch.Tensor:
         """Mean loss in nats per trained token of the batch, all its accumulated parts together."""
-        return score(model, inputs)[0] / num_items_in_batch
+        loss: torch.Tensor = score(model, inputs)[0] / num_items_in_batch
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss and greedy accuracy per trained token of the held-out data."""
@@ -102,7 +98,7 @@ class Trainer(transformers.Trainer):
         self.log(metrics)
         # This clears `should_evaluate`; left set, the Trainer evaluates again at the epoch's end, and the random
         # numbers that takes make a resumed run differ from an uninterrupted one.
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def final_metrics(self) -> dict[str, float]:
@@ -149,7 +145,7 @@ def score(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
     return cross_entropy(logits, targets, reduction="sum"), hits, targets.numel()
 
 
-class Reporter(transformers.TrainerCallback):
+class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
     """Tells of every step, evaluation and checkpoint, and stops a run whose loss is not a number."""
 
     def __init__(self, name: str, report: Report, checkpointed: Callable[[Path], None]) -> None:
@@ -159,13 +155,13 @@ class Reporter(transformers.TrainerCallback):
         self._loss = math.nan
         self.tokens_per_second = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Start the clock."""
         self._began = time.monotonic()
         self._first_step = state.global_step
         self._first_tokens = state.num_input_tokens_seen
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
         """A step's loss, an evaluation's metrics, or the Trainer's closing summary, which is not told."""
         if "loss" in logs:
             self._loss = logs["loss"]
@@ -191,6 +187,6 @@ class Reporter(transformers.TrainerCallback):
             )
         )
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """A checkpoint is whole."""
         self._checkpointed(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -31,7 +31,9 @@ def list_(home: Home = None, json: Json = False) -> None:
     """The bases added so far, and the names that can be fetched."""
     records = BaseLibrary(load_settings(home=home).folder).records()
     known = {record.name for record in records}
-    rows = [{"name": record.name, "path": record.path, "source": record.source} for record in records]
+    rows: list[dict[str, str | None]] = [
+        {"name": record.name, "path": record.path, "source": record.source} for record in records
+    ]
     rows += [{"name": n, "path": None, "source": f"catalogue:{n}"} for n in CATALOGUE if n not in known]
     text = "\n".join(f"{row['name']:24} {row['path'] or 'not fetched yet'}" for row in rows)
     show({"bases": rows}, text, json)

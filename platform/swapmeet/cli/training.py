@@ -49,7 +49,9 @@ def train(
     }  # fmt: skip
     settings = load_settings(home=home, registry=registry)
     given = {key: value for key, value in options.items() if value is not None}
-    published = train_and_publish(settings, base, given, _resources(cpus, gpus), alias, tell if follow else None)
+    published = train_and_publish(
+        settings, base, given, _resources(cpus, gpus), alias, tell if follow else lambda _: None
+    )
     result = {
         "name": published.version.name,
         "version": published.version.version,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
-from swapmeet_training.ray_driver import Outcome
 
 from swapmeet.cluster import ray_running
 from swapmeet.demo.examination import Score, examine, mixed_batch
@@ -14,10 +13,11 @@ from swapmeet.demo.refusals import refusals
 from swapmeet.demo.tasks import TASKS, Example, Task
 from swapmeet.server import serving
 from swapmeet.settings import Settings
-from swapmeet.training import of_base, publish, run_all
+from swapmeet.training import adapter_folder, of_base, publish, run_all
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_training import Resources, fine_tune
+from swapmeet_training.ray_driver import Outcome
 
 TRAINING, HELD_OUT = 480, 100
 RECIPE = {"rank": 16, "alpha": 32, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.1}
@@ -43,7 +43,7 @@ def run_demo(settings: Settings, scratch: Path) -> None:
             say("One batch with all adapters and the base")
             batch = mixed_batch(client, base.name, TASKS)
             say("What must be refused")
-            refused = refusals(client, base, TASKS[0].adapter, outcomes[0].adapter, scratch)
+            refused = refusals(client, base, TASKS[0].adapter, adapter_folder(outcomes[0]), scratch)
     tenants = [_row(*each) for each in zip(TASKS, scores, outcomes, strict=True)]
     say("Done")
     _print_tables(tenants, batch, refused)
@@ -81,7 +81,7 @@ def _row(task: Task, score: Score, outcome: Outcome) -> dict[str, Any]:
         "adapter_accuracy": score.adapter,
         "held_out": HELD_OUT,
         "train_seconds": round(outcome.seconds, 1),
-        "bytes": (outcome.adapter / "adapter_model.safetensors").stat().st_size,
+        "bytes": (adapter_folder(outcome) / "adapter_model.safetensors").stat().st_size,
     }
 
 

@@ -3,19 +3,21 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
-from swapmeet_serving.deployment import ReplicaSettings, build_replicas
 
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
 from swapmeet.keys import Keys
-from swapmeet.settings import Settings
+from swapmeet.preparation import prepare
+from swapmeet.settings import Settings, load_settings
 from swapmeet_registry import Registry
-from swapmeet_registry.bases import Base
+from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
+from swapmeet_serving.deployment import ReplicaSettings, build_replicas
 
 
 class ServeReplicas:
@@ -26,7 +28,7 @@ class ServeReplicas:
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
         """Stream one answer; leaving early cancels it in the replica."""
-        stream = self.handle.options(stream=True).generate.remote(call)
+        stream: Any = self.handle.options(stream=True).generate.remote(call)
         try:
             async for chunk in stream:
                 yield chunk
@@ -61,11 +63,30 @@ def build(settings: Settings, base: Base) -> Application:
             fingerprint=base.fingerprint,
             registry=settings.registry_url,
             cache=settings.folder / "cache" / "adapters",
-            device=settings.device,
+            device=_device(settings),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             adapter_bytes=settings.adapter_memory,
             kv_bytes=settings.kv_memory,
         )
     )
-    return Gateway.bind(settings, base, replicas)
+    gateway: Any = Gateway
+    application: Application = gateway.bind(settings, base, replicas)
+    return application
+
+
+def application(args: dict[str, Any]) -> Application:
+    """What a Serve config file names as `import_path`; `args` are settings, by name.
+
+    The first start makes the operator's key in `HOME/admin.key`, as `swapmeet up` does.
+    """
+    settings = load_settings(**args)
+    prepare(settings)
+    return build(settings, BaseLibrary(settings.folder).find(settings.base))
+
+
+def _device(settings: Settings) -> str:
+    """A GPU where the settings or the cluster have one."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    wanted = settings.device == "cuda" or (settings.device == "auto" and resources.get("GPU", 0) >= 1)
+    return "cuda" if wanted else "cpu"

@@ -1,0 +1,184 @@
+"""A Ray Serve replica: one engine, the thread that steps it, and the registry its adapters come from.
+
+Names are resolved before they get here: a call names an adapter by its digest, and the bytes are verified
+against it. Errors leave `generate` as they were raised; Ray wraps them in a `RayTaskError` whose `cause` is
+the error itself.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swapmeet_registry import Registry
+from swapmeet_registry.fingerprint import Fingerprint
+from swapmeet_serving.calls import Call, Chunk
+from swapmeet_serving.chat import ChatTemplates
+from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.sequence import Output, Request
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+IDLE_SECONDS = 1.0
+FETCHERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica is made from; it travels to the replica's process.
+
+    Attributes:
+        base: folder of the base.
+        fingerprint: the base's; adapters of other weights are refused.
+        registry: URL of the registry.
+        cache: folder for adapters, each in one named by its digest; replicas may share it.
+        cpus: what Ray sets aside for the replica.
+        threads: CPU threads of a forward pass; all of the machine's if None.
+    """
+
+    base: Path
+    fingerprint: Fingerprint
+    registry: str
+    cache: Path
+    device: str = "cpu"
+    max_batch: int = 32
+    max_queue: int = 256
+    adapter_bytes: int = 256 << 20
+    kv_bytes: int = 512 << 20
+    cpus: float = 1
+    threads: int | None = None
+
+
+class Replica:
+    """Owns an engine and answers calls from it."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        from swapmeet_serving.engine import Engine
+
+        self._settings = settings
+        self._registry = Registry(settings.registry)
+        self._engine = Engine(
+            settings.base,
+            fetch=self.fetch,
+            adapter_bytes=settings.adapter_bytes,
+            kv_bytes=settings.kv_bytes,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            threads=settings.threads,
+            device=settings.device,
+            quantization=settings.fingerprint.quantization,
+        )
+        self._templates = ChatTemplates(self._engine.tokenizer, self.fetch)
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
+        self._streams: dict[str, _Stream] = {}
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def fetch(self, adapter: str) -> Path:
+        """The folder of an adapter's verified files.
+
+        Raises:
+            BaseMismatch: it was trained on other weights than this base's.
+            NotFound: there is no such adapter.
+            Corrupt: its bytes are not those of its digest.
+        """
+        folder = self._settings.cache / adapter.rpartition(":")[2]
+        self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+        return folder
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        """Stream one answer; leaving the generator cancels it.
+
+        Raises:
+            ServingError: the call can not be answered.
+            RegistryError: its adapter can not be had.
+        """
+        request = Request(call.request_id, await self._prompt(call), call.adapter, call.sampling)
+        if request.id in self._streams:
+            raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        self._streams[request.id] = stream  # before the engine's thread can have an output for it
+        try:
+            self._engine.submit(request)
+            while True:
+                output = await stream.outputs.get()
+                if output.error:
+                    raise output.error
+                yield _chunk(output)
+                if output.finish_reason:
+                    return
+        finally:
+            del self._streams[request.id]
+            self._engine.cancel(request.id)
+
+    async def describe(self) -> dict[str, Any]:
+        """What this replica holds."""
+        return {
+            "base": self._settings.fingerprint.name,
+            "fingerprint": self._settings.fingerprint.model_dump(),
+            "context_length": self._engine.context_length,
+            "resident_adapters": self._engine.resident,
+        }
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica when this raises.
+
+        Raises:
+            EngineDead: the engine's thread ended.
+        """
+        if not self._thread.is_alive():
+            raise EngineDead("The engine's thread ended; this replica must be replaced.")
+
+    async def _prompt(self, call: Call) -> tuple[int, ...]:
+        if call.messages is not None:
+            if self._templates.knows(call.adapter):
+                return self._templates.render(call.messages, call.adapter)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._fetchers, self._templates.render, call.messages, call.adapter)
+        if call.prompt is None:
+            raise InvalidRequest("Give messages or a prompt.")
+        if isinstance(call.prompt, tuple):
+            return call.prompt
+        return tuple(self._engine.tokenizer(call.prompt).input_ids)
+
+    def _work(self) -> None:
+        while not self._engine.dead:
+            self._engine.wait(IDLE_SECONDS)
+            for output in self._engine.step():
+                self._deliver(output)
+
+    def _deliver(self, output: Output) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream:
+            stream.loop.call_soon_threadsafe(stream.outputs.put_nowait, output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    loop: asyncio.AbstractEventLoop
+    outputs: asyncio.Queue[Output]
+
+
+def _chunk(output: Output) -> Chunk:
+    return Chunk(output.text, output.token_ids, output.finish_reason, output.prompt_tokens, output.completion_tokens)
+
+
+def build_replicas(settings: ReplicaSettings) -> "Application":
+    """The replica as a Ray Serve application, to bind into a gateway or to run by itself."""
+    from ray import serve
+
+    # More calls than the engine takes, so that it answers `Overloaded` instead of calls piling up unseen.
+    replicas = serve.deployment(
+        name="Replica",
+        max_ongoing_requests=settings.max_batch + 2 * settings.max_queue,
+        ray_actor_options={
+            "num_cpus": settings.cpus,
+            "num_gpus": 1 if settings.device.startswith("cuda") else 0,
+        },
+    )(Replica)
+    application: Application = replicas.bind(settings)
+    return application

@@ -1,0 +1,58 @@
+"""What a restart keeps, and what `up` leaves behind."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def children(pid: int) -> list[str]:
+    """Processes below one, however deep."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+    found, grown = {str(pid)}, True
+    while grown:
+        more = {row[0] for row in rows if row[1] in found} - found
+        found, grown = found | more, bool(more)
+    return [row[0] for row in rows if row[0] in found and row[0] != str(pid)]
+
+
+@pytest.mark.slow
+def test_a_restart_keeps_key_and_adapters_and_a_stop_leaves_no_process(
+    serving: Callable[..., Any],
+    swapmeet: Callable[..., Any],
+    random_lora: Callable[..., Path],
+    tiny_llama: Path,
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    with serving(home, tiny_llama) as first:
+        started = children(first.process.pid)
+        environment = {"SWAPMEET_URL": first.url, "SWAPMEET_API_KEY": first.key}
+        answer = swapmeet("chat", "tiny-llama", "Hello", "--max-tokens", 8, "--json", **environment)
+        assert answer.returncode == 0, answer.stderr
+        unknown = swapmeet("chat", "acme/absent", "Hello", **environment)
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert "acme/absent" in unknown.stderr
+        forged = swapmeet("chat", "tiny-llama", "Hello", SWAPMEET_URL=first.url, SWAPMEET_API_KEY="sm-forged")
+        assert forged.returncode == 1
+        assert "API key" in forged.stderr
+        # published while the server runs, without telling it
+        adapter = random_lora(tiny_llama, tmp_path / "adapter")
+        assert swapmeet("push", adapter, "acme/late", "--base", tiny_llama, "--home", home).returncode == 0
+        late = swapmeet("chat", "acme/late", "Hello", "--max-tokens", 8, "--json", **environment)
+        assert late.returncode == 0, late.stderr
+    assert started
+    listed = subprocess.run(["ps", "-e", "-o", "pid="], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(started) & set(listed)
+
+    with serving(home, tiny_llama) as second:
+        assert second.key == first.key
+        again = swapmeet(
+            "chat", "acme/late", "Hello", "--max-tokens", 8, "--json",
+            SWAPMEET_URL=second.url, SWAPMEET_API_KEY=second.key,
+        )  # fmt: skip
+        assert json.loads(again.stdout) == json.loads(late.stdout)

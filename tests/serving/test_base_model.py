@@ -1,0 +1,98 @@
+"""Which bases are served: any whose attention the engine computes, and no other, by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_serving import Engine, Request, Sampling
+from swapmeet_serving.errors import BaseUnsupported
+
+COMMON = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture
+def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A tiny random model of any architecture, with the tiny Llama's tokenizer."""
+
+    def make(architecture: str, **settings: Any) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(architecture, **(COMMON | settings))
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / architecture)
+        AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / architecture)
+        return tmp_path / architecture
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("mistral", {"sliding_window": 9}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+        ("qwen3", {}),
+        ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("gpt_neox", {}),
+        ("phi", {}),
+        ("granite", {"logits_scaling": 2.0, "attention_multiplier": 0.3}),
+    ],
+)
+def test_other_architectures_equal_transformers(
+    architecture: str,
+    settings: dict[str, Any],
+    make_base: Callable[..., Path],
+    random_lora: Callable[..., Path],
+    make_engine: Callable[..., Engine],
+    answer: Callable[..., Any],
+    reference: Callable[..., list[list[int]]],
+    tmp_path: Path,
+) -> None:
+    base = make_base(architecture, **settings)
+    adapter = random_lora(base, tmp_path / "adapter", rank=4, targets="all-linear")
+    prompts = [tuple(range(5, 5 + length)) for length in (3, 8, 25)]
+    requests = [
+        Request(f"{folder}:{number}", prompt, str(folder) if folder else None, Sampling(max_tokens=16))
+        for number, prompt in enumerate(prompts)
+        for folder in (None, adapter)
+    ]
+    outputs = answer(make_engine(base), *requests)
+    for folder in (None, adapter):
+        for number, expected in enumerate(reference(base, folder, prompts, 16)):
+            found = outputs[f"{folder}:{number}"]
+            assert found[-1].error is None
+            assert [token for output in found for token in output.token_ids] == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "reason"),
+    [
+        ("gemma2", {}, "the attention setting softcap"),
+        ("gpt_oss", {"num_local_experts": 2}, "the attention setting s_aux"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic rotary"),
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, "chunked attention"),
+        ("lfm2", {"full_attn_idxs": [1]}, "layers of type conv"),
+        ("bloom", {"n_layer": 2, "n_head": 4}, "attention"),
+    ],
+)
+def test_what_is_not_computed_is_refused(
+    architecture: str, settings: dict[str, Any], reason: str, make_base: Callable[..., Path]
+) -> None:
+    base = make_base(architecture, **settings)
+    with pytest.raises(BaseUnsupported, match=f"Models of type {architecture} can not be served.*{reason}"):
+        Engine(base, fetch=Path)

@@ -1,0 +1,126 @@
+"""Greedy tokens in mixed batches are those of transformers and PEFT, request by request."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_serving import Engine, Output, Request, Sampling
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "rank-4": {"rank": 4},
+    "attention": {"rank": 8, "targets": ("q_proj", "v_proj")},
+    "rslora": {"rank": 16, "use_rslora": True, "lora_alpha": 7},
+    "rank-64": {"rank": 64, "lora_alpha": 48},
+    "patterns": {"rank": 8, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"layers.1.mlp.down_proj": 11}},
+    "head": {"rank": 8, "targets": ("lm_head", "up_proj")},
+}
+NEW = 24
+Outputs = dict[str, list[Output]]
+
+
+@pytest.fixture(scope="module")
+def adapters(
+    random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, Path | None]]:
+    def make(base: Path) -> dict[str, Path | None]:
+        folder = tmp_path_factory.mktemp("adapters")
+        made = {
+            name: random_lora(base, folder / name, seed=seed, **shape)
+            for seed, (name, shape) in enumerate(ADAPTERS.items())
+        }
+        return {"base": None, **made}
+
+    return make
+
+
+def prompts_of(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [tuple((7 * n + 13 * n * n + length) % 370 + 5 for n in range(length)) for length in lengths]
+
+
+def tokens_of(outputs: list[Output]) -> list[int]:
+    assert outputs[-1].error is None, outputs[-1].error
+    assert outputs[-1].finish_reason in ("stop", "length")
+    return [token for output in outputs for token in output.token_ids]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("base_name", ["tiny_llama", "tiny_qwen2"])
+def test_mixed_batches_equal_peft(
+    base_name: str,
+    dtype: str,
+    request: pytest.FixtureRequest,
+    adapters: Callable[..., dict[str, Path | None]],
+    make_engine: Callable[..., Engine],
+    reference: Callable[..., list[list[int]]],
+) -> None:
+    """Requests join and leave at different times: more of them than places, of different lengths."""
+    base: Path = request.getfixturevalue(base_name)
+    prompts = prompts_of((1, 2, 17, 60))
+    engine = make_engine(base, compute_dtype=dtype, max_batch=9, max_prefill_tokens=80)
+    made = adapters(base)
+    outputs: Outputs = {}
+    for number, prompt in enumerate(prompts):
+        for name, folder in made.items():
+            sampling = Sampling(max_tokens=NEW - number)
+            engine.submit(Request(f"{name}:{number}", prompt, str(folder) if folder else None, sampling))
+            for output in engine.step():
+                outputs.setdefault(output.request_id, []).append(output)
+    while engine.busy:
+        engine.wait(10)
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    for name, folder in made.items():
+        expected = reference(base, folder, prompts, NEW, dtype)
+        for number, tokens in enumerate(expected):
+            assert tokens_of(outputs[f"{name}:{number}"]) == tokens[: NEW - number], (name, number)
+
+
+def test_adapters_make_a_difference(
+    tiny_llama: Path,
+    adapters: Callable[..., dict[str, Path | None]],
+    make_engine: Callable[..., Engine],
+    answer: Callable[..., Outputs],
+) -> None:
+    """Otherwise the comparison above would prove nothing."""
+    (prompt,) = prompts_of((17,))
+    requests = [
+        Request(name, prompt, str(folder) if folder else None, Sampling(max_tokens=NEW, ignore_eos=True))
+        for name, folder in adapters(tiny_llama).items()
+    ]
+    outputs = answer(make_engine(tiny_llama), *requests)
+    assert len({tuple(tokens_of(each)) for each in outputs.values()}) == len(requests)
+
+
+@pytest.mark.slow
+def test_the_real_base(
+    smollm2: Path,
+    random_lora: Callable[..., Path],
+    make_engine: Callable[..., Engine],
+    answer: Callable[..., Outputs],
+    reference: Callable[..., list[list[int]]],
+    tmp_path: Path,
+) -> None:
+    made: dict[str, Path | None] = {"base": None}
+    for seed, name in enumerate(("rank-4", "attention", "rslora")):
+        made[name] = random_lora(smollm2, tmp_path / name, seed=seed, **ADAPTERS[name])
+    engine = make_engine(smollm2, kv_bytes=64 << 20)
+    texts = ("What is the capital of France?", "Write a poem about the sea and the people who live by it.")
+    prompts = [
+        tuple(
+            engine.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+        )
+        for text in texts
+    ]
+    requests = [
+        Request(f"{name}:{number}", prompt, str(folder) if folder else None, Sampling(max_tokens=32))
+        for number, prompt in enumerate(prompts)
+        for name, folder in made.items()
+    ]
+    outputs = answer(engine, *requests)
+    for name, folder in made.items():
+        for number, tokens in enumerate(reference(smollm2, folder, prompts, 32)):
+            assert tokens_of(outputs[f"{name}:{number}"]) == tokens, (name, number)
