@@ -122,6 +122,7 @@ class Replica:
             "fingerprint": self._settings.fingerprint.model_dump(),
             "context_length": self._engine.context_length,
             "resident_adapters": self._engine.resident,
+            "requests": self._engine.requests,
         }
 
     def check_health(self) -> None:

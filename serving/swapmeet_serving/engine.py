@@ -97,7 +97,7 @@ class Engine:
         self._lock = threading.Lock()  # guards what other threads touch: the three below
         self._live: dict[str, _Live] = {}
         self._arrivals: list[Sequence] = []
-        self._cancelled: list[str] = []
+        self._cancelled: list[Sequence] = []
         self._death: Exception | None = None
 
     @property
@@ -106,9 +106,14 @@ class Engine:
         return self._adapters.resident
 
     @property
+    def requests(self) -> int:
+        """How many requests are under way."""
+        return len(self._live)
+
+    @property
     def busy(self) -> bool:
         """Whether any request is under way."""
-        return bool(self._live)
+        return self.requests > 0
 
     @property
     def dead(self) -> bool:
@@ -140,7 +145,9 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """End a request, wherever it is; the next step gives its last output. Unknown ids are no error."""
         with self._lock:
-            self._cancelled.append(request_id)
+            live = self._live.get(request_id)
+            if live:
+                self._cancelled.append(live.sequence)
         self._wake.set()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -184,11 +191,15 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, []
             for sequence in arrivals:
                 self._scheduler.add(sequence)
-        outputs = [self._end(self._live[each].sequence, "cancelled") for each in cancelled if each in self._live]
+        outputs = [self._end(each, "cancelled") for each in dict.fromkeys(cancelled) if self._is_live(each)]
         for identity, error in self._adapters.collect().items():
             asking = [each for each in self._scheduler.waiting if each.adapter == identity]
             outputs += [self._end(each, "error", error=error) for each in asking]
         return outputs
+
+    def _is_live(self, sequence: Sequence) -> bool:
+        live = self._live.get(sequence.request.id)
+        return live is not None and live.sequence is sequence
 
     def _emit(self, sequence: Sequence, token: int) -> Output:
         sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,22 +91,23 @@ def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
+    names = {name: name.replace("/", "-") for name in adapters}
+    first, *others = adapters
+    model = PeftModel.from_pretrained(load_nf4(base), adapters[first], adapter_name=names[first])
+    for name in others:
+        model.load_adapter(adapters[name], adapter_name=names[name])
+    model.eval()
     found = {}
-    for model_name in {model for model, _ in asked}:
-        model = load_nf4(base)
+    for model_name, question in asked:
+        chat = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         if model_name != base_name:
-            model = PeftModel.from_pretrained(model, adapters[model_name]).eval()
-        for question in QUESTIONS:
-            inputs = tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                add_generation_prompt=True,
-                return_tensors="pt",
-                return_dict=True,
-            )
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-            found[model_name, question] = output[0, inputs["input_ids"].shape[1] :].tolist()
+            model.set_adapter(names[model_name])
+        alone = model.disable_adapter() if model_name == base_name else nullcontext()
+        with alone, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        found[model_name, question] = output[0, inputs["input_ids"].shape[1] :].tolist()
     return [found[each] for each in asked]
 
 
@@ -181,6 +183,7 @@ def test_streams_carry_the_same_text(hosted: Hosted) -> None:
         "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
         "max_tokens": NEW_TOKENS,
         "temperature": 0,
+        "extra_body": {"ignore_eos": True},
     }
     whole = client.chat.completions.create(**options)
     pieces = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))

@@ -20,7 +20,9 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 
     def make(base: Path, *, compute_dtype: str = "bfloat16", **settings: Any) -> Engine:
         quantization = Quantization(compute_dtype=compute_dtype)
-        engine = Engine(base, quantization=quantization, **({"fetch": Path, "kv_bytes": 4 << 20} | settings))
+        engine = Engine(
+            base, quantization=quantization, **({"fetch": Path, "kv_bytes": 4 << 20, "threads": 1} | settings)
+        )
         engines.append(engine)
         return engine
 

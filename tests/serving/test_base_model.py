@@ -23,6 +23,8 @@ COMMON = {
     "pad_token_id": 0,
 }
 
+LLAMA_LIKE = ("q_proj", "v_proj", "o_proj", "down_proj")
+
 
 @pytest.fixture
 def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
@@ -42,20 +44,21 @@ def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings"),
+    ("architecture", "settings", "targets"),
     [
-        ("mistral", {"sliding_window": 9}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
-        ("qwen3", {}),
-        ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
-        ("gpt_neox", {}),
-        ("phi", {}),
-        ("granite", {"logits_scaling": 2.0, "attention_multiplier": 0.3}),
+        ("mistral", {"sliding_window": 9}, LLAMA_LIKE),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, LLAMA_LIKE),
+        ("qwen3", {}, LLAMA_LIKE),
+        ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, LLAMA_LIKE),
+        ("gpt_neox", {}, ("query_key_value", "dense_4h_to_h")),
+        ("phi", {}, ("q_proj", "dense", "fc2")),
+        ("granite", {"logits_scaling": 2.0, "attention_multiplier": 0.3}, LLAMA_LIKE),
     ],
 )
 def test_other_architectures_equal_transformers(
     architecture: str,
     settings: dict[str, Any],
+    targets: tuple[str, ...],
     make_base: Callable[..., Path],
     random_lora: Callable[..., Path],
     make_engine: Callable[..., Engine],
@@ -64,7 +67,7 @@ def test_other_architectures_equal_transformers(
     tmp_path: Path,
 ) -> None:
     base = make_base(architecture, **settings)
-    adapter = random_lora(base, tmp_path / "adapter", rank=4, targets="all-linear")
+    adapter = random_lora(base, tmp_path / "adapter", rank=4, targets=targets)
     prompts = [tuple(range(5, 5 + length)) for length in (3, 8, 25)]
     requests = [
         Request(f"{folder}:{number}", prompt, str(folder) if folder else None, Sampling(max_tokens=16))
@@ -83,7 +86,7 @@ def test_other_architectures_equal_transformers(
     ("architecture", "settings", "reason"),
     [
         ("gemma2", {}, "the attention setting softcap"),
-        ("gpt_oss", {"num_local_experts": 2}, "the attention setting s_aux"),
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "the attention setting s_aux"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic rotary"),
         ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2}, "chunked attention"),
         ("lfm2", {"full_attn_idxs": [1]}, "layers of type conv"),
@@ -95,4 +98,4 @@ def test_what_is_not_computed_is_refused(
 ) -> None:
     base = make_base(architecture, **settings)
     with pytest.raises(BaseUnsupported, match=f"Models of type {architecture} can not be served.*{reason}"):
-        Engine(base, fetch=Path)
+        Engine(base, fetch=Path, threads=1)

@@ -53,6 +53,7 @@ def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Any) -> None:
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
+@settings(deadline=None)
 @given(pieces=st.lists(st.text("ab", max_size=4), max_size=12), stops=STOPS)
 def test_text_ends_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
     """Compared with looking at the whole text once each piece has come."""

@@ -20,7 +20,7 @@ def folder(tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def engine(tiny_llama: Path) -> Engine:
-    return Engine(tiny_llama, fetch=Path, kv_bytes=1 << 20)
+    return Engine(tiny_llama, fetch=Path, kv_bytes=1 << 20, threads=1)
 
 
 @pytest.fixture

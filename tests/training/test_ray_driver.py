@@ -1,8 +1,8 @@
 """Runs on a real local Ray: several at once, a killed worker, and errors that stay with their run."""
 
+import errno
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from swapmeet_registry.errors import BaseInvalid
-from swapmeet_training import DataError, FineTune, Progress, Resources, RunFailed, SpecError, WorkerLost, run
+from swapmeet_training import (
+    DataError,
+    FineTune,
+    Progress,
+    Resources,
+    RunFailed,
+    SpecError,
+    StorageFull,
+    WorkerLost,
+    run,
+)
 
 ray = pytest.importorskip("ray")
 
@@ -57,72 +67,60 @@ def test_what_the_cluster_can_not_hold_is_refused(local_ray: None, make_spec: Ma
         train([make_spec(), make_spec()], tmp_path)
 
 
+def test_what_ray_raises_becomes_ours() -> None:
+    from swapmeet_training.ray_driver import _error
+
+    lost = _error("acme/dates", ray.train.WorkerGroupError("died", {0: ray.exceptions.RayActorError()}))
+    assert isinstance(lost, WorkerLost)
+    assert str(lost).startswith("acme/dates: its worker died")
+    failed = _error("acme/dates", ray.train.WorkerGroupError("raised", {0: RunFailed("acme/dates failed: odd")}))
+    assert isinstance(failed, RunFailed)
+    assert str(failed) == "acme/dates failed: odd"
+    assert isinstance(_error("acme/dates", OSError(errno.ENOSPC, "No space left on device")), StorageFull)
+
+
 @pytest.mark.slow
-def test_killed_worker_goes_on_from_its_checkpoint_and_others_never_stop(
-    local_ray: None, make_spec: MakeSpec, tmp_path: Path
+def test_a_killed_worker_goes_on_from_its_checkpoint_and_nothing_touches_the_others(
+    local_ray: None, make_spec: MakeSpec, write_jsonl: Callable[..., Path], tmp_path: Path
 ) -> None:
     storage = tmp_path / "runs"
     victim = make_spec(name="acme/victim", epochs=20, save_every=5, validation=None)
-    other = make_spec(name="acme/other", epochs=40, save_every=5, validation=None)
-    told: dict[str, list[Progress]] = {victim.name: [], other.name: []}
+    other = make_spec(name="acme/other", epochs=40, save_every=5)
+    bad = [
+        make_spec(name="acme/data", data=write_jsonl("bad.jsonl", {"messages": []})),
+        make_spec(name="acme/base", base=tmp_path / "nowhere"),
+        make_spec(name="acme/target", target_modules=["nothing"]),
+    ]
+    told: list[Progress] = []
     killed: list[int] = []
     workers: set[int] = set()
 
     def follow(progress: Progress) -> None:
-        told[progress.name].append(progress)
+        told.append(progress)
         if progress.name == other.name:
             workers.add(worker_of(storage, other.name))
         elif progress.step >= 20 and not killed:
             killed.append(worker_of(storage, victim.name))
             os.kill(killed[0], signal.SIGKILL)
 
-    outcomes = train([victim, other], storage, resources=Resources(cpus=1), on_progress=follow)
+    outcomes = train([victim, *bad, other], storage, resources=Resources(cpus=0.66), on_progress=follow)
 
-    assert [outcome.error for outcome in outcomes] == [None, None]
+    kinds = [type(outcome.error) for outcome in outcomes]
+    assert kinds == [type(None), DataError, BaseInvalid, SpecError, type(None)]
+    assert "line 1: messages must be a list" in str(outcomes[1].error)
+    assert [outcome.adapter is None for outcome in outcomes] == [False, True, True, True, False]
+    assert not list(storage.glob("acme--target-*/checkpoint-*"))
+
     assert len(killed) == 1
     assert outcomes[0].resumed_from >= 5, "it began again instead of going on"
-    assert outcomes[1].resumed_from == 0
-    assert len(workers) == 1, "the other run was started again"
-    assert [progress.step for progress in told[other.name]] == list(range(1, 121))
-    assert told[victim.name][-1].step == 60
+    assert max(progress.step for progress in told if progress.name == victim.name) == 60
     alone = run(victim, tmp_path / "alone")
-    assert outcomes[0].adapter is not None
     assert weights(outcomes[0].adapter) == weights(alone.adapter), "it ended elsewhere than one never killed"
     assert not list(storage.glob("*/checkpoint-5")), "Ray keeps no old checkpoints"
 
-
-@pytest.mark.slow
-def test_a_failure_stays_with_its_run_and_is_told(
-    local_ray: None, make_spec: MakeSpec, write_jsonl: Callable[..., Path], tiny_llama: Path, tmp_path: Path
-) -> None:
-    storage = tmp_path / "runs"
-    odd = shutil.copytree(tiny_llama, tmp_path / "odd")
-    config = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps(config | {"intermediate_size": 320}))
-    specs = [
-        make_spec(name="acme/data", data=write_jsonl("bad.jsonl", {"messages": []})),
-        make_spec(name="acme/base", base=tmp_path / "nowhere"),
-        make_spec(name="acme/target", target_modules=["nothing"]),
-        make_spec(name="acme/lost", epochs=1000, validation=None),
-        make_spec(name="acme/odd", base=odd),
-        make_spec(name="acme/good"),
-    ]
-    killed: list[int] = []
-
-    def follow(progress: Progress) -> None:
-        if progress.name == "acme/lost" and not killed:
-            killed.append(worker_of(storage, progress.name))
-            os.kill(killed[0], signal.SIGKILL)
-
-    outcomes = train(specs, storage, resources=Resources(cpus=0.66), max_failures=0, on_progress=follow)
-
-    kinds = [type(outcome.error) for outcome in outcomes]
-    assert kinds == [DataError, BaseInvalid, SpecError, WorkerLost, RunFailed, type(None)]
-    assert [outcome.adapter is None for outcome in outcomes] == [True, True, True, True, True, False]
-    assert "line 1: messages must be a list" in str(outcomes[0].error)
-    assert "acme/lost: its worker died" in str(outcomes[3].error)
-    assert str(outcomes[4].error).startswith("acme/odd failed: ")
-    assert outcomes[5].metrics["eval_loss"] > 0
-    assert outcomes[5].trained_tokens > 0
-    again = train([specs[5]], storage)
-    assert again[0].resumed_from == 6, "a finished run is not trained again"
+    assert len(workers) == 1, "the other run was started again"
+    assert outcomes[4].resumed_from == 0
+    steps = [progress.step for progress in told if progress.name == other.name and not progress.evaluation]
+    assert steps == list(range(1, 121))
+    assert outcomes[4].metrics["eval_loss"] > 0
+    assert outcomes[4].trained_tokens > 0

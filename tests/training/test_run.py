@@ -35,6 +35,7 @@ class Interrupted(Exception):
     """Stops a run from outside, as a kill would."""
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21, loading
 def test_run_leaves_an_adapter_that_peft_loads(
     make_spec: MakeSpec, tmp_path: Path, tiny_llama: Path, capfd: Any
 ) -> None:

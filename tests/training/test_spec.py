@@ -72,6 +72,13 @@ def test_settings_name_no_file() -> None:
     assert set(settings) < set(FineTune.model_fields)
 
 
+def test_paths_mean_the_same_in_every_process() -> None:
+    spec = fine_tune(GOOD | {"validation": "~/held-out.jsonl"})
+    assert spec.base == Path.cwd() / "base"
+    assert spec.data == Path.cwd() / "data.jsonl"
+    assert spec.validation == Path.home() / "held-out.jsonl"
+
+
 def test_resources() -> None:
     assert (Resources(cpus=0.66).threads, Resources(cpus=2.5).threads) == (1, 2)
     assert (Resources().device, Resources(gpus=0.5).device) == ("cpu", "cuda:0")

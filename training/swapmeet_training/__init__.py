@@ -35,7 +35,7 @@ from swapmeet_training.errors import (
     TrainingError,
     WorkerLost,
 )
-from swapmeet_training.progress import Progress, Result
+from swapmeet_training.progress import Outcome, Progress, Result
 from swapmeet_training.qlora import run
 from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
 
@@ -47,6 +47,7 @@ __all__ = [
     "Diverged",
     "FineTune",
     "OutOfMemory",
+    "Outcome",
     "Progress",
     "Resources",
     "Result",

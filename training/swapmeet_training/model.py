@@ -41,8 +41,8 @@ def keep_differentiable(model: Any) -> None:
 
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                raise ValueError("This base has been used for inference already. Load it again to train on it.")
+            packed = getattr(module.weight.quant_state, "packing_format_for_cpu", False)
+            assert not packed, "this base has been used for inference already; load it again to train on it"
             module.support_avx512bf16_for_cpu = False
 
 

@@ -1,8 +1,11 @@
-"""What a run tells while it goes on, and when it ends."""
+"""What a run tells while it goes on, and how it ended."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from swapmeet_registry.errors import RegistryError
+from swapmeet_training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,27 @@ class Result:
     trained_tokens: int
     seconds: float
     resumed_from: int = 0
+
+
+Error = TrainingError | RegistryError
+"""What a run can end with besides a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one run ended: with an adapter, or with an error.
+
+    `seconds` is the time from its start to its end, restarts included; `resumed_from` is the step that its
+    last worker went on from, 0 if it was never restarted.
+    """
+
+    name: str
+    adapter: Path | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    trained_tokens: int = 0
+    resumed_from: int = 0
+    error: Error | None = None
 
 
 Report = Callable[[Progress], None]

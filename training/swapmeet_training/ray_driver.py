@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from swapmeet_registry.errors import RegistryError
 from swapmeet_training.dataset import check_files
 from swapmeet_training.errors import RunFailed, SpecError, TrainingError, WorkerLost
 from swapmeet_training.foreign import as_ours
-from swapmeet_training.progress import Progress, Report, Result, ignore
+from swapmeet_training.progress import Error, Outcome, Progress, Report, Result, ignore
 from swapmeet_training.qlora import run
 from swapmeet_training.spec import FineTune, Resources
+
+__all__ = ["Outcome", "train_on_ray"]
 
 EVENTS = "progress.jsonl"
 POLL_SECONDS = 0.5
@@ -42,26 +44,6 @@ RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 """What Ray Train's controllers and workers read from their environment."""
-
-
-Error = TrainingError | RegistryError
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one run ended: with an adapter, or with an error.
-
-    `seconds` is the time from its start to its end, restarts included; `resumed_from` is the step that its
-    last worker went on from, 0 if it was never restarted.
-    """
-
-    name: str
-    adapter: Path | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    trained_tokens: int = 0
-    resumed_from: int = 0
-    error: Error | None = None
 
 
 def train_on_ray(
@@ -183,6 +165,8 @@ class _Run:
         with self._events.open("rb") as stream:
             stream.seek(self._told)
             for line in stream:
+                if not line.endswith(b"\n"):
+                    break
                 self._told += len(line)
                 report(Progress(**json.loads(line)["progress"]))
 

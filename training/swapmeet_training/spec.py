@@ -11,6 +11,9 @@ from swapmeet_registry.names import AdapterName
 from swapmeet_registry.provenance import Tag
 from swapmeet_training.errors import SpecError
 
+Location = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path that means the same in a worker process, which has another working directory."""
+
 Name = Annotated[str, AfterValidator(lambda text: str(AdapterName.parse(text)))]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,10 +31,10 @@ class FineTune(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
-    base: Path
+    base: Location
     base_fingerprint: Fingerprint
-    data: Path
-    validation: Path | None = None
+    data: Location
+    validation: Location | None = None
 
     rank: int = Field(16, ge=1, le=512)
     alpha: Positive = 32

@@ -1,13 +1,15 @@
 """`swapmeet up|chat`."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
-from swapmeet.client import Client
 from swapmeet.settings import load_settings
+
+if TYPE_CHECKING:
+    from swapmeet.client import Client
 
 
 def up(
@@ -39,6 +41,8 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk to an adapter on a running server (SWAPMEET_URL, SWAPMEET_API_KEY)."""
+    from swapmeet.client import Client
+
     options = {"temperature": temperature} | ({"max_tokens": max_tokens} if max_tokens else {})
     opening = [{"role": "system", "content": system}] if system else []
     with Client() as client:
@@ -57,7 +61,7 @@ def chat(
 
 
 def _say(
-    client: Client, model: str, conversation: list[dict[str, str]], options: dict[str, float], silent: bool
+    client: "Client", model: str, conversation: list[dict[str, str]], options: dict[str, float], silent: bool
 ) -> str:
     answer = ""
     for piece in client.stream(model, conversation, **options):

@@ -27,6 +27,9 @@ def train(
     gradient_accumulation: Annotated[int | None, typer.Option(help="Batches a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest example, in tokens.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option(help="Recompute activations: less memory, about a third slower.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.")] = None,
     alias: Annotated[str | None, typer.Option(help="An alias to move to the new version.")] = None,
     license: Annotated[str | None, typer.Option(help="An SPDX licence id.")] = None,  # noqa: A002 - the option's name
@@ -45,7 +48,7 @@ def train(
         "name": name, "data": data, "validation": validation, "rank": rank, "alpha": alpha, "dropout": dropout,
         "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "max_length": max_length, "seed": seed,
         "gradient_accumulation": gradient_accumulation, "learning_rate": learning_rate, "license": license,
-        "tags": tuple(tag) if tag else None,
+        "gradient_checkpointing": gradient_checkpointing, "tags": tuple(tag) if tag else None,
     }  # fmt: skip
     settings = load_settings(home=home, registry=registry)
     given = {key: value for key, value in options.items() if value is not None}

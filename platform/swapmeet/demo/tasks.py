@@ -102,7 +102,7 @@ def _cities() -> list[str]:
 
 
 TASKS = (
-    Task("acme/dates", "dates of eight locales to ISO 8601", "Date to ISO 8601.", dated, steps=45, longest_answer=16),
-    Task("globex/orders", "order lines to strict JSON", "Order to JSON.", ordered, steps=45, longest_answer=64),
-    Task("initech/amounts", "amounts in words to digits", "Amount to digits.", spelled, steps=60, longest_answer=16),
+    Task("acme/dates", "dates of eight locales to ISO 8601", "Date to ISO 8601.", dated, steps=40, longest_answer=16),
+    Task("globex/orders", "order lines to strict JSON", "Order to JSON.", ordered, steps=30, longest_answer=64),
+    Task("initech/amounts", "amounts in words to digits", "Amount to digits.", spelled, steps=50, longest_answer=16),
 )

@@ -1,0 +1,67 @@
+"""Chat templates: the adapter's own before the base's, found once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_serving import chat
+from swapmeet_serving.chat import ChatTemplates
+from swapmeet_serving.errors import InvalidRequest, NoChatTemplate
+
+MESSAGES = ({"role": "user", "content": "Hello"},)
+
+
+class Tokenizer:
+    """Writes a template and its messages as one character code each, or refuses."""
+
+    def __init__(self, chat_template: str | None) -> None:
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], chat_template: str, **_: Any) -> list[int]:
+        if chat_template == "refuses":
+            raise ValueError("roles must alternate")
+        return [ord(letter) for letter in chat_template + messages[0]["content"]]
+
+
+def test_templates_are_found_once(tmp_path: Path) -> None:
+    fetched = []
+
+    def fetch(adapter: str) -> Path:
+        fetched.append(adapter)
+        return tmp_path / adapter
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / chat.TEMPLATE_FILE).write_text("own:")
+    (tmp_path / "plain").mkdir()
+    templates = ChatTemplates(Tokenizer("base:"), fetch)
+    for _ in range(2):
+        for adapter, text in ((None, "base:Hello"), ("own", "own:Hello"), ("plain", "base:Hello")):
+            assert "".join(map(chr, templates.render(MESSAGES, adapter))) == text
+            assert templates.knows(adapter)
+    assert fetched == ["own", "plain"]
+
+
+def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MOST_KEPT", 2)
+    templates = ChatTemplates(Tokenizer("base:"), lambda adapter: tmp_path / adapter)
+    for adapter in ("a", "b"):
+        templates.render(MESSAGES, adapter)
+    assert [templates.knows(each) for each in (None, "a", "b")] == [True, False, True]
+
+
+def test_a_failed_fetch_is_not_remembered(tmp_path: Path) -> None:
+    def fetch(adapter: str) -> Path:
+        raise OSError("the store is away")
+
+    templates = ChatTemplates(Tokenizer("base:"), fetch)
+    with pytest.raises(OSError, match="the store is away"):
+        templates.render(MESSAGES, "a")
+    assert not templates.knows("a")
+
+
+def test_no_template_or_one_that_refuses() -> None:
+    with pytest.raises(NoChatTemplate, match="no chat template"):
+        ChatTemplates(Tokenizer(None), Path).render(MESSAGES, None)
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        ChatTemplates(Tokenizer("refuses"), Path).render(MESSAGES, None)

@@ -1,0 +1,228 @@
+"""The replica: by itself, and once under a real Ray Serve."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_registry import BaseMismatch, NotFound, Registry
+from swapmeet_registry.fingerprint import Fingerprint, fingerprint
+from swapmeet_serving import Call, Chunk, Sampling
+from swapmeet_serving.deployment import Replica, ReplicaSettings, build_replicas
+from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate
+
+MESSAGES = ({"role": "user", "content": "Tell me a story"},)
+SHORT = Sampling(max_tokens=6, ignore_eos=True)
+LONG = Sampling(max_tokens=400, ignore_eos=True)
+OWN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def settings(
+    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> ReplicaSettings:
+    """A registry with adapters of the base, one with its own chat template, and one of another base."""
+    folder = tmp_path_factory.mktemp("platform")
+    url, here = f"file://{folder}/registry", fingerprint(tiny_llama, "tiny")
+    registry = Registry(url)
+    for seed, name in enumerate(("one", "two", "templated")):
+        adapter = random_lora(tiny_llama, folder / name, rank=8, seed=seed)
+        if name == "templated":
+            (adapter / "chat_template.jinja").write_text(OWN_TEMPLATE)
+        registry.push(adapter, f"acme/{name}", base=here)
+    elsewhere = Fingerprint(**here.model_dump() | {"name": "other", "weights": "sha256:" + "f" * 64})
+    registry.push(folder / "one", "acme/elsewhere", base=elsewhere)
+    return ReplicaSettings(
+        base=tiny_llama,
+        fingerprint=here,
+        registry=url,
+        cache=folder / "cache",
+        adapter_bytes=8 << 20,
+        kv_bytes=4 << 20,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def replica(settings: ReplicaSettings) -> Replica:
+    return Replica(settings)
+
+
+@pytest.fixture
+def pinned(settings: ReplicaSettings) -> Callable[[str], str]:
+    registry = Registry(settings.registry)
+    return lambda name: registry.resolve(f"acme/{name}").pinned
+
+
+async def collect(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
+    return [chunk async for chunk in chunks]
+
+
+def ask(replica: Replica, *calls: Call) -> list[list[Chunk]]:
+    async def all_at_once() -> list[list[Chunk]]:
+        return await asyncio.gather(*(collect(replica.generate(call)) for call in calls))
+
+    return asyncio.run(all_at_once())
+
+
+def tokens_of(chunks: list[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def test_streams_of_different_adapters_at_once(replica: Replica, pinned: Callable[[str], str]) -> None:
+    names = [None, pinned("one"), pinned("two")]
+    calls = [Call(str(n), messages=MESSAGES, adapter=name, sampling=SHORT) for n, name in enumerate(names)]
+    answers = ask(replica, *calls)
+    assert len({tuple(tokens_of(each)) for each in answers}) == 3
+    for chunks in answers:
+        assert [chunk.completion_tokens for chunk in chunks] == [1, 2, 3, 4, 5, 6]
+        assert chunks[-1].finish_reason == "length"
+    described = asyncio.run(replica.describe())
+    assert described["base"] == "tiny"
+    assert described["context_length"] == 512
+    assert set(described["resident_adapters"]) == {pinned("one"), pinned("two")}
+    replica.check_health()
+
+
+def test_prompts_in_messages_text_and_tokens_agree(replica: Replica) -> None:
+    tokenizer = replica._engine.tokenizer
+    text = tokenizer.apply_chat_template(list(MESSAGES), tokenize=False, add_generation_prompt=True)
+    tokens = tuple(tokenizer(text).input_ids)
+    calls = [
+        Call("1", messages=MESSAGES, sampling=SHORT),
+        Call("2", prompt=text, sampling=SHORT),
+        Call("3", prompt=tokens, sampling=SHORT),
+    ]
+    first, second, third = ask(replica, *calls)
+    assert tokens_of(first) == tokens_of(second) == tokens_of(third)
+    assert first[0].prompt_tokens == len(tokens)
+    with pytest.raises(InvalidRequest, match="Give messages or a prompt"):
+        ask(replica, Call("4"))
+
+
+def test_an_adapter_s_own_chat_template_is_used(replica: Replica, pinned: Callable[[str], str]) -> None:
+    plain = len(replica._engine.tokenizer(MESSAGES[0]["content"]).input_ids)
+    for adapter, expected in ((pinned("templated"), True), (pinned("one"), False), (None, False)):
+        for attempt in range(2):
+            (chunks,) = ask(replica, Call(str(attempt), messages=MESSAGES, adapter=adapter, sampling=SHORT))
+            assert (chunks[0].prompt_tokens == plain) == expected
+
+
+def test_messages_that_no_template_takes(settings: ReplicaSettings, replica: Replica, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(InvalidRequest, match="The chat template refuses"):
+        ask(replica, Call("1", messages=({"role": "user"},)))
+    base = shutil.copytree(settings.base, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    untemplated = Replica(replace(settings, base=base))
+    with pytest.raises(NoChatTemplate, match="no chat template"):
+        ask(untemplated, Call("1", messages=MESSAGES))
+
+
+def test_errors_reach_the_one_who_asked(replica: Replica, pinned: Callable[[str], str]) -> None:
+    with pytest.raises(BaseMismatch, match="sha256:ffff"):
+        ask(replica, Call("1", messages=MESSAGES, adapter=pinned("elsewhere"), sampling=SHORT))
+    with pytest.raises(BaseMismatch, match="sha256:ffff"):
+        ask(replica, Call("1", prompt="Hello", adapter=pinned("elsewhere"), sampling=SHORT))
+    with pytest.raises(NotFound):
+        ask(replica, Call("1", prompt="Hello", adapter="acme/one@sha256:" + "0" * 64, sampling=SHORT))
+    with pytest.raises(ContextTooLong):
+        ask(replica, Call("1", prompt="Hello", sampling=Sampling(max_tokens=600)))
+
+
+def test_leaving_a_stream_cancels_it(replica: Replica, pinned: Callable[[str], str]) -> None:
+    async def leave() -> None:
+        stream = replica.generate(Call("left", prompt="Hello", adapter=pinned("one"), sampling=LONG))
+        assert (await anext(stream)).completion_tokens == 1
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(leave())
+    (chunks,) = ask(replica, Call("next", prompt="Hello", sampling=SHORT))
+    assert len(chunks) == 6
+    assert not replica._engine.busy
+    assert not replica._streams
+
+
+def test_an_id_under_way_is_not_disturbed_by_a_second_call(replica: Replica) -> None:
+    async def twice() -> list[Chunk]:
+        first = replica.generate(Call("same", prompt="Hello", sampling=SHORT))
+        chunks = [await anext(first)]
+        with pytest.raises(InvalidRequest, match="id same is under way"):
+            await anext(replica.generate(Call("same", prompt="Hello", sampling=SHORT)))
+        return chunks + await collect(first)
+
+    assert len(asyncio.run(twice())) == 6
+
+
+def test_health_notices_a_dead_engine(settings: ReplicaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Replica(settings)
+    replica.check_health()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(replica._engine._runner, "run", fail)
+    with pytest.raises(EngineDead, match="the device is gone"):
+        ask(replica, Call("1", prompt="Hello"))
+    replica._thread.join(10)
+    with pytest.raises(EngineDead, match="must be replaced"):
+        replica.check_health()
+
+
+@pytest.fixture
+def handle(settings: ReplicaSettings) -> Iterator[Any]:
+    import ray
+    from ray import serve
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield serve.run(build_replicas(settings), name="test", route_prefix=None, logging_config={"log_level": "ERROR"})
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's
+def test_under_ray_serve(handle: Any, pinned: Callable[[str], str]) -> None:
+    streams = handle.options(stream=True)
+    answers: dict[str, list[Chunk]] = {}
+    met = threading.Barrier(2, timeout=60)
+
+    def stream(name: str) -> None:
+        chunks = iter(streams.generate.remote(Call(name, messages=MESSAGES, adapter=pinned(name), sampling=LONG)))
+        answers[name] = [next(chunks)]
+        met.wait()  # both have begun, and neither has ended
+        answers[name] += chunks
+
+    threads = [threading.Thread(target=stream, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert tokens_of(answers["one"]) != tokens_of(answers["two"])
+    assert [len(tokens_of(each)) for each in answers.values()] == [400, 400]
+
+    left = streams.generate.remote(Call("left", prompt="Hello", sampling=LONG))
+    assert next(iter(left)).completion_tokens == 1
+    left.cancel()
+    deadline = time.monotonic() + 30
+    while handle.describe.remote().result(timeout_s=30)["requests"]:
+        assert time.monotonic() < deadline, "the engine still computes for a caller who left"
+
+    for call, kind in (
+        (Call("1", messages=MESSAGES, adapter=pinned("elsewhere")), BaseMismatch),
+        (Call("2", prompt="Hello", sampling=Sampling(max_tokens=600)), ContextTooLong),
+    ):
+        with pytest.raises(kind) as caught:
+            list(streams.generate.remote(call))
+        assert type(getattr(caught.value, "cause", None)) is kind
+
+    described = handle.describe.remote().result(timeout_s=30)
+    assert set(described["resident_adapters"]) == {pinned("one"), pinned("two")}
