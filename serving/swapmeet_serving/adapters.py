@@ -58,7 +58,8 @@ class Adapters:
     @property
     def resident(self) -> list[str]:
         """Identities of the adapters in memory, the least recently used first."""
-        return [identity for identity in self._bank if identity in self._weights]
+        known = list(self._bank)  # in one go, because other threads may ask
+        return [identity for identity in known if identity in self._weights]
 
     def weights(self, identity: str) -> Any:
         """What reading a resident adapter gave."""

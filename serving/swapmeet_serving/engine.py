@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class Engine:
             max_queue=max_queue,
             max_prefill_tokens=max_prefill_tokens,
         )
-        self._lock = threading.Lock()  # guards what other threads touch: the three below
+        self._lock = threading.Lock()  # guards what other threads touch, which is all below
         self._live: dict[str, _Live] = {}
         self._arrivals: list[Sequence] = []
         self._cancelled: list[Sequence] = []
@@ -160,17 +160,18 @@ class Engine:
 
         Never raises: a failure ends all requests with `EngineDead`, and the engine.
         """
+        outputs: list[Output] = []
         if self._death:
-            return []
+            return outputs
         try:
-            outputs = self._take_in()
+            outputs += self._take_in()
             batch = self._scheduler.schedule()
             if batch:
                 logits = self._runner.run(batch, self._adapters.weights)
-                tokens = choose(logits, batch)
-                outputs += [self._emit(each, token) for each, token in zip(batch, tokens, strict=True)]
+                for sequence, token in zip(batch, choose(logits, batch), strict=True):
+                    outputs.append(self._emit(sequence, token))
         except Exception as error:
-            outputs = self._die(error)
+            outputs += self._die(error)  # what ended before in this step keeps its output
         return outputs
 
     def close(self) -> None:
@@ -183,19 +184,20 @@ class Engine:
         if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
             raise InvalidRequest(f"The prompt holds a token id outside of 0 to {self._vocabulary - 1}.")
 
-    def _take_in(self) -> list[Output]:
-        """Take in arrivals, cancellations and adapters; returns the outputs of requests that ended by it."""
+    def _take_in(self) -> Iterator[Output]:
+        """Take in arrivals, cancellations and adapters; gives the outputs of requests that ended by it."""
         self._wake.clear()
         with self._lock:
             arrivals, self._arrivals = self._arrivals, []
             cancelled, self._cancelled = self._cancelled, []
             for sequence in arrivals:
                 self._scheduler.add(sequence)
-        outputs = [self._end(each, "cancelled") for each in dict.fromkeys(cancelled) if self._is_live(each)]
+        for sequence in dict.fromkeys(cancelled):
+            if self._is_live(sequence):
+                yield self._end(sequence, "cancelled")
         for identity, error in self._adapters.collect().items():
-            asking = [each for each in self._scheduler.waiting if each.adapter == identity]
-            outputs += [self._end(each, "error", error=error) for each in asking]
-        return outputs
+            for sequence in [each for each in self._scheduler.waiting if each.adapter == identity]:
+                yield self._end(sequence, "error", error=error)
 
     def _is_live(self, sequence: Sequence) -> bool:
         live = self._live.get(sequence.request.id)

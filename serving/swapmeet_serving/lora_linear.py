@@ -47,8 +47,8 @@ class LoraLinear(nn.Module):
 
 def _product(x: torch.Tensor, segment: LoraSegment, pair: LoraPair) -> torch.Tensor:
     """x Aᵀ Bᵀ · scaling as a batch of equal products, of which each has just one sequence's rows."""
-    rows = x[segment.start : segment.stop].view(-1, segment.rows, x.shape[-1])
-    n, rank = len(rows), pair.a.shape[0]
-    inner = torch.bmm(rows, pair.a.t().expand(n, -1, -1))
-    outer = torch.bmm(inner, pair.b.t().expand(n, rank, -1)).flatten(0, 1)
+    n = (segment.stop - segment.start) // segment.rows
+    rows = x[segment.start : segment.stop].view(n, segment.rows, -1)
+    inner = torch.bmm(rows, pair.down.expand(n, -1, -1))
+    outer = torch.bmm(inner, pair.up.expand(n, -1, -1)).flatten(0, 1)
     return outer if pair.scaling == 1.0 else outer.mul_(pair.scaling)

@@ -47,10 +47,13 @@ Embeddings = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """One module's adapter: x ↦ (x Aᵀ) Bᵀ · scaling, with `a` (rank, in), `b` (out, rank), both float32."""
+    """One module's adapter: x ↦ x · down · up · scaling, with `down` (in, rank), `up` (rank, out), float32.
 
-    a: torch.Tensor
-    b: torch.Tensor
+    Both are transposed views of PEFT's row-major A and B: another layout would change sums in the last bit.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
     scaling: float
 
 
@@ -167,5 +170,5 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 def _pair(read: Callable[[str], torch.Tensor], module: str, scaling: float, device: str) -> LoraPair:
     a, b = (read(_name(module, which)).to(device, torch.float32, copy=True) for which in "AB")
     if math.frexp(scaling)[0] == 0.5:  # a power of two: folding it into B changes no bit of the product
-        return LoraPair(a, b * scaling, 1.0)
-    return LoraPair(a, b, scaling)
+        b, scaling = b * scaling, 1.0
+    return LoraPair(a.t(), b.t(), scaling)

@@ -272,7 +272,10 @@ def test_a_step_that_fails_ends_all_requests_and_the_engine(
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(engine._runner, "run", fail)
-    outputs = engine.step()
+    engine.submit(request("cancelled"))
+    engine.cancel("cancelled")
+    first, *outputs = engine.step()
+    assert (first.request_id, first.finish_reason) == ("cancelled", "cancelled"), "it ended before the failure"
     assert {output.request_id for output in outputs} == {"running", "waiting"}
     for output in outputs:
         assert output.finish_reason == "error"
