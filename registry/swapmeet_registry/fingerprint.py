@@ -5,8 +5,8 @@ The weights digest is a SHA-256 over one line per tensor, sorted by tensor name:
     NAME \\t DTYPE \\t SHAPE \\t SHA-256 of the tensor's bytes \\n
 
 so it does not depend on how the tensors are spread over files or in which order they stand in them. Where
-the config ties the input and output embeddings, both go by one name and count once, because some tools
-store the copy and some do not.
+the config ties the input and output embeddings, of equal matrices with a row per token only the last by name
+counts (`model.embed_tokens.weight`, not `lm_head.weight`): some tools store the copy and some do not.
 """
 
 import hashlib
@@ -29,7 +29,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "added_tokens.json",
 )
-TIED = "(tied embeddings)"
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -69,10 +68,11 @@ def fingerprint(folder: Path, name: str, cache: Path | None = None, progress: Pr
     there and used again while every file's size, times and inode stay the same.
 
     Raises:
-        BaseInvalid: a file is missing, is not safetensors, or is cut short.
+        BaseInvalid: a file is missing or unusable.
+        Refused: a weight file is not sound safetensors.
     """
     files = weight_files(folder)
-    stamp = _stamp(files)
+    stamp = _stamp([*files, folder / "config.json"])
     kept = cache / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()}.json" if cache else None
     weights = _cached(kept, stamp)
     if weights is None:
@@ -110,42 +110,67 @@ def require_fit(trained_on: Fingerprint, hosted: Fingerprint, adapter: str) -> s
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights, sorted: those of its index, or all in the folder."""
+    """The files that transformers would load: `model.safetensors`, or else the shards that its index names.
+
+    Raises:
+        BaseInvalid: there are none, one is missing, or the folder is an adapter's.
+    """
     if not folder.is_dir():
         raise BaseInvalid(f"{folder} is not a folder. Name a transformers model folder.")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
-        paths = [folder / name for name in names if Path(name).name == name]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing or not paths:
-            raise BaseInvalid(f"{folder} lacks {', '.join(missing) or 'shards'} named by its index. Fetch it again.")
-        return paths
-    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    if not paths:
+    if (folder / "adapter_config.json").exists():
+        raise BaseInvalid(f"{folder} holds an adapter, which transformers would load too. Name a base's folder.")
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         raise BaseInvalid(
-            f"{folder} holds no .safetensors weights. Save the model with save_pretrained(), which writes them."
+            f"{folder} holds no model.safetensors. Save the model with save_pretrained(), which writes it."
         )
-    return paths
+    return [folder / name for name in _shards(index)]
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = _json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise BaseInvalid(f"{index} must map every tensor to a file beside it. Fetch the base again.")
+    missing = sorted(name for name in names if not (index.parent / name).is_file())
+    if missing:
+        raise BaseInvalid(f"{index.parent} lacks {', '.join(missing)}, which its index names. Fetch it again.")
+    return sorted(names)
+
+
+def require_usable(folder: Path) -> None:
+    """Check that a folder has all that a base needs, without reading its weights.
+
+    Raises:
+        BaseInvalid: something is missing.
+        Refused: a weight file is not sound safetensors.
+    """
+    for path in weight_files(folder):
+        read_header(path)
+    _config(folder)
+    _tokenizer_digest(folder)
 
 
 def weights_digest(files: list[Path], config: dict[str, Any], progress: Progress | None = None) -> str:
     """SHA-256 over all tensors of the files; see the module's docstring for the exact form."""
     tied_rows = _tied_rows(config)
     total, done = sum(path.stat().st_size for path in files), 0
-    lines: set[str] = set()
+    lines: dict[str, str] = {}
     for path in files:
         header = read_header(path)
         with path.open("rb") as stream:
             for entry in header.tensors:
-                digest = _tensor_digest(stream, header, entry)
-                tied = len(entry.shape) == 2 and entry.shape[0] == tied_rows
                 shape = ",".join(map(str, entry.shape))
-                lines.add(f"{TIED if tied else entry.name}\t{entry.dtype}\t{shape}\t{digest}\n")
+                what = f"{entry.dtype}\t{shape}\t{_tensor_digest(stream, header, entry)}\n"
+                tied = len(entry.shape) == 2 and entry.shape[0] == tied_rows
+                key = what if tied else entry.name
+                lines[key] = max(lines.get(key, ""), f"{entry.name}\t{what}")
                 done += entry.size
                 if progress:
                     progress(done, total)
-    return "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256("".join(sorted(lines.values())).encode()).hexdigest()
 
 
 def _tensor_digest(stream: Any, header: SafetensorsFile, entry: TensorEntry) -> str:
@@ -166,9 +191,11 @@ def _chunks(stream: Any, size: int) -> Iterator[bytes]:
 
 
 def _tied_rows(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config") or config
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    return int(text["vocab_size"]) if tied and "vocab_size" in text else None
+    rows = text.get("vocab_size")
+    return rows if tied and isinstance(rows, int) else None
 
 
 def _tokenizer_digest(folder: Path) -> str:
@@ -184,10 +211,10 @@ def _tokenizer_digest(folder: Path) -> str:
 
 
 def _template_digest(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    template: Any = path.read_text() if path.is_file() else None
-    if template is None and (folder / "tokenizer_config.json").is_file():
-        template = _json(folder / "tokenizer_config.json").get("chat_template")
+    path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if path.is_file():
+        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    template = _json(config).get("chat_template") if config.is_file() else None
     if template is None:
         return None
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
@@ -213,7 +240,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _stamp(files: list[Path]) -> list[list[int | str]]:
     """What changes when a file does: the change time can't be set back, as the modification time can."""
-    stats = [(path.name, path.stat()) for path in files]
+    stats = [(path.name, path.stat()) for path in files if path.is_file()]
     return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats]
 
 
@@ -224,7 +251,8 @@ def _cached(path: Path | None, stamp: list[list[int | str]]) -> str | None:
         kept = json.loads(path.read_text())
     except ValueError:
         return None
-    return str(kept["weights"]) if kept.get("stamp") == stamp else None
+    known = isinstance(kept, dict) and kept.get("stamp") == stamp
+    return str(kept["weights"]) if known else None
 
 
 def _keep(path: Path, stamp: list[list[int | str]], weights: str) -> None:

@@ -115,6 +115,12 @@ def test_a_hub_base_is_fetched_at_its_commit(hub: str, tiny_llama: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     added = json.loads(done.stdout)
     assert added["source"] == f"hub:org/tiny@{COMMIT}"
+    again = add("http://127.0.0.1:9", tmp_path, "org/tiny", "--revision", "main")
+    assert json.loads(again.stdout) == added, "a base that is there needs no network"
+    assert add(hub, tmp_path, "org/tiny@" + COMMIT).returncode == 0
+    other = add(hub, tmp_path, "org/tiny@0123")
+    assert other.returncode == 1
+    assert "already names" in other.stderr
     mine = BaseLibrary(tmp_path).add(str(tiny_llama), name="mine")
     assert added["fingerprint"]["weights"] == mine.fingerprint.weights
 

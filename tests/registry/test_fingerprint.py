@@ -31,7 +31,11 @@ def write_base(folder: Path, tensors: dict[str, np.ndarray] = TENSORS, shards: i
     names = list(tensors)
     for shard in range(shards):
         part = {name: tensors[name] for name in names[shard::shards]}
-        save_file(part, folder / f"model-{shard}.safetensors", metadata={"format": "pt", "shard": str(shard)})
+        file = "model.safetensors" if shards == 1 else f"model-{shard}.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt", "shard": str(shard)})
+    if shards > 1:
+        weight_map = {name: f"model-{place % shards}.safetensors" for place, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
 
@@ -67,6 +71,30 @@ def test_equal_tensors_that_are_not_tied_all_count(tmp_path: Path) -> None:
     assert weights(write_base(tmp_path / "fewer", fewer)) != weights(write_base(tmp_path / "all"))
 
 
+def test_vocabulary_sized_matrices_that_differ_keep_their_names(tmp_path: Path) -> None:
+    one, other = np.ones((16, 4), np.float32), np.zeros((16, 4), np.float32)
+    first = write_base(tmp_path / "first", TENSORS | {"model.a": one, "model.b": other})
+    swapped = write_base(tmp_path / "swapped", TENSORS | {"model.a": other, "model.b": one})
+    assert weights(first) != weights(swapped)
+
+
+def test_what_transformers_loads_is_what_is_hashed(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", shards=2)
+    (base / "model.safetensors").write_bytes((write_base(tmp_path / "other") / "model.safetensors").read_bytes())
+    assert [path.name for path in weight_files(base)] == ["model.safetensors"]
+    (base / "adapter_config.json").write_text("{}")
+    with pytest.raises(BaseInvalid, match="holds an adapter"):
+        weight_files(base)
+
+
+@pytest.mark.parametrize("weight_map", [[], {}, {"a": 1}, {"a": "../model.safetensors"}, {"a": "sub/x.safetensors"}])
+def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path, weight_map: object) -> None:
+    base = write_base(tmp_path / "base", shards=2)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(BaseInvalid, match="index"):
+        weight_files(base)
+
+
 @pytest.mark.parametrize("change", ["byte", "name", "shape", "dtype"])
 def test_any_change_changes_it(tmp_path: Path, change: str) -> None:
     changed = dict(TENSORS)
@@ -93,7 +121,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path: Path) -> None:
     kept.write_text(json.dumps(planted))
     assert fingerprint(base, "base", cache).weights == "sha256:planted"
 
-    path = base / "model-0.safetensors"
+    path = base / "model.safetensors"
     times = path.stat()
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -132,7 +160,7 @@ def test_another_base_is_refused_with_both_digests(tmp_path: Path) -> None:
 
 def test_unusable_folders_are_told_apart(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    cases = {"config.json": "config.json", "tokenizer.json": "tokenizer", "model-0.safetensors": "safetensors"}
+    cases = {"config.json": "config.json", "tokenizer.json": "tokenizer", "model.safetensors": "safetensors"}
     for removed, word in cases.items():
         broken = shutil.copytree(base, tmp_path / f"without {removed}")
         (broken / removed).unlink()
@@ -144,7 +172,7 @@ def test_unusable_folders_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 7, 40, -1])
 def test_a_cut_file_is_refused(tmp_path: Path, keep: int) -> None:
-    path = write_base(tmp_path / "base") / "model-0.safetensors"
+    path = write_base(tmp_path / "base") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(Refused):
         read_header(path)

