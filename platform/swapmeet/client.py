@@ -29,6 +29,8 @@ class Client:
         url, api_key = url or settings.url, api_key or settings.api_key.get_secret_value()
         if not url or not api_key:
             raise NotConfigured("Set SWAPMEET_URL and SWAPMEET_API_KEY: `swapmeet up` prints both.")
+        if not api_key.isascii():
+            raise NotConfigured("SWAPMEET_API_KEY holds characters that no key has. Copy it from `swapmeet up`.")
         self.http = httpx.Client(
             base_url=url.rstrip("/"), headers={"authorization": f"Bearer {api_key}"}, timeout=timeout
         )
@@ -41,7 +43,7 @@ class Client:
 
     def models(self) -> list[str]:
         """Names of the base and of every adapter."""
-        return [item["id"] for item in self._json("GET", "/v1/models")["data"]]
+        return [str(item["id"]) for item in self._json("GET", "/v1/models", expect="data")]
 
     def ready(self) -> bool:
         """Whether an engine answers."""
@@ -52,8 +54,8 @@ class Client:
 
     def chat(self, model: str, messages: str | Messages, **options: Any) -> str:
         """The whole answer to a prompt or a conversation; `options` are OpenAI's."""
-        body = self._json("POST", "/v1/chat/completions", _chat(model, messages, options))
-        return str(body["choices"][0]["message"]["content"])
+        choices = self._json("POST", "/v1/chat/completions", _chat(model, messages, options), expect="choices")
+        return str(choices[0]["message"]["content"])
 
     def stream(self, model: str, messages: str | Messages, **options: Any) -> Iterator[str]:
         """The answer piece by piece."""
@@ -69,14 +71,17 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
+    def _json(self, method: str, path: str, body: Any = None, *, expect: str) -> Any:
         try:
             response = self.http.request(method, path, json=body)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.is_error:
             raise _api_error(response)
-        return response.json()
+        try:
+            return response.json()[expect]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.") from error
 
     def _unreachable(self, error: httpx.TransportError) -> ApiError:
         return ApiError(f"{self.http.base_url} does not answer ({error}). Is `swapmeet up` running there?")

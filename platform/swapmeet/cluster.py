@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from swapmeet.errors import ServerFailed
 from swapmeet.settings import Settings
 
 
@@ -17,12 +18,15 @@ def ray_running(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        address=settings.ray_address or "local",
-        include_dashboard=None if settings.ray_address else False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    try:
+        ray.init(
+            address=settings.ray_address or "local",
+            include_dashboard=None if settings.ray_address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ServerFailed(f"Ray did not start: {error}. Check SWAPMEET_RAY_ADDRESS, memory and /tmp.") from error
     try:
         yield
     finally:

@@ -5,6 +5,8 @@
     ├── PortInUse        (OSError)            another process listens there
     ├── NotConfigured    (LookupError)        no server URL or API key to talk to one with
     ├── ServerFailed     (RuntimeError)       the server did not come up
+    ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
+    ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -40,6 +42,18 @@ class ServerFailed(PlatformError, RuntimeError):
     """The server did not become ready."""
 
     code = "server_failed"
+
+
+class DatabaseFailed(PlatformError, OSError):
+    """The database can not be opened, read or written."""
+
+    code = "database_unavailable"
+
+
+class AlreadyRunning(PlatformError, RuntimeError):
+    """The same fine-tune, or the same server, is under way."""
+
+    code = "already_running"
 
 
 class ApiError(PlatformError, RuntimeError):

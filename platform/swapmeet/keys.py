@@ -3,11 +3,16 @@
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import DateTime, String, create_engine, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from swapmeet.errors import DatabaseFailed
 
 PREFIX = "sm-"
 
@@ -31,20 +36,21 @@ class Keys:
     """The keys in one database, by SQLAlchemy URL."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(url)
-        Table.metadata.create_all(self.engine)
+        with _database_errors():
+            self.engine = create_engine(url)
+            Table.metadata.create_all(self.engine)
 
     def create(self, tenant: str, scope: str) -> str:
         """A new key, to be shown once."""
         key = PREFIX + secrets.token_urlsafe(32)
         row = KeyRow(digest=_digest(key), tenant=tenant, scope=scope, created_at=datetime.now(UTC))
-        with Session(self.engine) as session, session.begin():
+        with _database_errors(), Session(self.engine) as session, session.begin():
             session.add(row)
         return key
 
     def scope_of(self, key: str) -> str | None:
         """What a key may do, or None where there is no such key."""
-        with Session(self.engine) as session:
+        with _database_errors(), Session(self.engine) as session:
             return session.scalar(select(KeyRow.scope).where(KeyRow.digest == _digest(key)))
 
 
@@ -61,6 +67,17 @@ def admin_key(keys: Keys, home: Path) -> str:
     partial.write_text(key + "\n")
     partial.replace(path)
     return key
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Map SQLAlchemy's errors, whose texts may hold the URL's password, to ours."""
+    try:
+        yield
+    except (SQLAlchemyError, ImportError) as error:
+        raise DatabaseFailed(
+            f"The database can not be used ({type(error).__name__}). Check SWAPMEET_DATABASE and that it is up."
+        ) from error
 
 
 def _digest(key: str) -> str:

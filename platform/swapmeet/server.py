@@ -13,12 +13,13 @@ from types import FrameType
 import httpx
 
 from swapmeet.cluster import ray_running
-from swapmeet.errors import PortInUse, ServerFailed
+from swapmeet.errors import AlreadyRunning, PortInUse, ServerFailed
 from swapmeet.preparation import prepare
 from swapmeet.settings import Settings
 from swapmeet_registry.bases import Base, BaseLibrary
 
 READY_SECONDS = 300
+APPLICATION = "swapmeet"
 Tell = Callable[[str], None]
 
 
@@ -47,6 +48,7 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
 
         tell(f"Loading {base.name} as NF4")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _refuse_a_second(settings)
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
         try:
             _run(settings, base)
@@ -54,7 +56,10 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
             _wait_ready(running.url)
             yield running
         finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            if settings.ray_address:
+                serve.delete(APPLICATION)  # a cluster of others: their applications stay
+            else:
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def up(settings: Settings, ready: Callable[[Running], None], tell: Tell) -> None:
@@ -84,22 +89,31 @@ def check_port(settings: Settings) -> None:
             ) from error
 
 
+def _refuse_a_second(settings: Settings) -> None:
+    """On a shared cluster, never replace the application that serves already."""
+    from ray import serve
+
+    if settings.ray_address and APPLICATION in serve.status().applications:
+        raise AlreadyRunning(f"{settings.ray_address} serves {APPLICATION} already. Use that one, or delete it first.")
+
+
 def _run(settings: Settings, base: Base) -> None:
     from ray import serve
 
     from swapmeet.gateway.deployment import build
 
     try:
-        serve.run(build(settings, base), name="swapmeet", route_prefix="/")
+        serve.run(build(settings, base), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise ServerFailed(f"The engine did not start: {str(error).strip().splitlines()[-1]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ServerFailed(f"The engine did not start: {reason}") from error
 
 
 def _wait_ready(url: str) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=30, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass  # the proxy is not listening yet

@@ -60,7 +60,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Add the TOML file below the environment."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file())
+        home = getattr(init_settings, "init_kwargs", {}).get("home")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file(home))
 
 
 def load_settings(**options: Any) -> Settings:
@@ -75,16 +76,19 @@ def load_settings(**options: Any) -> Settings:
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise SettingsError("; ".join([*unknown, *mistakes]) + _hint()) from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{_file()} is not TOML: {error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{_file(options.get('home'))} is not TOML: {error}.") from error
     if unknown:
         raise SettingsError("; ".join(sorted(unknown)) + _hint())
     return settings
 
 
-def _file() -> Path:
-    home = Path(os.environ.get("SWAPMEET_HOME", "~/.swapmeet")).expanduser()
-    return Path(os.environ.get("SWAPMEET_CONFIG", home / "swapmeet.toml")).expanduser()
+def _file(home: Path | None) -> Path:
+    if named := os.environ.get("SWAPMEET_CONFIG"):
+        if not Path(named).expanduser().is_file():
+            raise SettingsError(f"SWAPMEET_CONFIG names {named}, which is no file. Correct it or unset it.")
+        return Path(named).expanduser()
+    return (home or Path(os.environ.get("SWAPMEET_HOME", "~/.swapmeet"))).expanduser() / "swapmeet.toml"
 
 
 def _known_variable(name: str) -> bool:

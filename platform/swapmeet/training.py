@@ -1,16 +1,19 @@
 """Train on Ray, publish to the registry: what `swapmeet train` and the demo do."""
 
+import fcntl
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from swapmeet.cluster import ray_running
+from swapmeet.errors import AlreadyRunning
 from swapmeet.settings import Settings
-from swapmeet_registry import AdapterName, Registry, Version
+from swapmeet_registry import AdapterName, Registry, RegistryError, Version
 from swapmeet_registry.bases import Base, BaseLibrary
+from swapmeet_registry.names import require_settable_alias
 from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
 from swapmeet_training.ray_driver import Outcome, train_on_ray
 
@@ -40,26 +43,50 @@ def train_and_publish(
 ) -> Published:
     """One fine-tune, from settings that somebody typed to a published version.
 
-    Everything that can be wrong is looked at before anything is written or started.
+    Names, settings and data are checked before anything is written or started.
 
     Raises:
         TrainingError, RegistryError: each says what to do.
     """
-    AdapterName.parse(str(options["name"]))
+    name = AdapterName.parse(str(options["name"]))
+    if alias is not None:
+        require_settable_alias(alias)
     registry = Registry(settings.registry_url)
     registry.names()
     found = BaseLibrary(settings.folder, tell).find(base)
     spec = fine_tune({**options, **of_base(found)})
     load_dataset(spec)
-    storage = settings.folder / "runs" / uuid4().hex
-    outcome = run_all(settings, [spec], storage, resources, tell)[0]
-    if outcome.error is None:
-        version = publish(registry, spec, outcome, alias)
-        shutil.rmtree(storage)
-        return Published(version, outcome.seconds, outcome.metrics)
-    if not any(storage.rglob("checkpoint*")):
-        shutil.rmtree(storage, ignore_errors=True)
-    raise outcome.error
+    with _only_run(settings.folder / "runs", name) as storage:
+        outcome = run_all(settings, [spec], storage, resources, tell)[0]
+        folder = adapter_folder(outcome)
+        try:
+            version = publish(registry, spec, outcome, alias)
+        except RegistryError as error:
+            retry = f"swapmeet push {folder} {name} --base {base}"
+            raise type(error)(f"{error} The run is done; its adapter is kept: {retry}") from error
+        shutil.rmtree(folder.parent)
+    return Published(version, outcome.seconds, outcome.metrics)
+
+
+@contextmanager
+def _only_run(folder: Path, name: AdapterName) -> Iterator[Path]:
+    """Where a name's runs are kept until they are published; the same command again goes on from there.
+
+    Raises:
+        AlreadyRunning: another process trains under that name.
+    """
+    storage = folder / str(name).replace("/", "--")
+    storage.mkdir(parents=True, exist_ok=True)
+    with (storage / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"{name} is being trained by another process. Wait for it.") from error
+        try:
+            yield storage
+        finally:
+            if not any(storage.glob("*/checkpoint-*")) and not any(storage.glob("*/adapter")):
+                shutil.rmtree(storage)
 
 
 def run_all(
@@ -67,7 +94,13 @@ def run_all(
 ) -> list[Outcome]:
     """Train every spec, as many at once as fit; one outcome each, in order."""
     with ray_running(settings):
-        return train_on_ray(specs, storage, resources=resources, on_progress=lambda progress: tell(str(progress)))
+        return train_on_ray(
+            specs,
+            storage,
+            resources=resources,
+            wait_for_nodes=bool(settings.ray_address),
+            on_progress=lambda progress: tell(str(progress)),
+        )
 
 
 def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None) -> Version:

@@ -6,14 +6,16 @@ the error itself.
 """
 
 import asyncio
+import shutil
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swapmeet_registry import Registry
+from swapmeet_registry import Refused, Registry
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving.calls import Call, Chunk
 from swapmeet_serving.chat import ChatTemplates
@@ -61,6 +63,7 @@ class Replica:
 
         self._settings = settings
         self._registry = Registry(settings.registry)
+        self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._engine = Engine(
             settings.base,
             fetch=self.fetch,
@@ -87,7 +90,14 @@ class Replica:
             Corrupt: its bytes are not those of its digest.
         """
         folder = self._settings.cache / adapter.rpartition(":")[2]
-        self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+        with self._flights[adapter]:  # whoever comes second finds the folder there
+            try:
+                self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+            except Refused:
+                if not folder.exists():
+                    raise
+                shutil.rmtree(folder)  # a damaged cache: fetch it anew
+                self._registry.pull(adapter, folder, base=self._settings.fingerprint)
         return folder
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:

@@ -195,6 +195,19 @@ def test_a_home_that_can_not_be_written_is_said_so(run: Run, tmp_path: Path, tin
     refused(run("up", "--base", tiny_llama, "--home", tmp_path / "file" / "home"), "file")
 
 
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////dev/null/keys.db"])
+def test_a_database_that_can_not_be_used_is_said_so(
+    url: str, run: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAPMEET_DATABASE", url)
+    refused(run("up", "--base", tiny_llama), "SWAPMEET_DATABASE")
+
+
+def test_a_bad_alias_is_refused_before_training(run: Run, data: Callable[[str], Path], tiny_llama: Path) -> None:
+    done = run("train", data(json.dumps(GOOD)), "--base", tiny_llama, "--name", "acme/x", "--alias", "latest")
+    refused(done, "latest")
+
+
 def test_chat_needs_a_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run("chat", "acme/x", "Hi"), "SWAPMEET_URL")
     monkeypatch.setenv("SWAPMEET_URL", "http://127.0.0.1:9")

@@ -148,6 +148,7 @@ def test_an_unknown_model_is_404_and_never_the_base(chat: Chat, replicas: Script
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"model": "a*0.5+b*0.5/c"}, "model"),
     ],
 )
@@ -155,6 +156,33 @@ def test_bad_requests_name_the_field(chat: Chat, change: dict[str, Any], param: 
     answer = chat(**change)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith(param)
+
+
+def test_neutral_values_of_what_is_not_served_are_accepted(chat: Chat) -> None:
+    answer = chat(frequency_penalty=0, presence_penalty=0, logprobs=False, n=1, stop=None, seed=None)
+    assert answer.status_code == 200
+
+
+def test_every_error_of_a_request_has_a_status() -> None:
+    from swapmeet.gateway.errors import STATUS
+    from swapmeet_registry import errors as registry
+    from swapmeet_serving import errors as serving
+
+    raised = [registry.NotFound, registry.InvalidName, registry.BaseMismatch, registry.Refused, registry.Corrupt]
+    raised += [registry.StoreError, registry.StoreDenied, registry.StoreFull]
+    raised += [
+        kind for kind in vars(serving).values() if isinstance(kind, type) and kind.__module__ == serving.__name__
+    ]
+    never = {serving.ServingError, serving.BaseUnsupported}  # the base class, and one of starting
+    assert {kind.code for kind in raised if kind not in never} <= set(STATUS)
+
+
+def test_text_that_can_not_be_encoded_is_refused(client: TestClient, replicas: Scripted) -> None:
+    raw = rb'{"model": "tiny", "prompt": "\ud800"}'
+    answer = client.post("/v1/completions", content=raw, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert answer.json()["error"]["param"].startswith("prompt")
+    assert replicas.calls == []
 
 
 def test_a_body_that_is_no_json_is_400(client: TestClient) -> None:

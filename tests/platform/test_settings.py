@@ -45,6 +45,18 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
         load_settings()
 
 
+def test_the_file_of_a_given_home_counts(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "swapmeet.toml").write_text("port = 1003")
+    assert load_settings(home=tmp_path / "other").port == 1003
+
+
+def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SWAPMEET_CONFIG", str(tmp_path / "absent.toml"))
+    with pytest.raises(SettingsError, match=r"absent\.toml"):
+        load_settings()
+
+
 def test_the_key_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPMEET_API_KEY", "sm-secret")
     assert "sm-secret" not in repr(load_settings())

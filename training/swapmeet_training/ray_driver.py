@@ -52,6 +52,7 @@ def train_on_ray(
     *,
     resources: Resources | None = None,
     max_failures: int = 3,
+    wait_for_nodes: bool = False,
     on_progress: Report = ignore,
 ) -> list[Outcome]:
     """Train every spec, as many at once as the cluster has resources for; one outcome each, in their order.
@@ -65,14 +66,17 @@ def train_on_ray(
         storage: a folder that the driver and all nodes see.
         resources: what each run gets; one CPU where not given.
         max_failures: how often a run's worker may be lost.
+        wait_for_nodes: the cluster grows on demand, so a run that does not fit now waits instead of failing.
         on_progress: called in this thread, within a second of each step.
 
     Raises:
         SpecError: two specs are the same, or one run needs more than the cluster has.
         RunFailed: Ray was not initialised.
     """
+    if not ray.is_initialized():
+        raise RunFailed("Ray is not running. Call ray.init() first.")
     resources = resources or Resources()
-    at_once = _at_once(resources)
+    at_once = len(specs) if wait_for_nodes else _at_once(resources)
     runs = [_Run(spec, storage.resolve(), resources, max_failures) for spec in specs]
     if len({each.folder for each in runs}) < len(runs):
         raise SpecError("Two of the fine-tunes are the same. Give them different names or settings.")
@@ -100,8 +104,6 @@ def _pool(size: int) -> Iterator[ThreadPoolExecutor]:
 
 def _at_once(resources: Resources) -> int:
     """How many runs fit into the whole cluster."""
-    if not ray.is_initialized():
-        raise RunFailed("Ray is not running. Call ray.init() first.")
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fit = [cluster.get("CPU", 0.0) / resources.cpus]
     if resources.gpus:

@@ -29,6 +29,9 @@ def main() -> None:
     except (RegistryError, TrainingError, ServingError, PlatformError) as error:
         print(f"swapmeet: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        print(f"swapmeet: {error.name} is not installed. Run: pip install 'swapmeet[all]'", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("swapmeet: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,10 +8,10 @@ import typer
 
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
 from swapmeet.settings import Settings, load_settings
-from swapmeet_registry import Registry
+from swapmeet_registry import Reference, Registry
 from swapmeet_registry.bases import BaseLibrary
 
-Reference = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
+Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
 
 def push(
@@ -34,7 +34,7 @@ def push(
 
 
 def pull(
-    reference: Reference,
+    reference: Ref,
     folder: Annotated[Path, typer.Argument(help="A folder to make.")],
     base: Annotated[str | None, typer.Option("--base", help="Refuse an adapter of any other base.")] = None,
     registry: RegistryUrl = None,
@@ -61,7 +61,7 @@ def show_adapter(name: str, registry: RegistryUrl = None, home: Home = None, jso
 
 
 def tag(
-    reference: Reference,
+    reference: Ref,
     alias: Annotated[str, typer.Argument(help="The alias to move, such as prod.")],
     expect: Annotated[int | None, typer.Option(help="Move only if it points to this version now (0: nowhere).")] = None,
     registry: RegistryUrl = None,
@@ -70,8 +70,7 @@ def tag(
 ) -> None:
     """Point an alias to a version."""
     store = _registry(load_settings(home=home, registry=registry))
-    version = store.resolve(reference)
-    store.tag(version.name, alias, reference, expect=expect)
+    version = store.tag(str(Reference.parse(reference).name), alias, reference, expect=expect)
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 

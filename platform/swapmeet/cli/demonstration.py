@@ -17,7 +17,9 @@ def demo(
     """Train three tenants' adapters, publish them, and serve all three from one NF4 base."""
     from swapmeet.demo.story import run_demo
 
-    settings = load_settings(home=home, port=port, base="smollm2-135m")
+    settings = load_settings(home=home, port=port, base="smollm2-135m", ray_address="")
+    # a registry and a database of this machine's own, whatever else is configured
+    settings = settings.model_copy(update={"registry": "", "database": ""})
     with tempfile.TemporaryDirectory(prefix="swapmeet-demo-") as scratch:
         run_demo(settings, Path(scratch))
 

@@ -10,8 +10,6 @@ from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
 from swapmeet.settings import load_settings
 from swapmeet_training import Resources, spec_error
 
-Count = Annotated[int | None, typer.Option(min=1)]
-
 
 def train(
     data: Annotated[Path, typer.Argument(help="Training examples, JSONL: messages, or prompt and completion.")],

@@ -11,7 +11,7 @@ from swapmeet.cluster import ray_running
 from swapmeet.demo.examination import Score, examine, mixed_batch
 from swapmeet.demo.refusals import refusals
 from swapmeet.demo.tasks import TASKS, Example, Task
-from swapmeet.server import serving
+from swapmeet.server import check_port, serving
 from swapmeet.settings import Settings
 from swapmeet.training import adapter_folder, of_base, publish, run_all
 from swapmeet_registry import Registry
@@ -38,6 +38,7 @@ def run_demo(settings: Settings, scratch: Path) -> None:
     """Tell the whole story once; `scratch` is a folder to throw away afterwards."""
     start = time.monotonic()
     say = _clock(start)
+    check_port(settings)
     base = BaseLibrary(settings.folder, say).find(settings.base)
     with ray_running(settings):
         say(f"Training {len(TASKS)} tenants' adapters at once on {base.name}")

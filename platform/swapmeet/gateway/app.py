@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Response
 
+from swapmeet.errors import PlatformError
 from swapmeet.gateway import inference
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, install_error_handlers
 from swapmeet.gateway.services import Services, services
@@ -15,7 +16,7 @@ def create_app(backend: Services) -> FastAPI:
     """An app over the given services."""
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.state.services = backend
-    install_error_handlers(app, RegistryError, ServingError, InvalidApiKey, InvalidRequest)
+    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest)
     app.include_router(inference.router)
 
     @app.get("/healthz")

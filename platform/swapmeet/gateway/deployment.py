@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
@@ -18,6 +19,7 @@ from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.deployment import ReplicaSettings, build_replicas
+from swapmeet_serving.errors import EngineDead
 
 
 class ServeReplicas:
@@ -32,6 +34,8 @@ class ServeReplicas:
         try:
             async for chunk in stream:
                 yield chunk
+        except RayActorError as error:
+            raise EngineDead("The engine that was answering is gone. Ask again.") from error
         finally:
             stream.cancel()
 
@@ -41,7 +45,7 @@ class ServeReplicas:
         return dict(description)
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024)
+@serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress()
 class Gateway:
     """Builds the FastAPI app inside the replica, where registry and database are reached."""
@@ -71,7 +75,9 @@ def build(settings: Settings, base: Base) -> Application:
         )
     )
     gateway: Any = Gateway
-    application: Application = gateway.bind(settings, base, replicas)
+    # More than the engine takes, so that it answers `overloaded` instead of calls piling up unseen.
+    room = settings.max_batch + 4 * settings.max_queue
+    application: Application = gateway.options(max_ongoing_requests=room).bind(settings, base, replicas)
     return application
 
 

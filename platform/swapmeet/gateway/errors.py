@@ -26,10 +26,12 @@ STATUS = {
     "engine_dead": 503,
     "store_unavailable": 503,
     "store_denied": 503,
+    "store_full": 503,
+    "database_unavailable": 503,
     "corrupt": 500,
 }
 TYPES = {401: "authentication_error", 404: "invalid_request_error", 400: "invalid_request_error"}
-RETRY_AFTER = {"overloaded": "1", "engine_dead": "5", "store_unavailable": "5"}
+RETRY_AFTER = {"overloaded": "1", "engine_dead": "5", "store_unavailable": "5", "database_unavailable": "5"}
 FINAL = {"corrupt", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 

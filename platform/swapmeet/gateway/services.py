@@ -1,6 +1,6 @@
 """What the gateway's routes stand on, so that the app can be built with any of them replaced."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +45,3 @@ def authorize(request: Request) -> None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or services(request).keys.scope_of(key.strip()) is None:
         raise InvalidApiKey
-
-
-ServicesFactory = Callable[[], Services]

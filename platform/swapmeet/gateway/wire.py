@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # a lone surrogate is no text that a tokenizer could read; pydantic tells the field
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+"""A parameter that is not served yet, but which many clients send at its neutral value."""
 
 
 class StreamOptions(BaseModel):
@@ -19,7 +29,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -28,13 +38,14 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     def as_template_input(self) -> dict[str, str]:
         """The form that chat templates take: `developer` is OpenAI's newer word for `system`."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return turn | ({"name": self.name} if self.name else {})
 
 
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
@@ -54,6 +65,9 @@ class Generation(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     n: Literal[1] = 1
+    frequency_penalty: Zero = 0
+    presence_penalty: Zero = 0
+    logprobs: Literal[False] = False
     seed: int | None = None
     stop: Stop = []
     stream: bool = False
@@ -85,5 +99,5 @@ class ChatCompletion(Generation):
 class Completion(Generation):
     """Body of `POST /v1/completions`: one prompt, as text or as token ids."""
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: Text | list[Annotated[int, Field(ge=0)]]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
