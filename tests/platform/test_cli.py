@@ -36,6 +36,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hom
     for name in ("SWAPMEET_URL", "SWAPMEET_API_KEY", "SWAPMEET_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SWAPMEET_HOME", str(home))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("SWAPMEET_PORT", str(free.getsockname()[1]))
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
