@@ -11,7 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,20 @@ class Replica:
         finally:
             del self._streams[request.id]
             self._engine.cancel(request.id)
+
+    async def answer(self, call: Call) -> Chunk:
+        """The whole answer in one message, where nobody reads along: it crosses processes once, not per token.
+
+        Raises:
+            ServingError: the call can not be answered.
+            RegistryError: its adapter can not be had.
+        """
+        chunks = [chunk async for chunk in self.generate(call)]
+        return replace(
+            chunks[-1],
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        )
 
     async def describe(self) -> dict[str, Any]:
         """What this replica holds."""

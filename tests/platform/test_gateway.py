@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ class Scripted:
             if isinstance(item, Exception):
                 raise item
             yield item
+
+    async def answer(self, call: Call) -> Chunk:
+        chunks = [each async for each in self.generate(call)]
+        return replace(
+            chunks[-1],
+            text="".join(each.text for each in chunks),
+            token_ids=tuple(token for each in chunks for token in each.token_ids),
+        )
 
     async def describe(self) -> dict[str, Any]:
         if not self.script:

@@ -39,6 +39,14 @@ class ServeReplicas:
         finally:
             stream.cancel()
 
+    async def answer(self, call: Call) -> Chunk:
+        """The whole answer as one chunk."""
+        try:
+            whole: Chunk = await self.handle.answer.remote(call)
+        except RayActorError as error:
+            raise EngineDead("The engine that was answering is gone. Ask again.") from error
+        return whole
+
     async def describe(self) -> dict[str, Any]:
         """Ask one replica what it holds."""
         description = await self.handle.describe.remote()

@@ -82,19 +82,19 @@ async def _call(body: Generation, backend: Services, max_tokens: int | None) -> 
 
 
 async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shape") -> Response:
-    """Wait for the first chunk, so that an error there still has its own status, then answer."""
+    """Answer whole, or stream once the first chunk is there, so that an error before it still has its status."""
     head = _Head(shape.prefix + call.request_id, int(time.time()), body.model)
     headers = {"x-request-id": call.request_id, "x-swapmeet-adapter": call.adapter or backend.base.name}
-    chunks = backend.replicas.generate(call)
-    first = await anext(chunks)
     if body.stream:
+        chunks = backend.replicas.generate(call)
+        first = await anext(chunks)
         events = _events(first, chunks, head, shape, body)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    parts = [first, *[chunk async for chunk in chunks]]
-    choice = shape.choice("".join(part.text for part in parts), parts[-1].finish_reason)
+    whole = await backend.replicas.answer(call)
+    choice = shape.choice(whole.text, whole.finish_reason)
     if body.return_token_ids:
-        choice["token_ids"] = [token for part in parts for token in part.token_ids]
-    return JSONResponse(head.object(shape.whole, [choice], _usage(parts[-1])), headers=headers)
+        choice["token_ids"] = list(whole.token_ids)
+    return JSONResponse(head.object(shape.whole, [choice], _usage(whole)), headers=headers)
 
 
 async def _events(

@@ -19,6 +19,9 @@ class Replicas(Protocol):
     def generate(self, call: Call) -> AsyncIterator[Chunk]:
         """Stream one answer; errors arrive as the replica raised them."""
 
+    async def answer(self, call: Call) -> Chunk:
+        """The whole answer as one chunk."""
+
     async def describe(self) -> dict[str, Any]:
         """What a replica holds: base, context length, resident adapters."""
 
