@@ -8,18 +8,11 @@ from contextlib import contextmanager
 from swapmeet.errors import ServerFailed
 from swapmeet.settings import Settings
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray Train and Serve start a handful of processes each; on two cores Ray would warn about every few.
-    "RAY_maximum_startup_concurrency": "8",
-}
-
 
 @contextmanager
 def ray_running(settings: Settings) -> Iterator[None]:
     """Have Ray within the block; what was started here ends with it, what ran before stays."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():

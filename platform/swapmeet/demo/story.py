@@ -30,9 +30,10 @@ RECIPE = {
     "gradient_checkpointing": False,  # the activations of such short examples fit without recomputing them
 }
 CPUS_EACH = min(2, os.cpu_count() or 1)
-"""On two cores, three runs one after another are twice as fast as three at once; with six, they run side by side."""
+"""Two threads for each run: on two cores the runs follow one another, with six they run side by side."""
 
-Lesson = tuple[Task, list[Example]]
+Lesson = tuple[Task, tuple[list[Example], list[Example]]]
+"""A task with its training and its held-out examples."""
 
 
 def run_demo(settings: Settings, scratch: Path) -> None:
@@ -43,7 +44,7 @@ def run_demo(settings: Settings, scratch: Path) -> None:
     base = BaseLibrary(settings.folder, say).find(settings.base)
     with ray_running(settings):
         say(f"Training {len(TASKS)} tenants' adapters on {base.name}")
-        lessons = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
+        lessons: list[Lesson] = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
         outcomes = _train(settings, base, lessons, scratch, say)
         with serving(settings, say) as running:
             client = OpenAI(base_url=f"{running.url}/v1", api_key=running.admin_key, timeout=600)
@@ -62,11 +63,11 @@ def run_demo(settings: Settings, scratch: Path) -> None:
 def _train(
     settings: Settings,
     base: Base,
-    lessons: list[tuple[Task, tuple[list[Example], list[Example]]]],
+    lessons: list[Lesson],
     scratch: Path,
     say: Any,
 ) -> list[Outcome]:
-    """Train all tasks at once and publish each."""
+    """Train every task, as many at once as fit, and publish each."""
     specs = []
     for task, (training, _) in lessons:
         data = scratch / f"{task.adapter.replace('/', '-')}.jsonl"

@@ -1,6 +1,7 @@
 """The gateway as a Ray Serve deployment in front of the engine replicas."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -22,6 +23,15 @@ from swapmeet_serving.deployment import ReplicaSettings, build_replicas
 from swapmeet_serving.errors import EngineDead
 
 
+@contextmanager
+def _replica_errors() -> Iterator[None]:
+    """Map the death of a replica to an error of ours."""
+    try:
+        yield
+    except RayActorError as error:
+        raise EngineDead("The engine that was answering is gone. Ask again.") from error
+
+
 class ServeReplicas:
     """Engine replicas behind a Ray Serve handle."""
 
@@ -32,19 +42,16 @@ class ServeReplicas:
         """Stream one answer; leaving early cancels it in the replica."""
         stream: Any = self.handle.options(stream=True).generate.remote(call)
         try:
-            async for chunk in stream:
-                yield chunk
-        except RayActorError as error:
-            raise EngineDead("The engine that was answering is gone. Ask again.") from error
+            with _replica_errors():
+                async for chunk in stream:
+                    yield chunk
         finally:
             stream.cancel()
 
     async def answer(self, call: Call) -> Chunk:
         """The whole answer as one chunk."""
-        try:
+        with _replica_errors():
             whole: Chunk = await self.handle.answer.remote(call)
-        except RayActorError as error:
-            raise EngineDead("The engine that was answering is gone. Ask again.") from error
         return whole
 
     async def describe(self) -> dict[str, Any]:

@@ -128,11 +128,9 @@ class BaseLibrary:
                     raise BaseInvalid(f"{name} already names {record.source}. Add this one with --name OTHER.")
                 return self._base(record)
             target, partial = self.folder / name / "model", self.folder / name / "model.partial"
-            for left_over in (
-                target,
-                partial,
-            ):  # a killed fetch may have left them; without a record they are nothing
-                shutil.rmtree(left_over, ignore_errors=True)
+            # A killed fetch may have left them; without a record they are nothing.
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
                 source = fetch(partial)
