@@ -24,6 +24,11 @@ class Dataset:
         """Tokens of one pass over the training sequences."""
         return sum(len(sequence.tokens) for sequence in self.training)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(sequence.tokens) for sequence in (*self.training, *self.held_out))
+
 
 def check_files(spec: FineTune) -> None:
     """Check the base's folder and the form of every example: fast, without a tokenizer.

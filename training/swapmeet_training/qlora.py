@@ -13,7 +13,7 @@ from swapmeet_training.data import dataset_digest
 from swapmeet_training.dataset import data_files, load_dataset
 from swapmeet_training.errors import CheckpointError
 from swapmeet_training.foreign import seam
-from swapmeet_training.model import attach_lora, load_base
+from swapmeet_training.model import attach_lora, choose_attention, load_base
 from swapmeet_training.progress import Report, Result, ignore
 from swapmeet_training.spec import FineTune
 
@@ -62,7 +62,9 @@ def run(
         data = load_dataset(spec)
         provenance = _provenance(spec)
         first_step = _first_step(resume_from, provenance)
-        model = attach_lora(load_base(spec.base, device), spec)
+        base = load_base(spec.base, device)
+        choose_attention(base, data.longest)
+        model = attach_lora(base, spec)
         reporter = Reporter(spec.name, report, _sealed(provenance, checkpointed))
         trainer = Trainer(model, arguments(spec, folder, len(data.training), device, keep), data, reporter)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

@@ -29,8 +29,8 @@ RECIPE = {
     "warmup_ratio": 0.1,
     "gradient_checkpointing": False,  # the activations of such short examples fit without recomputing them
 }
-CPUS_EACH = min(2, os.cpu_count() or 1)
-"""Two threads for each run: on two cores the runs follow one another, with six they run side by side."""
+CPUS_EACH = min(2.0, (os.cpu_count() or 1) / len(TASKS))
+"""All runs side by side: on few cores, three of one thread each together beat one after another."""
 
 Lesson = tuple[Task, tuple[list[Example], list[Example]]]
 """A task with its training and its held-out examples."""
