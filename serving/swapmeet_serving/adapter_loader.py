@@ -10,12 +10,18 @@ class AdapterLoader:
     """Runs jobs on daemon threads and keeps what they gave until `finished` is asked.
 
     A job that never returns holds up its own thread and nothing else, not even the process's end.
+
+    Args:
+        threads: how many.
+        wake: called after each job.
+        prepare: called first on each thread.
     """
 
-    def __init__(self, threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, threads: int, wake: Callable[[], None], prepare: Callable[[], None]) -> None:
         self._jobs: SimpleQueue[tuple[str, Callable[[], Any]] | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._wake = wake
+        self._prepare = prepare
         self._threads = [
             threading.Thread(target=self._work, name=f"adapter-loader-{number}", daemon=True)
             for number in range(threads)
@@ -42,6 +48,7 @@ class AdapterLoader:
             self._jobs.put(None)
 
     def _work(self) -> None:
+        self._prepare()
         while (task := self._jobs.get()) is not None:
             identity, job = task
             try:

@@ -17,9 +17,9 @@ from swapmeet_registry.bases.nf4 import load_nf4
 from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
 from swapmeet_serving.errors import BaseUnsupported
+from swapmeet_serving.kernels import Kernels
 from swapmeet_serving.lora_linear import LoraLinear
 from swapmeet_serving.lora_weights import PREFIX
-from swapmeet_serving.step_plan import CurrentStep
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
             "output_attentions", "output_hidden_states", "return_dict", "past_key_values"}  # fmt: skip
@@ -34,14 +34,13 @@ class BaseModel:
     """A model ready to serve, and what the engine must know of it.
 
     Attributes:
-        model: the transformers model; adapters and attention read `step`.
+        model: the transformers model, its linear layers wrapped.
         kv_layers: KV heads and their width by layer.
         linears: every linear module by name.
         embeddings: input and output embeddings, by the names PEFT may save copies of them under.
     """
 
     model: Any
-    step: CurrentStep
     kv_layers: dict[int, tuple[int, int]]
     linears: dict[str, nn.Linear]
     embeddings: dict[str, torch.Tensor]
@@ -50,6 +49,13 @@ class BaseModel:
     context_length: int
     vocabulary: int
     eos: frozenset[int]
+
+    def attach(self, kernels: Kernels) -> None:
+        """Have every layer compute adapters and attention with these kernels."""
+        for module in self.model.modules():
+            if isinstance(module, LoraLinear):
+                module.kernels = kernels
+        set_attend(self.model, kernels.attend)
 
 
 def load_base(folder: Path, device: str = "cpu", quantization: Quantization | None = None) -> BaseModel:
@@ -64,13 +70,11 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     _check_config(model.config.get_text_config(), kind)
     _let_odd_shapes_be(model)
     kv_layers = _observe(model, kind)
-    step = CurrentStep()
     embeddings = _embeddings(model)
-    linears = _wrap_linears(model, step)
+    linears = _wrap_linears(model)
     config = model.config.get_text_config()
     return BaseModel(
         model=model,
-        step=step,
         kv_layers=kv_layers,
         linears=linears,
         embeddings=embeddings,
@@ -130,6 +134,8 @@ def _observe(model: Any, kind: str) -> dict[int, tuple[int, int]]:
         needs.update(_unsupported(settings))
         if key.shape != value.shape:
             needs.add("values of another width than keys")
+        if not query.dtype == key.dtype == value.dtype == model.dtype:
+            needs.add("attention in another type than the weights'")
         if module.layer_idx in seen:
             needs.add("several attentions in a layer")
         seen[module.layer_idx] = (key.shape[1], key.shape[3])
@@ -170,16 +176,16 @@ def _unsupported(settings: dict[str, Any]) -> set[str]:
     return found
 
 
-def _wrap_linears(model: Any, step: CurrentStep) -> dict[str, nn.Linear]:
+def _wrap_linears(model: Any) -> dict[str, nn.Linear]:
     """Put a `LoraLinear` in every linear layer's place; returns those by name."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for name, module in linears.items():
+    for index, (name, module) in enumerate(linears.items()):
         parent, _, attribute = name.rpartition(".")
         wrapped = LoraLinear(
-            module, name, step, rounds_first=isinstance(module, bnb.nn.Linear4bit), head=module is head
+            module, name, index, rounds_first=isinstance(module, bnb.nn.Linear4bit), head=module is head
         )
         setattr(model.get_submodule(parent), attribute, wrapped)
     return linears

@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from swapmeet_serving.sequence import Output, Request
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from swapmeet_serving.engine import Engine
 
 IDLE_SECONDS = 1.0
 FETCHERS = 8
@@ -40,6 +42,7 @@ class ReplicaSettings:
         cache: folder for adapters, each in one named by its digest; replicas may share it.
         cpus: what Ray sets aside for the replica.
         threads: CPU threads of a forward pass; all of the machine's if None.
+        exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
     """
 
     base: Path
@@ -53,33 +56,23 @@ class ReplicaSettings:
     kv_bytes: int = 512 << 20
     cpus: float = 1
     threads: int | None = None
+    exact: bool = False
 
 
 class Replica:
     """Owns an engine and answers calls from it."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
-        from swapmeet_serving.engine import Engine
-
         self._settings = settings
         self._registry = Registry(settings.registry)
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._engine = Engine(
-            settings.base,
-            fetch=self.fetch,
-            adapter_bytes=settings.adapter_bytes,
-            kv_bytes=settings.kv_bytes,
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
-            threads=settings.threads,
-            device=settings.device,
-            quantization=settings.fingerprint.quantization,
-        )
+        ready: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
+        self._thread.start()
+        self._engine = ready.result()
         self._templates = ChatTemplates(self._engine.tokenizer, self.fetch)
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
         self._streams: dict[str, _Stream] = {}
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
 
     def fetch(self, adapter: str) -> Path:
         """The folder of an adapter's verified files.
@@ -170,11 +163,35 @@ class Replica:
             return call.prompt
         return tuple(self._engine.tokenizer(call.prompt).input_ids)
 
-    def _work(self) -> None:
-        while not self._engine.dead:
-            self._engine.wait(IDLE_SECONDS)
-            for output in self._engine.step():
+    def _work(self, ready: "Future[Engine]") -> None:
+        """The engine's thread: makes it, and steps it until it dies."""
+        try:
+            engine = self._make_engine()
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(engine)
+        while not engine.dead:
+            engine.wait(IDLE_SECONDS)
+            for output in engine.step():
                 self._deliver(output)
+
+    def _make_engine(self) -> "Engine":
+        from swapmeet_serving.engine import Engine
+
+        settings = self._settings
+        return Engine(
+            settings.base,
+            fetch=self.fetch,
+            adapter_bytes=settings.adapter_bytes,
+            kv_bytes=settings.kv_bytes,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            threads=settings.threads,
+            device=settings.device,
+            quantization=settings.fingerprint.quantization,
+            exact=settings.exact,
+        )
 
     def _deliver(self, output: Output) -> None:
         stream = self._streams.get(output.request_id)

@@ -16,9 +16,11 @@ from swapmeet_serving.adapters import Adapters
 from swapmeet_serving.base_model import load_base
 from swapmeet_serving.detokenizer import Detokenizer, TextStream
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.kernels import PAGE
+from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
 from swapmeet_serving.lora_weights import open_lora
-from swapmeet_serving.runner import Runner
+from swapmeet_serving.runner import Runner, kernels_for
 from swapmeet_serving.sampling import choose
 from swapmeet_serving.scheduler import Scheduler
 from swapmeet_serving.sequence import FinishReason, Output, Request, Sequence
@@ -33,7 +35,8 @@ class _Live:
 class Engine:
     """Serves one NF4 base and any number of LoRA adapters on it.
 
-    `submit` and `cancel` may be called from any thread; `step` is for one thread, in a loop with `wait`.
+    `submit` and `cancel` may be called from any thread; `step` is for one thread, in a loop with `wait`. Make the
+    engine on that very thread: each thread that computes gets OpenMP threads of its own, which then lack cores.
 
     Args:
         base: folder of a transformers causal language model with safetensors weights.
@@ -41,12 +44,12 @@ class Engine:
             on background threads, without any lock held; what it raises reaches the requests that asked.
         adapter_bytes: memory for adapters' weights.
         kv_bytes: memory for keys and values.
-        page_size: tokens in a page of the KV cache.
         max_batch: most sequences computed together.
         max_queue: most requests that wait.
         max_prefill_tokens: most prompt tokens that one step takes in, unless a single prompt has more.
         loaders: most adapters fetched or read at once.
         threads: CPU threads of a forward pass; all that the process may use if None.
+        exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
 
     Raises:
         BaseInvalid: the base can not be loaded.
@@ -60,7 +63,6 @@ class Engine:
         fetch: Callable[[str], Path],
         adapter_bytes: int = 256 << 20,
         kv_bytes: int = 512 << 20,
-        page_size: int = 16,
         max_batch: int = 32,
         max_queue: int = 256,
         max_prefill_tokens: int = 2048,
@@ -68,6 +70,7 @@ class Engine:
         threads: int | None = None,
         device: str = "cpu",
         quantization: Quantization | None = None,
+        exact: bool = False,
     ) -> None:
         # Explicitly, because Ray starts its workers with OMP_NUM_THREADS=1.
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
@@ -77,17 +80,18 @@ class Engine:
         self._eos = model.eos
         self._vocabulary = model.vocabulary
         self._special = frozenset(self.tokenizer.all_special_ids)
-        self._runner = Runner(model, kv_bytes, page_size)
+        kernels = kernels_for(model, kv_bytes, exact=exact)
+        self._runner = Runner(model, kernels)
         self._wake = threading.Event()
-        self._loader = AdapterLoader(loaders, self._wake.set)
+        self._loader = AdapterLoader(loaders, self._wake.set, compute_alone)
         self._adapters = Adapters(
             AdapterBank(adapter_bytes),
             self._loader,
             fetch,
-            lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, device),
+            lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, kernels),
         )
         self._scheduler = Scheduler(
-            KvPages(self._runner.pages, page_size),
+            KvPages(kernels.pages, PAGE),
             self._adapters,
             context_length=model.context_length,
             max_batch=max_batch,

@@ -5,23 +5,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from swapmeet_serving.lora_weights import LoraPair
-from swapmeet_serving.step_plan import CurrentStep, LoraSegment
+from swapmeet_serving.kernels import Kernels
 
 
 class LoraLinear(nn.Module):
-    """Wraps a base's linear layer under its full name.
+    """Wraps a base's linear layer.
 
-    As PEFT does: adapters are computed in float32, and added to the layer's output in its own dtype.
+    Attributes:
+        base: the layer itself.
+        name: its full name in the model.
+        index: its place among the model's linear layers.
+        rounds_first: PEFT's 4-bit layers round the adapter's part before adding it.
+        head: it is the output head, which sees only each sequence's last token.
+        kernels: what adds adapters, once the model serves.
     """
 
-    def __init__(self, base: nn.Linear, name: str, step: CurrentStep, *, rounds_first: bool, head: bool) -> None:
+    def __init__(self, base: nn.Linear, name: str, index: int, *, rounds_first: bool, head: bool) -> None:
         super().__init__()
         self.base = base
         self.name = name
-        self._step = step
-        self._rounds_first = rounds_first  # PEFT's 4-bit layers round the adapter's part before adding it
-        self._head = head
+        self.index = index
+        self.rounds_first = rounds_first
+        self.head = head
+        self.kernels: Kernels | None = None
 
     @property
     def weight(self) -> Any:
@@ -31,24 +37,6 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(1, rows, in) to (1, rows, out), where rows are those of the step, or of the output head."""
         result: torch.Tensor = self.base(x)
-        plan = self._step.plan
-        if plan is None:
-            return result
-        wide = None
-        for segment in plan.last_segments if self._head else plan.segments:
-            pair = segment.weights.get(self.name)
-            if pair is not None:
-                wide = x[0].float() if wide is None else wide
-                addend = _product(wide, segment, pair)
-                rows = result[0, segment.start : segment.stop]
-                rows += addend.to(result.dtype) if self._rounds_first else addend
+        if self.kernels is not None:
+            self.kernels.add_lora(self, x, result)
         return result
-
-
-def _product(x: torch.Tensor, segment: LoraSegment, pair: LoraPair) -> torch.Tensor:
-    """x Aᵀ Bᵀ · scaling as a batch of equal products, of which each has just one sequence's rows."""
-    n = (segment.stop - segment.start) // segment.rows
-    rows = x[segment.start : segment.stop].view(n, segment.rows, -1)
-    inner = torch.bmm(rows, pair.down.expand(n, -1, -1))
-    outer = torch.bmm(inner, pair.up.expand(n, -1, -1)).flatten(0, 1)
-    return outer if pair.scaling == 1.0 else outer.mul_(pair.scaling)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -17,9 +17,6 @@ from swapmeet_serving.errors import AdapterUnsupported
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
-BYTES_PER_WEIGHT = 4
-"""Weights are held in float32, in which PEFT computes adapters whatever dtype they are stored in."""
-
 UNSUPPORTED = {
     "use_dora": "DoRA",
     "modules_to_save": "modules_to_save",
@@ -49,7 +46,7 @@ Embeddings = Mapping[str, torch.Tensor]
 class LoraPair:
     """One module's adapter: x ↦ x · down · up · scaling, with `down` (in, rank), `up` (rank, out), float32.
 
-    Both are transposed views of PEFT's row-major A and B: another layout would change sums in the last bit.
+    Both are transposed views of PEFT's row-major A and B.
     """
 
     down: torch.Tensor
@@ -58,7 +55,17 @@ class LoraPair:
 
 
 LoraWeights = dict[str, LoraPair]
-"""An adapter in memory, by the names of the base's modules."""
+"""An adapter by the names of the base's modules, as read."""
+
+
+class Holder(Protocol):
+    """What takes an adapter's weights into memory: the engine's kernels."""
+
+    weight_bytes: int
+
+    def hold(self, weights: LoraWeights) -> Any:
+        """An adapter in the form that it is computed from."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +80,10 @@ class LoraFile:
     scalings: dict[str, float]
     copies: dict[str, torch.Tensor]
     size: int
-    device: str
+    holder: Holder
 
-    def read(self) -> LoraWeights:
-        """Read the weights into memory on the device.
+    def read(self) -> Any:
+        """Read the weights into memory, in the holder's form.
 
         Raises:
             AdapterUnsupported: what should be a copy of the base's weights differs from them.
@@ -87,13 +94,12 @@ class LoraFile:
                     raise AdapterUnsupported(
                         f"{self.identity} brings a trained {name}, which is not served. Train it without."
                     )
-            return {
-                module: _pair(tensors.get_tensor, module, scaling, self.device)
-                for module, scaling in self.scalings.items()
-            }
+            return self.holder.hold(
+                {module: _pair(tensors.get_tensor, module, scaling) for module, scaling in self.scalings.items()}
+            )
 
 
-def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddings, device: str = "cpu") -> LoraFile:
+def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddings, holder: Holder) -> LoraFile:
     """Check an adapter folder against the base's modules, reading headers only.
 
     Raises:
@@ -123,8 +129,8 @@ def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddi
                 f"{identity} should have {name} of shape {shape} and has {found.get(name, 'none')}. "
                 "Its weights, its configuration and this base do not belong together."
             )
-    size = BYTES_PER_WEIGHT * sum(math.prod(found[name]) for name in found if name not in copies)
-    return LoraFile(path, identity, scalings, copies, size, device)
+    size = holder.weight_bytes * sum(math.prod(found[name]) for name in found if name not in copies)
+    return LoraFile(path, identity, scalings, copies, size, holder)
 
 
 def _read_config(folder: Path, identity: str) -> dict[str, Any]:
@@ -167,8 +173,6 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
     return next(matching, default)
 
 
-def _pair(read: Callable[[str], torch.Tensor], module: str, scaling: float, device: str) -> LoraPair:
-    a, b = (read(_name(module, which)).to(device, torch.float32, copy=True) for which in "AB")
-    if math.frexp(scaling)[0] == 0.5:  # a power of two: folding it into B changes no bit of the product
-        b, scaling = b * scaling, 1.0
+def _pair(read: Callable[[str], torch.Tensor], module: str, scaling: float) -> LoraPair:
+    a, b = (read(_name(module, which)).to(torch.float32, copy=True) for which in "AB")
     return LoraPair(a.t(), b.t(), scaling)

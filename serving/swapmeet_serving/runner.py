@@ -1,48 +1,59 @@
 """Device code: one forward pass over the tokens of all sequences."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 
-from swapmeet_serving.attention import KvCache, attend
-from swapmeet_serving.base_model import BaseModel, set_attend
-from swapmeet_serving.lora_weights import LoraWeights
+from swapmeet_serving.base_model import BaseModel
+from swapmeet_serving.kernels import PAGE, Kernels
+from swapmeet_serving.kernels.exact import ExactKernels
 from swapmeet_serving.sequence import Sequence
 from swapmeet_serving.step_plan import build_plan
 
 
-class Runner:
-    """Owns the model and its KV cache."""
+def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
+    """The device's own kernels, or those that give transformers' and PEFT's very bits.
 
-    def __init__(self, base: BaseModel, kv_bytes: int, page_size: int) -> None:
-        per_token = sum(2 * heads * width for heads, width in base.kv_layers.values()) * base.dtype.itemsize
-        self.pages = kv_bytes // (per_token * page_size)
-        self._page_size = page_size
+    Raises:
+        BaseUnsupported: the device's own do not compute in the base's dtype.
+    """
+    per_token = sum(2 * heads * width for heads, width in base.kv_layers.values()) * base.dtype.itemsize
+    pages = kv_bytes // (per_token * PAGE)
+    if exact or base.device != "cpu":
+        return ExactKernels(pages, base.kv_layers, base.dtype, base.device)
+    from swapmeet_serving.kernels.cpu import CpuKernels
+
+    return CpuKernels(pages, base.kv_layers, base.dtype, {name: index for index, name in enumerate(base.linears)})
+
+
+class Runner:
+    """Owns the model, and has its layers use the kernels."""
+
+    def __init__(self, base: BaseModel, kernels: Kernels) -> None:
         self._base = base
-        cache = KvCache(self.pages * page_size, base.kv_layers, base.dtype, base.device)
-        set_attend(base.model, partial(attend, base.step, cache))
+        self._kernels = kernels
+        base.attach(kernels)
 
     @torch.inference_mode()
-    def run(self, sequences: list[Sequence], weights: Callable[[str], LoraWeights]) -> torch.Tensor:
+    def run(self, sequences: list[Sequence], adapters: Callable[[str], Any]) -> torch.Tensor:
         """Compute each sequence's new tokens and cache them.
 
         Args:
             sequences: those that decode first, one adapter's side by side.
-            weights: gives a pinned adapter's weights.
+            adapters: gives what the kernels hold of a pinned adapter.
 
         Returns:
             (n, vocabulary) float32 logits of what follows each sequence.
         """
-        base = self._base
-        plan = build_plan(sequences, self._page_size, weights, base.device)
-        base.step.plan = plan
+        plan = build_plan(sequences, adapters, self._base.device)
+        self._kernels.begin(plan)
         try:
-            output = base.model(
+            output = self._base.model(
                 input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.last
             )
         finally:
-            base.step.plan = None
+            self._kernels.end()
         for sequence in sequences:
             sequence.cached = len(sequence.tokens)
         logits: torch.Tensor = output.logits[0].float()

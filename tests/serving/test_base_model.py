@@ -43,6 +43,7 @@ def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.parametrize(("exact", "dtype"), [(True, "bfloat16"), (False, "float32")])
 @pytest.mark.parametrize(
     ("architecture", "settings", "targets"),
     [
@@ -59,6 +60,8 @@ def test_other_architectures_equal_transformers(
     architecture: str,
     settings: dict[str, Any],
     targets: tuple[str, ...],
+    exact: bool,
+    dtype: str,
     make_base: Callable[..., Path],
     random_lora: Callable[..., Path],
     make_engine: Callable[..., Engine],
@@ -74,9 +77,9 @@ def test_other_architectures_equal_transformers(
         for number, prompt in enumerate(prompts)
         for folder in (None, adapter)
     ]
-    outputs = answer(make_engine(base), *requests)
+    outputs = answer(make_engine(base, exact=exact, compute_dtype=dtype), *requests)
     for folder in (None, adapter):
-        for number, expected in enumerate(reference(base, folder, prompts, 16)):
+        for number, expected in enumerate(reference(base, folder, prompts, 16, dtype)):
             found = outputs[f"{folder}:{number}"]
             assert found[-1].error is None
             assert [token for output in found for token in output.token_ids] == expected

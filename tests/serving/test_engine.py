@@ -227,7 +227,7 @@ def test_more_sequences_than_pages_take_turns(tiny_llama: Path, make_engine: Mak
     requests = [request(str(n), None, PROMPT[: n + 1]) for n in range(10)]
     expected = answer(roomy, *requests)
     token_bytes = 2 * 2 * 2 * 32 * 2
-    engine = make_engine(tiny_llama, kv_bytes=64 * token_bytes, page_size=4)
+    engine = make_engine(tiny_llama, kv_bytes=64 * token_bytes)
     outputs = answer(engine, *requests)
     assert {name: tokens_of(each) for name, each in outputs.items()} == {
         name: tokens_of(each) for name, each in expected.items()

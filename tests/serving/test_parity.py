@@ -45,10 +45,11 @@ def tokens_of(outputs: list[Output]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("exact", "dtype"), [(True, "float32"), (True, "bfloat16"), (False, "float32")])
 @pytest.mark.parametrize("base_name", ["tiny_llama", "tiny_qwen2"])
 def test_mixed_batches_equal_peft(
     base_name: str,
+    exact: bool,
     dtype: str,
     request: pytest.FixtureRequest,
     adapters: Callable[..., dict[str, Path | None]],
@@ -58,7 +59,7 @@ def test_mixed_batches_equal_peft(
     """Requests join and leave at different times: more of them than places, of different lengths."""
     base: Path = request.getfixturevalue(base_name)
     prompts = prompts_of((1, 2, 17, 60))
-    engine = make_engine(base, compute_dtype=dtype, max_batch=9, max_prefill_tokens=80)
+    engine = make_engine(base, exact=exact, compute_dtype=dtype, max_batch=9, max_prefill_tokens=80)
     made = adapters(base)
     outputs: Outputs = {}
     for number, prompt in enumerate(prompts):
@@ -94,7 +95,10 @@ def test_adapters_make_a_difference(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("exact", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_the_real_base(
+    exact: bool,
+    dtype: str,
     smollm2: Path,
     random_lora: Callable[..., Path],
     make_engine: Callable[..., Engine],
@@ -105,7 +109,7 @@ def test_the_real_base(
     made: dict[str, Path | None] = {"base": None}
     for seed, name in enumerate(("rank-4", "attention", "rslora")):
         made[name] = random_lora(smollm2, tmp_path / name, seed=seed, **ADAPTERS[name])
-    engine = make_engine(smollm2, kv_bytes=64 << 20)
+    engine = make_engine(smollm2, exact=exact, compute_dtype=dtype, kv_bytes=64 << 20)
     texts = ("What is the capital of France?", "Write a poem about the sea and the people who live by it.")
     prompts = [
         tuple(
@@ -122,5 +126,5 @@ def test_the_real_base(
     ]
     outputs = answer(engine, *requests)
     for name, folder in made.items():
-        for number, tokens in enumerate(reference(smollm2, folder, prompts, 32)):
+        for number, tokens in enumerate(reference(smollm2, folder, prompts, 32, dtype)):
             assert tokens_of(outputs[f"{name}:{number}"]) == tokens, (name, number)

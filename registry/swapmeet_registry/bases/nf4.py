@@ -46,7 +46,18 @@ def load_nf4(folder: Path, *, device: str = "cpu", quantization: Quantization | 
             )
         except (OSError, ValueError, KeyError) as error:
             raise BaseInvalid(f"transformers can not load the base in {folder}: {error}") from error
+    if dtype != torch.bfloat16:
+        _keep_precision(model)
     return model.eval()
+
+
+def _keep_precision(model: Any) -> None:
+    """Stop bitsandbytes from repacking weights for its CPU kernel, which computes in bfloat16 whatever is asked."""
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def bits_per_parameter(model: Any) -> float:

@@ -1,0 +1,63 @@
+"""What differs between devices: adding adapters to rows, and attention over the paged cache.
+
+exact.py                torch, in the very order of transformers and PEFT: bit for bit what `generate` gives
+cpu.py                  CPU cores; its loops are cpu_lora.py and cpu_attention.py, compiled by numba
+tile.py, threads.py     the inner loop of both, and torch's threads to run them on
+"""
+
+from typing import Any, Protocol
+
+import torch
+
+from swapmeet_serving.lora_weights import LoraWeights
+from swapmeet_serving.step_plan import StepPlan
+
+PAGE = 16
+"""Tokens in a page of the KV cache; as many as the CPU's vectors have lanes."""
+
+
+class Kernels(Protocol):
+    """Computes one engine's adapters and attention; holds its KV cache, and the plan of the step under way.
+
+    Attributes:
+        weight_bytes: memory that one adapter weight takes.
+        pages: how many pages the cache has.
+    """
+
+    weight_bytes: int
+    pages: int
+
+    def hold(self, weights: LoraWeights) -> Any:
+        """An adapter in the form that a plan's `Span.adapter` takes. May be called on any thread."""
+        ...
+
+    def begin(self, plan: StepPlan) -> None:
+        """Lay out a step, once for all layers."""
+        ...
+
+    def end(self) -> None:
+        """The step is over."""
+        ...
+
+    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+        """Add each row's own adapter to a `LoraLinear`'s result, in place: (1, rows, in), (1, rows, out)."""
+        ...
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Store the step's keys and values, then attend within each sequence.
+
+        Queries are (1, heads, T, width), keys and values (1, kv heads, T, width), the result (1, T, heads,
+        width). Scores are multiplied with `scaling`, or 1/sqrt(width). With a sliding window, a token sees
+        that many tokens, itself included.
+        """
+        ...

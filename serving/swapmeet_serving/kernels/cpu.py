@@ -1,0 +1,159 @@
+"""CPU cores: loops of our own for adapters and attention, which cost what the rows' own tokens and ranks cost.
+
+Adapters are held in the model's dtype. A row's result does not depend on the rows beside it.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from swapmeet_serving.errors import BaseUnsupported
+from swapmeet_serving.kernels import PAGE
+from swapmeet_serving.kernels.cpu_attention import WRITE_AND_ATTEND
+from swapmeet_serving.kernels.cpu_lora import ADD_LORA, ENTRY, SEGMENT
+from swapmeet_serving.lora_weights import LoraWeights
+from swapmeet_serving.step_plan import Span, StepPlan
+
+Integers = npt.NDArray[np.int64]
+
+SLACK = 64
+"""Elements behind every block of memory, because tiles are read whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLora:
+    """An adapter in one block of memory.
+
+    Attributes:
+        block: all weights, module after module, `down` as (in, rank) and `up` as (rank, out).
+        table: (modules, 4) addresses of down and up, rank, and the scaling's bits, for the loops.
+    """
+
+    block: torch.Tensor
+    table: Integers
+
+
+class CpuKernels:
+    """Adapters and attention on CPU cores, in bfloat16 or float32.
+
+    Raises:
+        BaseUnsupported: the model computes in another dtype.
+    """
+
+    def __init__(
+        self, pages: int, layers: dict[int, tuple[int, int]], dtype: torch.dtype, modules: dict[str, int]
+    ) -> None:
+        if dtype not in ADD_LORA:
+            raise BaseUnsupported(
+                f"CPUs compute in bfloat16 or float32, not in {dtype}. Serve the base in one of these."
+            )
+        self.pages = pages
+        self.weight_bytes = dtype.itemsize
+        self._dtype = dtype
+        self._add = ADD_LORA[dtype]
+        self._write, self._attend = WRITE_AND_ATTEND[dtype]
+        self._modules = modules
+        self._cache = {
+            index: tuple(torch.zeros(pages * heads * width * PAGE + SLACK, dtype=dtype) for _ in range(2))
+            for index, (heads, width) in layers.items()
+        }
+
+    def hold(self, weights: LoraWeights) -> CpuLora:
+        """Pack an adapter's weights."""
+        parts = [part for pair in weights.values() for part in (pair.down, pair.up)]
+        block = torch.zeros(sum(part.numel() for part in parts) + SLACK, dtype=self._dtype)
+        table = np.zeros((len(self._modules), ENTRY), np.int64)
+        address = block.data_ptr()
+        begin = 0
+        for module, pair in weights.items():
+            places = []
+            for part in (pair.down, pair.up):
+                places.append(address + begin * self._dtype.itemsize)
+                block[begin : begin + part.numel()] = part.reshape(-1)
+                begin += part.numel()
+            table[self._modules[module]] = (*places, pair.down.shape[1], _bits(pair.scaling))
+        return CpuLora(block, table)
+
+    def begin(self, plan: StepPlan) -> None:
+        """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
+        self._segments = _segments(plan.spans, [(span.start, span.stop) for span in plan.spans])
+        self._last_segments = _segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))])
+        tables = [span.adapter.table for span in plan.spans if span.adapter]
+        self._ranks = np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules)
+        self._page_tables = [np.array(span.pages, np.int64) for span in plan.spans]
+        self._spans = np.array(
+            [
+                (span.start, span.rows, span.position, pages.ctypes.data)
+                for span, pages in zip(plan.spans, self._page_tables, strict=True)
+            ],
+            np.int64,
+        )
+        self._longest = max(span.length for span in plan.spans)
+
+    def end(self) -> None:
+        """Nothing is kept that could be read by mistake."""
+        del self._segments, self._last_segments, self._ranks, self._page_tables, self._spans, self._longest
+
+    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+        """All rows' adapters in one go."""
+        rank = self._ranks[module.index]
+        if not rank:
+            return
+        segments = self._last_segments if module.head else self._segments
+        x = x.contiguous()
+        assert x.dtype == result.dtype == self._dtype
+        assert result.is_contiguous()
+        self._add(
+            [x.data_ptr(), result.data_ptr(), x.shape[-1], result.shape[-1], segments.ctypes.data, len(segments),
+             module.index, rank]
+        )  # fmt: skip
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Every query against its own sequence's pages."""
+        keys, values = (each.data_ptr() for each in self._cache[cast(int, module.layer_idx)])
+        assert query.dtype == key.dtype == value.dtype == self._dtype
+        query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
+        heads, rows, width = query.shape[1:]
+        kv_heads = key.shape[1]
+        spans = (self._spans.ctypes.data, len(self._spans))
+        self._write([*_strided(key), *_strided(value), keys, values, kv_heads, width, *spans])
+        result = query.new_empty(1, rows, heads, width)
+        self._attend(
+            [*_strided(query), result.data_ptr(), keys, values, kv_heads, width, heads // kv_heads,
+             _bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, self._longest]
+        )  # fmt: skip
+        return result
+
+
+def _strided(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Address, and strides of a head and of a token."""
+    return tensor.data_ptr(), tensor.stride(1), tensor.stride(2)
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))
+
+
+def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Integers:
+    """(n, 3) first row, last row + 1, and address of the table, for neighbours with one adapter."""
+    found = []
+    for _, members in groupby(enumerate(spans), key=lambda pair: id(pair[1].adapter)):
+        indices = [index for index, _ in members]
+        adapter = spans[indices[0]].adapter
+        if adapter is not None:
+            found.append((rows[indices[0]][0], rows[indices[-1]][1], adapter.table.ctypes.data))
+    return np.array(found, np.int64).reshape(-1, SEGMENT)

@@ -1,0 +1,191 @@
+"""torch on any device, in the very order of transformers and PEFT.
+
+Every matrix product that touches an adapter or the cache has, per sequence, the shape that the sequence alone
+would give it, and goes through the functions that `generate` would call. Padding, a mask or query heads packed
+together would change in which order sums are taken; each alone was seen to part greedy tokens from a plain
+`generate`, as one changed bit is enough to in bfloat16.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from swapmeet_serving.kernels import PAGE
+from swapmeet_serving.lora_weights import LoraPair, LoraWeights
+from swapmeet_serving.step_plan import Span, StepPlan, row
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Neighbouring rows `start:stop` of one adapter, multiplied `rows` at a time (1 while decoding)."""
+
+    start: int
+    stop: int
+    rows: int
+    weights: LoraWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sequences that decode and are equally long: (n,) rows, and (n, length) slots, the present one last."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    slots: torch.Tensor
+    segments: tuple[_Segment, ...]
+    last_segments: tuple[_Segment, ...]
+    groups: tuple[_Group, ...]
+    prompts: tuple[Span, ...]
+
+
+class ExactKernels:
+    """Slow and exact. Adapters are held, and computed, in float32, as PEFT does."""
+
+    weight_bytes = 4
+
+    def __init__(self, pages: int, layers: dict[int, tuple[int, int]], dtype: torch.dtype, device: str) -> None:
+        self.pages = pages
+        self._device = device
+        self._cache = {
+            index: tuple(torch.empty(pages * PAGE, *shape, dtype=dtype, device=device) for _ in range(2))
+            for index, shape in layers.items()
+        }
+        self._layout: _Layout | None = None
+
+    def hold(self, weights: LoraWeights) -> LoraWeights:
+        """On the device, with scalings folded in where that changes no bit."""
+        return {module: _folded(pair, self._device) for module, pair in weights.items()}
+
+    def begin(self, plan: StepPlan) -> None:
+        """Slots in the cache, rows by adapter, and decoding sequences by length."""
+        decoding = [span for span in plan.spans if span.position]
+        assert all(span.rows == 1 for span in decoding), "prompts are computed whole"
+        self._layout = _Layout(
+            slots=row([slot for span in plan.spans for slot in self._slots(span)], self._device),
+            segments=tuple(_segments(plan.spans, [(span.start, span.stop) for span in plan.spans])),
+            last_segments=tuple(_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))])),
+            groups=tuple(self._groups(decoding)),
+            prompts=tuple(span for span in plan.spans if not span.position),
+        )
+
+    def end(self) -> None:
+        """Forget the layout."""
+        self._layout = None
+
+    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+        """As PEFT does: computed in float32, and added in the result's own dtype."""
+        assert self._layout is not None, "no step is under way"
+        wide = None
+        for segment in self._layout.last_segments if module.head else self._layout.segments:
+            pair = segment.weights.get(module.name)
+            if pair is not None:
+                wide = x[0].float() if wide is None else wide
+                addend = _product(wide, segment, pair)
+                rows = result[0, segment.start : segment.stop]
+                rows += addend.to(result.dtype) if module.rounds_first else addend
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Equally long sequences together, and each prompt by itself."""
+        layout = self._layout
+        assert layout is not None, "no step is under way"
+        keys, values = self._cache[cast(int, module.layer_idx)]
+        keys[layout.slots] = key[0].transpose(0, 1)
+        values[layout.slots] = value[0].transpose(0, 1)
+        result = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        for group in layout.groups:
+            result[0, group.rows] = _decode(module, group, query, keys, values, scaling, sliding_window)
+        for prompt in layout.prompts:
+            span = (each[:, :, prompt.start : prompt.stop] for each in (query, key, value))
+            mask = _window_mask(prompt.rows, sliding_window, query.device)
+            result[:, prompt.start : prompt.stop], _ = sdpa_attention_forward(module, *span, mask, scaling=scaling)
+        return result
+
+    def _slots(self, span: Span) -> Iterator[int]:
+        for position in range(span.position, span.length):
+            yield span.pages[position // PAGE] * PAGE + position % PAGE
+
+    def _groups(self, decoding: list[Span]) -> Iterator[_Group]:
+        for length, members in groupby(sorted(decoding, key=lambda span: span.length), key=lambda span: span.length):
+            spans = list(members)
+            tables = torch.tensor([span.pages[: -(-length // PAGE)] for span in spans], device=self._device)
+            slots = tables[:, :, None] * PAGE + torch.arange(PAGE, device=self._device)
+            rows = row([span.start for span in spans], self._device)
+            yield _Group(rows, slots.flatten(1)[:, :length].contiguous())
+
+
+def _folded(pair: LoraPair, device: str) -> LoraPair:
+    """Both stay transposed views of PEFT's row-major A and B: another layout would change sums in the last bit."""
+    down, up, scaling = pair.down.to(device), pair.up.to(device), pair.scaling
+    if math.frexp(scaling)[0] == 0.5:  # a power of two: folding it into B changes no bit of the product
+        up, scaling = (up.t() * scaling).t(), 1.0
+    return LoraPair(down, up, scaling)
+
+
+def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Iterator[_Segment]:
+    """Neighbours with one adapter and one row each share a segment; every longer span is one of its own."""
+
+    def alike(pair: tuple[int, Span]) -> tuple[int, int | None]:
+        index, span = pair
+        return id(span.adapter), None if rows[index][1] - rows[index][0] == 1 else index
+
+    for _, members in groupby(enumerate(spans), key=alike):
+        indices = [index for index, _ in members]
+        start, stop = rows[indices[0]][0], rows[indices[-1]][1]
+        adapter = spans[indices[0]].adapter
+        if adapter is not None:
+            yield _Segment(start, stop, (stop - start) // len(indices), adapter)
+
+
+def _product(x: torch.Tensor, segment: _Segment, pair: LoraPair) -> torch.Tensor:
+    """x Aᵀ Bᵀ · scaling as a batch of equal products, of which each has just one sequence's rows."""
+    n = (segment.stop - segment.start) // segment.rows
+    rows = x[segment.start : segment.stop].view(n, segment.rows, -1)
+    inner = torch.bmm(rows, pair.down.expand(n, -1, -1))
+    outer = torch.bmm(inner, pair.up.expand(n, -1, -1)).flatten(0, 1)
+    return outer if pair.scaling == 1.0 else outer.mul_(pair.scaling)
+
+
+def _decode(
+    module: torch.nn.Module,
+    group: _Group,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """One query token per sequence, (n, heads, width), against its cached keys and values."""
+    slots = group.slots if window is None else group.slots[:, -window:]
+    k, v = (
+        each.index_select(0, slots.flatten()).view(*slots.shape, *each.shape[1:]).transpose(1, 2)
+        for each in (keys, values)
+    )
+    rows = query[0, :, group.rows].transpose(0, 1).unsqueeze(2)
+    output: torch.Tensor = sdpa_attention_forward(module, rows, k, v, None, scaling=scaling)[0]
+    return output.squeeze(1)
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    if window is None or length <= window:
+        return None  # plainly causal
+    ages = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return ((ages >= 0) & (ages < window))[None, None]

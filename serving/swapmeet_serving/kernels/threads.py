@@ -1,0 +1,83 @@
+"""Runs a kernel on torch's own OpenMP threads.
+
+A pool of threads beside torch's would fight it for the cores: OpenMP's threads wait by spinning. So kernels are
+started with `GOMP_parallel`, the entry that GCC's compilers call, in the very library that torch has loaded.
+Where there is none (no Linux), a kernel runs on the calling thread alone.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import torch
+from numba import types
+
+Loop = Callable[[list[int]], None]
+"""A compiled loop; its arguments are addresses and numbers, and a float32 travels as its bits."""
+
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+"""Digest of all kernels' sources."""
+
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+_INTEGER = ctypes.CFUNCTYPE(ctypes.c_int)
+_NOBODY, _ONE = _INTEGER(lambda: 0), _INTEGER(lambda: 1)
+
+
+def _runtime() -> Any:
+    """torch's OpenMP library, with the functions that kernels call in it made known to LLVM."""
+    library: Any = None
+    thread: Any = _NOBODY
+    threads: Any = _ONE
+    with suppress(OSError):
+        library = ctypes.CDLL("libgomp.so.1")
+        thread, threads = library.omp_get_thread_num, library.omp_get_num_threads
+        library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.restype = None
+    llvm.add_symbol("omp_get_thread_num", ctypes.cast(thread, ctypes.c_void_p).value)
+    llvm.add_symbol("omp_get_num_threads", ctypes.cast(threads, ctypes.c_void_p).value)
+    return library
+
+
+_LIBRARY = _runtime()
+thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+def compute_alone() -> None:
+    """Have torch compute on the calling thread alone, whenever it is called from there.
+
+    Every thread that computes in parallel gets OpenMP threads of its own. As soon as these are more than there
+    are cores, none of them spins any more, and each parallel loop of the engine takes 60 µs to wake its threads
+    up instead of 3.
+    """
+    torch.get_num_threads()  # torch sets its own number at the first call on each thread
+    if _LIBRARY is not None:
+        _LIBRARY.omp_set_num_threads(1)
+
+
+def parallel(loop: Callable[[Any], None]) -> Loop:
+    """Compile a function of one int64 pointer, to be called with a list of numbers.
+
+    It runs once on every thread, which it tells apart by `thread()` and `threads()`, and returns when all are
+    done. The machine code is kept on disk. numba would look at the age of the function's own file only, so it is
+    to have `SOURCES` among its captured variables, which are part of what numba looks code up by.
+    """
+    entry = numba.cfunc(types.void(types.CPointer(types.int64)), nogil=True, cache=True)(loop)
+    alone = _ENTRY(entry.address)
+
+    def run(arguments: list[int]) -> None:
+        held = np.array(arguments, dtype=np.int64)
+        if _LIBRARY is None:
+            alone(held.ctypes.data)
+        else:
+            _LIBRARY.GOMP_parallel(entry.address, held.ctypes.data, torch.get_num_threads(), 0)
+
+    return run
