@@ -12,6 +12,10 @@ from swapmeet.settings import load_settings
 Messages = Sequence[dict[str, str]]
 
 
+HEALTHY = {"status": "ok", "service": "swapmeet"}
+"""What a server answers on `/healthz`."""
+
+
 class Client:
     """Talks to a server.
 

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swapmeet.client import Client
+import httpx
+
+from swapmeet.client import HEALTHY, Client
 from swapmeet.errors import PlatformError
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry, RegistryError
@@ -88,8 +90,19 @@ def _port(settings: Settings) -> Finding:
     try:
         check_port(settings)
     except PlatformError as error:
+        if _is_swapmeet(settings):
+            return Finding("port", True, f"{settings.host}:{settings.port} is Swapmeet's own: it is up")
         return Finding("port", False, str(error))
     return Finding("port", True, f"{settings.host}:{settings.port} is free")
+
+
+def _is_swapmeet(settings: Settings) -> bool:
+    """Whether a Swapmeet server holds the port; any answer of another kind, or none, is a no."""
+    try:
+        health = httpx.get(f"http://{settings.host}:{settings.port}/healthz", timeout=2)
+        return bool(health.json() == HEALTHY)
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 def _server(settings: Settings) -> Finding:

@@ -16,7 +16,10 @@ OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
 
 
 class Settings(BaseSettings):
-    """What an operator may set. Sizes are in bytes."""
+    """What an operator may set. Sizes are in bytes.
+
+    `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -31,6 +34,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1)
     adapter_memory: int = Field(1 << 30, ge=1 << 20)
     kv_memory: int = Field(1 << 30, ge=1 << 20)
+    exact: bool = False
     ray_address: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")

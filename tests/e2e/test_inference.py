@@ -1,4 +1,8 @@
-"""Mixed batches over HTTP give the tokens of transformers and PEFT on the same NF4 base, request by request."""
+"""Mixed batches over HTTP give the tokens of transformers and PEFT on the same NF4 base, request by request.
+
+With `--exact` they are always the same. Without, sums are taken in another order, and bfloat16 keeps 8 bits: where
+two tokens are as likely as bits can tell, either may be chosen, and only there.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,14 +37,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+TORN = 0.25
+"""Logits between the best two tokens, in bfloat16 of values up to 32, that a change of the last bit can swap."""
+
+
 @dataclass
 class Hosted:
     server: Any
     base: Path
+    exact: bool
     adapters: dict[str, Path]
 
 
-@pytest.fixture(scope="module", params=["smollm2", "tiny_qwen2"])
+@pytest.fixture(scope="module", params=["smollm2", "smollm2 exact", "tiny_qwen2 exact"])
 def hosted(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -49,15 +58,16 @@ def hosted(
     swapmeet: Callable[..., Any],
 ) -> Iterator[Hosted]:
     """A server over one base and a registry of adapters pushed by the command line."""
-    base: Path = request.getfixturevalue(request.param)
+    name, *exact = request.param.split()
+    base: Path = request.getfixturevalue(name)
     home = tmp_path_factory.mktemp("home")
     adapters = {}
     for name, shape in SHAPES.items():
         adapters[name] = random_lora(base, tmp_path_factory.mktemp("adapters") / name.replace("/", "-"), **shape)
         pushed = swapmeet("push", adapters[name], name, "--base", base, "--home", home, "--json")
         assert pushed.returncode == 0, pushed.stderr
-    with serving(home, base) as server:
-        yield Hosted(server, base, adapters)
+    with serving(home, base, *(f"--{each}" for each in exact)) as server:
+        yield Hosted(server, base, bool(exact), adapters)
 
 
 @pytest.mark.slow
@@ -67,10 +77,23 @@ def test_mixed_batches_equal_peft(hosted: Hosted) -> None:
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(lambda each: ask(hosted.server.openai(), *each), asked))
     expected = reference(hosted.base, hosted.adapters, base_name, asked)
-    different = [(each, a, b) for each, a, b in zip(asked, answers, expected, strict=True) if a != b]
-    assert not different
+    for each, found, (tokens, logits) in zip(asked, answers, expected, strict=True):
+        if hosted.exact:
+            assert found == tokens, each
+        else:
+            assert_same_or_torn(each, found, tokens, logits)
     by_adapter = [answers[index :: len(SHAPES) + 1] for index in range(len(SHAPES) + 1)]
     assert all(by_adapter.count(each) == 1 for each in by_adapter), "adapters that answer alike prove nothing"
+
+
+def assert_same_or_torn(asked: tuple[str, str], found: list[int], tokens: list[int], logits: Any) -> None:
+    """Equal up to a token that the reference itself found almost as likely as its own."""
+    parted = next((n for n, (a, b) in enumerate(zip(found, tokens, strict=False)) if a != b), None)
+    if parted is None:
+        assert len(found) == len(tokens), asked
+    else:
+        step = logits[parted]
+        assert float(step.max() - step[found[parted]]) <= TORN, (asked, parted)
 
 
 def ask(client: Any, model: str, question: str) -> list[int]:
@@ -84,8 +107,8 @@ def ask(client: Any, model: str, question: str) -> list[int]:
     return list(answer.choices[0].token_ids)
 
 
-def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list[tuple[str, str]]) -> list[list[int]]:
-    """Greedy tokens of PEFT, one request at a time."""
+def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list[tuple[str, str]]) -> list[Any]:
+    """Greedy tokens of PEFT and the logits they were taken from, one request at a time."""
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -106,8 +129,15 @@ def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list
         alone = model.disable_adapter() if model_name == base_name else nullcontext()
         with alone, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        found[model_name, question] = output[0, inputs["input_ids"].shape[1] :].tolist()
+            output = model.generate(
+                **inputs,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        found[model_name, question] = tokens, [each[0] for each in output.logits]
     return [found[each] for each in asked]
 
 

@@ -219,3 +219,15 @@ def test_models_lists_the_base_first(client: TestClient) -> None:
     assert [item["id"] for item in client.get("/v1/models").json()["data"]] == ["tiny"]
     assert client.get("/v1/models/tiny").json()["id"] == "tiny"
     assert client.get("/v1/models/acme/absent").status_code == 404
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClient, pieces: int) -> None:
+    """Without a key, too: announced by its length, or sent in chunks."""
+    del client.headers["authorization"]
+    piece = b" " * ((17 << 20) // pieces)
+    content = piece if pieces == 1 else iter([piece] * pieces)
+    answer = client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+    assert "16 MiB" in answer.json()["error"]["message"]

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home
+from swapmeet.cli.options import Home, Json
 from swapmeet.settings import load_settings
 
 
 def demo(
     home: Home = None,
     port: Annotated[int | None, typer.Option(help="Port for the demo's server.")] = None,
+    json: Json = False,
 ) -> None:
     """Train three tenants' adapters, publish them, and serve all three from one NF4 base."""
     from swapmeet.demo.story import run_demo
@@ -21,7 +22,7 @@ def demo(
     # a registry and a database of this machine's own, whatever else is configured
     settings = settings.model_copy(update={"registry": "", "database": ""})
     with tempfile.TemporaryDirectory(prefix="swapmeet-demo-") as scratch:
-        run_demo(settings, Path(scratch))
+        run_demo(settings, Path(scratch), quietly=json)
 
 
 def register(app: typer.Typer) -> None:

@@ -17,13 +17,16 @@ def up(
     registry: RegistryUrl = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="Answer bit for bit as transformers and PEFT would, and slower.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Serve the base and every adapter of the registry, until Ctrl-C."""
     from swapmeet import server
 
-    settings = load_settings(base=base, registry=registry, port=port, host=host, home=home)
+    settings = load_settings(base=base, registry=registry, port=port, host=host, exact=exact, home=home)
 
     def ready(running: server.Running) -> None:
         text = f"Ready.\n  export SWAPMEET_URL={running.url}\n  export SWAPMEET_API_KEY={running.admin_key}"

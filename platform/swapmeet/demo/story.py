@@ -2,9 +2,10 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from openai import OpenAI
 
@@ -36,10 +37,12 @@ Lesson = tuple[Task, tuple[list[Example], list[Example]]]
 """A task with its training and its held-out examples."""
 
 
-def run_demo(settings: Settings, scratch: Path) -> None:
-    """Tell the whole story once; `scratch` is a folder to throw away afterwards."""
-    start = time.monotonic()
-    say = _clock(start)
+def run_demo(settings: Settings, scratch: Path, *, quietly: bool = False) -> None:
+    """Tell the whole story once; `scratch` is a folder to throw away afterwards.
+
+    Quietly, standard output holds the closing JSON line only.
+    """
+    say = _clock(sys.stderr if quietly else sys.stdout)
     check_port(settings)
     base = BaseLibrary(settings.folder, say).find(settings.base)
     with ray_running(settings):
@@ -56,7 +59,8 @@ def run_demo(settings: Settings, scratch: Path) -> None:
             refused = refusals(client, base, TASKS[0].adapter, adapter_folder(outcomes[0]), scratch)
     tenants = [_row(*each) for each in zip(TASKS, scores, outcomes, strict=True)]
     say("Done")
-    _print_tables(tenants, batch, refused)
+    if not quietly:
+        _print_tables(tenants, batch, refused)
     print(json.dumps({"tenants": tenants, "mixed_batch": batch, "refused": refused}), flush=True)
 
 
@@ -106,10 +110,11 @@ def _print_tables(tenants: list[dict[str, Any]], batch: dict[str, Any], refused:
     print()
 
 
-def _clock(start: float) -> Any:
-    """A printer that puts the time since the start before each line."""
+def _clock(stream: TextIO) -> Any:
+    """A printer that puts the time since now before each line."""
+    start = time.monotonic()
 
     def say(line: str) -> None:
-        print(f"{time.monotonic() - start:6.1f} s  {line}", flush=True)
+        print(f"{time.monotonic() - start:6.1f} s  {line}", file=stream, flush=True)
 
     return say

@@ -4,8 +4,10 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Response
 
+from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
 from swapmeet.gateway import inference
+from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, install_error_handlers
 from swapmeet.gateway.services import Services, services
 from swapmeet_registry import RegistryError
@@ -16,13 +18,14 @@ def create_app(backend: Services) -> FastAPI:
     """An app over the given services."""
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.state.services = backend
+    app.add_middleware(BodyLimit)
     install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest)
     app.include_router(inference.router)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The gateway itself is up."""
-        return {"status": "ok"}
+        return HEALTHY
 
     @app.get("/readyz")
     async def readyz(response: Response, backend: Annotated[Services, Depends(services)]) -> dict[str, str]:

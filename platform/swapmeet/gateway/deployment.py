@@ -87,6 +87,7 @@ def build(settings: Settings, base: Base) -> Application:
             max_queue=settings.max_queue,
             adapter_bytes=settings.adapter_memory,
             kv_bytes=settings.kv_memory,
+            exact=settings.exact,
         )
     )
     gateway: Any = Gateway

@@ -30,7 +30,13 @@ STATUS = {
     "database_unavailable": 503,
     "corrupt": 500,
 }
-TYPES = {401: "authentication_error", 404: "invalid_request_error", 400: "invalid_request_error"}
+HTTP_CODES = {413: "request_too_large"}
+TYPES = {
+    413: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    400: "invalid_request_error",
+}
 RETRY_AFTER = {"overloaded": "1", "engine_dead": "5", "store_unavailable": "5", "database_unavailable": "5"}
 FINAL = {"corrupt", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
@@ -91,7 +97,8 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return JSONResponse(error_body(str(error.detail), "http_error", error.status_code), error.status_code)
+        code = HTTP_CODES.get(error.status_code, "http_error")
+        return JSONResponse(error_body(str(error.detail), code, error.status_code), error.status_code)
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -1,0 +1,242 @@
+"""The compiled CPU loops against plain torch, and each row's bits against what stands beside it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba")
+
+from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
+
+from swapmeet_serving import Engine, Request, Sampling  # noqa: E402
+from swapmeet_serving.errors import BaseUnsupported  # noqa: E402
+from swapmeet_serving.kernels import PAGE  # noqa: E402
+from swapmeet_serving.kernels.cpu import CpuKernels  # noqa: E402
+from swapmeet_serving.lora_weights import LoraPair  # noqa: E402
+from swapmeet_serving.step_plan import Span, StepPlan, row  # noqa: E402
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+@dataclass
+class Module:
+    index: int
+    head: bool = False
+    layer_idx: int = 0
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def plan_of(*spans: Span) -> StepPlan:
+    return StepPlan(row([], "cpu"), row([], "cpu"), row([], "cpu"), spans)
+
+
+def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
+    starts = [sum(rows[:index]) for index in range(len(rows))]
+    return [
+        Span(start, start + count, 0, [0], adapter)
+        for start, count, adapter in zip(starts, rows, adapters, strict=True)
+    ]
+
+
+def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
+    return LoraPair(torch.randn(inputs, rank), torch.randn(rank, outputs), 0.3)
+
+
+@DTYPES
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 1536), (64, 192), (96, 40), (1, 1)])
+def test_adapters_of_any_rank_are_added_to_their_own_rows(dtype: Any, inputs: int, outputs: int) -> None:
+    pairs = [pair(inputs, outputs, rank) for rank in (1, 4, 16, 20, 64, 130)]
+    kernels = CpuKernels(1, {}, dtype, {"other": 0, "module": 1})
+    held = [kernels.hold({"module": each}) for each in pairs]
+    rows = [1, 2, 5, 3, 1, 9, 4]
+    adapters: list[Any] = [*held[:3], None, *held[3:]]
+    spans = spans_of(rows, adapters)
+    kernels.begin(plan_of(*spans))
+    x = torch.randn(1, sum(rows), inputs).to(dtype)
+    before = torch.randn(1, sum(rows), outputs).to(dtype)
+    result = before.clone()
+    kernels.add_lora(Module(index=1), x, result)
+    expected = before.float()
+    for span, used in zip(spans, [*pairs[:3], None, *pairs[3:]], strict=True):
+        if used:
+            down, up = used.down.to(dtype).float(), used.up.to(dtype).float()
+            expected[0, span.start : span.stop] += x[0, span.start : span.stop].float() @ down @ up * used.scaling
+    assert (result.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
+    untouched = result.clone()
+    kernels.add_lora(Module(index=0), x, result)
+    assert torch.equal(result, untouched), "no adapter has this module"
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "width", "window"),
+    [(3, 3, 64, None), (2, 1, 80, 10), (1, 4, 16, 33), (2, 2, 24, None), (1, 1, 128, 16)],
+)
+def test_attention_is_that_of_torch(dtype: Any, kv_heads: int, group: int, width: int, window: int | None) -> None:
+    """Decode and prefill, from scratch and upon cached tokens, in pages that are scattered and used before."""
+    lengths, new = [5, 17, 40, 128, 33, 16], [1, 1, 7, 128, 3, 16]
+    case = Attention(dtype, kv_heads, group, width, lengths)
+    case.fill([length - count for length, count in zip(lengths, new, strict=True)])
+    found = case.step(new, window)
+    for index, (length, count) in enumerate(zip(lengths, new, strict=True)):
+        expected = case.expected(index, length - count, window)
+        assert (found[index] - expected).abs().max() < TOLERANCE[dtype], index
+
+
+class Attention:
+    """Random sequences over one cache, written and attended to by `CpuKernels`."""
+
+    def __init__(self, dtype: Any, kv_heads: int, group: int, width: int, lengths: list[int]) -> None:
+        self.group, self.lengths = group, lengths
+        pages = [-(-length // PAGE) for length in lengths]
+        self.kernels = CpuKernels(sum(pages), {0: (kv_heads, width)}, dtype, {})
+        order = torch.randperm(sum(pages)).tolist()
+        self.pages = [[order.pop() for _ in range(count)] for count in pages]
+        self.keys, self.values = (
+            [torch.randn(1, kv_heads, length, width).to(dtype) for length in lengths] for _ in range(2)
+        )
+        self.queries = [torch.randn(1, kv_heads * group, length, width).to(dtype) for length in lengths]
+        for cache in self.kernels._cache[0]:
+            cache.fill_(77.0)  # whoever used the pages before
+
+    def fill(self, until: list[int]) -> None:
+        """Cache each sequence's first tokens."""
+        if any(until):
+            self._run([(index, 0, stop) for index, stop in enumerate(until) if stop], None)
+        self.cached = until
+
+    def step(self, new: list[int], window: int | None, only: list[int] | None = None) -> dict[int, Any]:
+        """Attend from each sequence's next tokens; float32 (rows, heads, width) by sequence."""
+        chosen = range(len(new)) if only is None else only
+        return self._run([(index, self.cached[index], self.cached[index] + new[index]) for index in chosen], window)
+
+    def _run(self, parts: list[tuple[int, int, int]], window: int | None) -> dict[int, Any]:
+        spans, start = [], 0
+        for index, begin, end in parts:
+            spans.append(Span(start, start + end - begin, begin, self.pages[index], None))
+            start += end - begin
+        self.kernels.begin(plan_of(*spans))
+        query, key, value = (
+            torch.cat([tensors[index][:, :, begin:end] for index, begin, end in parts], dim=2)
+            for tensors in (self.queries, self.keys, self.values)
+        )
+        value = value.transpose(1, 2).contiguous().transpose(1, 2)  # as models give it: heads are the inner stride
+        result = self.kernels.attend(Module(0), query, key, value, sliding_window=window)  # type: ignore[arg-type]
+        return {
+            index: result[0, span.start : span.stop].float() for (index, *_), span in zip(parts, spans, strict=True)
+        }
+
+    def expected(self, index: int, begin: int, window: int | None) -> Any:
+        rows, columns = torch.arange(begin, self.lengths[index])[:, None], torch.arange(self.lengths[index])
+        seen = (columns <= rows) & (rows - columns < (window or 1 << 30))
+        query = self.queries[index][:, :, begin:].float()
+        keys, values = (each[index].float().repeat_interleave(self.group, dim=1) for each in (self.keys, self.values))
+        return scaled_dot_product_attention(query, keys, values, attn_mask=seen)[0].transpose(0, 1)
+
+
+@DTYPES
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(dtype: Any) -> None:
+    kernels = CpuKernels(1, {}, dtype, {"module": 0})
+    held = [kernels.hold({"module": pair(64, 96, rank)}) for rank in (16, 5)]
+    rows = [3, 6, 1]
+    x, before = torch.randn(1, 10, 64).to(dtype), torch.randn(1, 10, 96).to(dtype)
+    together = before.clone()
+    kernels.begin(plan_of(*spans_of(rows, [held[0], held[1], held[0]])))
+    kernels.add_lora(Module(0), x, together)
+    for index, adapter in [(0, 0), (2, 0), (3, 1), (8, 1), (9, 0)]:
+        alone = before[:, index : index + 1].clone()
+        kernels.begin(plan_of(Span(0, 1, 0, [0], held[adapter])))
+        kernels.add_lora(Module(0), x[:, index : index + 1], alone)
+        assert torch.equal(alone[0, 0], together[0, index]), index
+
+
+@DTYPES
+def test_attention_has_the_same_bits_alone_in_a_batch_and_in_chunks(dtype: Any) -> None:
+    lengths = [60, 33, 100]
+    case = Attention(dtype, 3, 3, 64, lengths)
+    case.fill([0, 0, 0])
+    together = case.step(lengths, None)
+    for index, length in enumerate(lengths):
+        chunks = []
+        case.cached = [0, 0, 0]
+        for count in (1, 6, 13, length - 20):
+            chunks.append(case.step([count] * 3, None, only=[index])[index])
+            case.cached[index] += count
+        assert torch.equal(torch.cat(chunks), together[index]), index
+
+
+@DTYPES
+def test_the_number_of_threads_changes_no_bit(dtype: Any) -> None:
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.manual_seed(0)
+            torch.set_num_threads(count)
+            case = Attention(dtype, 3, 3, 64, [60, 33])
+            case.fill([20, 30])
+            results.append(case.step([40, 3], None))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each[index], results[0][index]) for each in results for index in (0, 1))
+
+
+def test_without_openmp_one_thread_computes(tmp_path: Path) -> None:
+    """As on systems whose torch brings another threading library."""
+    program = """
+import ctypes, torch
+real = ctypes.CDLL
+def refusing(name, *rest, **others):
+    if name == "libgomp.so.1":
+        raise OSError(name)
+    return real(name, *rest, **others)
+ctypes.CDLL = refusing
+from swapmeet_serving.kernels import threads
+from swapmeet_serving.kernels.cpu import CpuKernels
+from swapmeet_serving.lora_weights import LoraPair
+from swapmeet_serving.step_plan import Span, StepPlan
+assert threads._LIBRARY is None
+threads.compute_alone()
+kernels = CpuKernels(1, {}, torch.float32, {"m": 0})
+held = kernels.hold({"m": LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5)})
+kernels.begin(StepPlan(None, None, None, (Span(0, 3, 0, [0], held),)))
+class M: index, head = 0, False
+result = torch.zeros(1, 3, 8)
+kernels.add_lora(M, torch.ones(1, 3, 8), result)
+assert (result == 8).all(), result
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_dtype_without_loops_is_refused(tiny_llama: Path, make_engine: Callable[..., Engine]) -> None:
+    with pytest.raises(BaseUnsupported, match="bfloat16 or float32"):
+        make_engine(tiny_llama, compute_dtype="float16")
+
+
+def test_an_answer_is_the_same_alone_and_in_any_batch(
+    tiny_llama: Path, random_lora: Callable[..., Path], make_engine: Callable[..., Engine], answer: Callable[..., Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    adapters = [str(random_lora(tiny_llama, tmp_path / str(rank), rank=rank, seed=rank)) for rank in (4, 16)]
+    requests = [
+        Request(f"{name}:{length}", tuple(range(5, 5 + length)), name, Sampling(max_tokens=24, ignore_eos=True))
+        for name in (None, *adapters)
+        for length in (1, 9, 40)
+    ]
+    engine = make_engine(tiny_llama)
+    together = answer(engine, *requests)
+    for request in requests:
+        alone = answer(engine, request)[request.id]
+        assert [each.token_ids for each in alone] == [each.token_ids for each in together[request.id]], request.id
