@@ -99,9 +99,10 @@ def _port(settings: Settings) -> Finding:
 def _is_swapmeet(settings: Settings) -> bool:
     """Whether a Swapmeet server holds the port; any answer of another kind, or none, is a no."""
     try:
-        health = httpx.get(f"http://{settings.host}:{settings.port}/healthz", timeout=2)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        health = httpx.get(f"http://{host}:{settings.port}/healthz", timeout=2, trust_env=False)
         return bool(health.json() == HEALTHY)
-    except (httpx.HTTPError, ValueError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
 
 

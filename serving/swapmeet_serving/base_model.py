@@ -2,7 +2,7 @@
 
 Any causal language model of transformers will do whose attention goes through transformers' attention
 interface and needs nothing but causal scaled dot products, with or without a sliding window. What it needs
-is seen by running one token through it and noting what reaches the attention function.
+is seen by running a few tokens through it and noting what reaches the attention function.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import Kernels
-from swapmeet_serving.lora_linear import LoraLinear
+from swapmeet_serving.lora_linear import LoraLinear, Rows
 from swapmeet_serving.lora_weights import PREFIX
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
@@ -36,7 +36,7 @@ class BaseModel:
     Attributes:
         model: the transformers model, its linear layers wrapped.
         kv_layers: KV heads and their width by layer.
-        linears: every linear module by name.
+        linears: the linear modules that adapters can be served on, by name.
         embeddings: input and output embeddings, by the names PEFT may save copies of them under.
     """
 
@@ -69,9 +69,9 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     kind = model.config.model_type
     _check_config(model.config.get_text_config(), kind)
     _let_odd_shapes_be(model)
-    kv_layers = _observe(model, kind)
+    kv_layers, rows = _observe(model, kind)
     embeddings = _embeddings(model)
-    linears = _wrap_linears(model)
+    linears = _wrap_linears(model, rows)
     config = model.config.get_text_config()
     return BaseModel(
         model=model,
@@ -122,10 +122,14 @@ def _let_odd_shapes_be(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _observe(model: Any, kind: str) -> dict[int, tuple[int, int]]:
-    """Run one token and note each layer's KV heads and width; refuses what attention does not support.
+def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[str, Rows]]:
+    """Run three tokens, of which the last one's logits are wanted; refuses what attention does not support.
 
     On the CPU, this pass also lets bitsandbytes repack the weights for inference.
+
+    Returns:
+        Each layer's KV heads and width, and by the linear layers' names which rows they see. A layer that sees
+        others (an expert's, say), or computes in another type, is left out: no adapter can be served on it.
     """
     seen: dict[int, tuple[int, int]] = {}
     needs: set[str] = set()
@@ -151,14 +155,34 @@ def _observe(model: Any, kind: str) -> dict[int, tuple[int, int]]:
             f"Models of type {kind} can not be served: transformers gives them no attention interface."
         ) from error
     set_attend(model, attend)
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    rows, hooks = _note_rows(model)
+    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    places = torch.arange(3, device=model.device)
     with torch.inference_mode():
-        model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        model(input_ids=ids, position_ids=places[None], use_cache=False, logits_to_keep=places[2:])
+    for hook in hooks:
+        hook.remove()
     if set(seen) != set(range(model.config.get_text_config().num_hidden_layers)):
         needs.add("layers without attention, or attention outside transformers' interface")
     if needs:
         raise BaseUnsupported(f"Models of type {kind} can not be served: they need {', '.join(sorted(needs))}.")
-    return seen
+    return seen, rows
+
+
+def _note_rows(model: Any) -> tuple[dict[str, Rows], list[Any]]:
+    """Hooks that tell which of a pass' three rows each linear layer sees, and where they tell it."""
+    rows: dict[str, Rows] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: Any, inputs: Any, result: torch.Tensor) -> None:
+            seen: Rows | None = {3: "all", 1: "last"}.get(inputs[0].numel() // module.in_features)  # type: ignore[assignment]
+            if seen and inputs[0].dtype == result.dtype == model.dtype:
+                rows[name] = seen
+
+        return hook
+
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return rows, [module.register_forward_hook(note(name)) for name, module in linears]
 
 
 def set_attend(model: Any, attend: attention.Attend) -> None:
@@ -176,17 +200,14 @@ def _unsupported(settings: dict[str, Any]) -> set[str]:
     return found
 
 
-def _wrap_linears(model: Any) -> dict[str, nn.Linear]:
-    """Put a `LoraLinear` in every linear layer's place; returns those by name."""
+def _wrap_linears(model: Any, rows: dict[str, Rows]) -> dict[str, nn.Linear]:
+    """Put a `LoraLinear` in the place of each of these linear layers; returns the layers by name."""
     import bitsandbytes as bnb
 
-    head = model.get_output_embeddings()
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in rows}
     for index, (name, module) in enumerate(linears.items()):
         parent, _, attribute = name.rpartition(".")
-        wrapped = LoraLinear(
-            module, name, index, rounds_first=isinstance(module, bnb.nn.Linear4bit), head=module is head
-        )
+        wrapped = LoraLinear(module, name, index, rounds_first=isinstance(module, bnb.nn.Linear4bit), rows=rows[name])
         setattr(model.get_submodule(parent), attribute, wrapped)
     return linears
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,8 +54,8 @@ class LoraPair:
     scaling: float
 
 
-LoraWeights = dict[str, LoraPair]
-"""An adapter by the names of the base's modules, as read."""
+LoraPairs = Iterator[tuple[str, LoraPair]]
+"""An adapter's pairs by the names of the base's modules, read as they are asked for."""
 
 
 class Holder(Protocol):
@@ -63,7 +63,7 @@ class Holder(Protocol):
 
     weight_bytes: int
 
-    def hold(self, weights: LoraWeights) -> Any:
+    def hold(self, pairs: LoraPairs, weights: int) -> Any:
         """An adapter in the form that it is computed from."""
         ...
 
@@ -79,8 +79,13 @@ class LoraFile:
     identity: str
     scalings: dict[str, float]
     copies: dict[str, torch.Tensor]
-    size: int
+    weights: int
     holder: Holder
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in memory."""
+        return self.weights * self.holder.weight_bytes
 
     def read(self) -> Any:
         """Read the weights into memory, in the holder's form.
@@ -94,9 +99,8 @@ class LoraFile:
                     raise AdapterUnsupported(
                         f"{self.identity} brings a trained {name}, which is not served. Train it without."
                     )
-            return self.holder.hold(
-                {module: _pair(tensors.get_tensor, module, scaling) for module, scaling in self.scalings.items()}
-            )
+            pairs = ((module, _pair(tensors.get_tensor, module, scaling)) for module, scaling in self.scalings.items())
+            return self.holder.hold(pairs, self.weights)
 
 
 def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddings, holder: Holder) -> LoraFile:
@@ -117,8 +121,8 @@ def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddi
     for module in sorted({_module_of(name, identity) for name in found if name not in copies}):
         if module not in linears:
             raise AdapterUnsupported(
-                f"{identity} adapts {module}, which is not a linear module of this base. "
-                "Train it on this base, with linear target modules."
+                f"{identity} adapts {module}, which is no linear layer of this base that adapters "
+                "can be served on. Train it on this base, with linear target modules."
             )
         rank, scalings[module] = _rank_and_scaling(config, module)
         expected[_name(module, "A")] = (rank, linears[module].in_features)
@@ -129,8 +133,8 @@ def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddi
                 f"{identity} should have {name} of shape {shape} and has {found.get(name, 'none')}. "
                 "Its weights, its configuration and this base do not belong together."
             )
-    size = holder.weight_bytes * sum(math.prod(found[name]) for name in found if name not in copies)
-    return LoraFile(path, identity, scalings, copies, size, holder)
+    weights = sum(math.prod(found[name]) for name in found if name not in copies)
+    return LoraFile(path, identity, scalings, copies, weights, holder)
 
 
 def _read_config(folder: Path, identity: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
     """
     per_token = sum(2 * heads * width for heads, width in base.kv_layers.values()) * base.dtype.itemsize
     pages = kv_bytes // (per_token * PAGE)
-    if exact or base.device != "cpu":
+    if exact or torch.device(base.device).type != "cpu":
         return ExactKernels(pages, base.kv_layers, base.dtype, base.device)
     from swapmeet_serving.kernels.cpu import CpuKernels
 
@@ -47,8 +47,8 @@ class Runner:
             (n, vocabulary) float32 logits of what follows each sequence.
         """
         plan = build_plan(sequences, adapters, self._base.device)
-        self._kernels.begin(plan)
         try:
+            self._kernels.begin(plan)
             output = self._base.model(
                 input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.last
             )

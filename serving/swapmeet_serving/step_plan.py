@@ -14,7 +14,7 @@ import torch
 from swapmeet_serving.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Span:
     """One sequence's rows in a step.
 

@@ -53,6 +53,9 @@ def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
         ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, LLAMA_LIKE),
         ("gpt_neox", {}, ("query_key_value", "dense_4h_to_h")),
         ("phi", {}, ("q_proj", "dense", "fc2")),
+        ("opt", {"word_embed_proj_dim": 128, "ffn_dim": 256}, ("q_proj", "fc1", "fc2")),
+        # a layer of its head comes after the choice of the rows whose logits are wanted
+        ("roberta", {"is_decoder": True, "num_key_value_heads": 4}, ("query", "lm_head.dense")),
         ("granite", {"logits_scaling": 2.0, "attention_multiplier": 0.3}, LLAMA_LIKE),
     ],
 )

@@ -28,8 +28,9 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @dataclass
 class Module:
     index: int
-    head: bool = False
+    rows: str = "all"
     layer_idx: int = 0
+    name: str = "module"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,10 @@ def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
     ]
 
 
+def hold(kernels: CpuKernels, module: str, pair: LoraPair) -> Any:
+    return kernels.hold(iter([(module, pair)]), pair.down.numel() + pair.up.numel())
+
+
 def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
     return LoraPair(torch.randn(inputs, rank), torch.randn(rank, outputs), 0.3)
 
@@ -58,7 +63,7 @@ def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
 def test_adapters_of_any_rank_are_added_to_their_own_rows(dtype: Any, inputs: int, outputs: int) -> None:
     pairs = [pair(inputs, outputs, rank) for rank in (1, 4, 16, 20, 64, 130)]
     kernels = CpuKernels(1, {}, dtype, {"other": 0, "module": 1})
-    held = [kernels.hold({"module": each}) for each in pairs]
+    held = [hold(kernels, "module", each) for each in pairs]
     rows = [1, 2, 5, 3, 1, 9, 4]
     adapters: list[Any] = [*held[:3], None, *held[3:]]
     spans = spans_of(rows, adapters)
@@ -148,7 +153,7 @@ class Attention:
 @DTYPES
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(dtype: Any) -> None:
     kernels = CpuKernels(1, {}, dtype, {"module": 0})
-    held = [kernels.hold({"module": pair(64, 96, rank)}) for rank in (16, 5)]
+    held = [hold(kernels, "module", pair(64, 96, rank)) for rank in (16, 5)]
     rows = [3, 6, 1]
     x, before = torch.randn(1, 10, 64).to(dtype), torch.randn(1, 10, 96).to(dtype)
     together = before.clone()
@@ -196,12 +201,9 @@ def test_without_openmp_one_thread_computes(tmp_path: Path) -> None:
     """As on systems whose torch brings another threading library."""
     program = """
 import ctypes, torch
-real = ctypes.CDLL
-def refusing(name, *rest, **others):
-    if name == "libgomp.so.1":
-        raise OSError(name)
-    return real(name, *rest, **others)
-ctypes.CDLL = refusing
+from pathlib import Path
+real = Path.read_text
+Path.read_text = lambda path, *rest, **others: "" if str(path) == "/proc/self/maps" else real(path, *rest, **others)
 from swapmeet_serving.kernels import threads
 from swapmeet_serving.kernels.cpu import CpuKernels
 from swapmeet_serving.lora_weights import LoraPair
@@ -209,15 +211,47 @@ from swapmeet_serving.step_plan import Span, StepPlan
 assert threads._LIBRARY is None
 threads.compute_alone()
 kernels = CpuKernels(1, {}, torch.float32, {"m": 0})
-held = kernels.hold({"m": LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5)})
+held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), 32)
 kernels.begin(StepPlan(None, None, None, (Span(0, 3, 0, [0], held),)))
-class M: index, head = 0, False
+class M: index, rows = 0, 'all'
 result = torch.zeros(1, 3, 8)
 kernels.add_lora(M, torch.ones(1, 3, 8), result)
 assert (result == 8).all(), result
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_where_nothing_can_be_cached_loops_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    from swapmeet_serving.kernels.threads import parallel
+
+    compile_ = numba.cfunc
+
+    def refusing(*arguments: Any, cache: bool = False, **settings: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")  # numba's words
+        return compile_(*arguments, **settings)
+
+    monkeypatch.setattr(numba, "cfunc", refusing)
+
+    def loop(a: Any) -> None:
+        numba.carray(a, (1,))[0] = 1
+
+    parallel(loop)([0])
+
+
+def test_rows_that_do_not_fit_never_reach_the_loops() -> None:
+    kernels = CpuKernels(1, {}, torch.float32, {"module": 0})
+    kernels.begin(plan_of(Span(0, 3, 0, [0], hold(kernels, "module", pair(8, 8, 2)))))
+    for x, result in [
+        (torch.ones(1, 2, 8), torch.ones(1, 2, 8)),
+        (torch.ones(1, 3, 8), torch.ones(1, 3, 8).bfloat16()),
+        (torch.ones(1, 3, 8), torch.ones(1, 8, 3).transpose(1, 2)),
+    ]:
+        with pytest.raises(RuntimeError, match="3 rows were expected"):
+            kernels.add_lora(Module(0), x, result)
 
 
 def test_a_dtype_without_loops_is_refused(tiny_llama: Path, make_engine: Callable[..., Engine]) -> None:

@@ -82,7 +82,7 @@ def test_files_that_are_missing_or_no_json(folder: Path, refusal: Refusal) -> No
 
 def test_a_module_that_the_base_lacks(folder: Path, refusal: Refusal) -> None:
     change_weights(folder, lambda w: w.update({NAME.format("A").replace("q_proj", "z_proj"): w[NAME.format("A")] * 1}))
-    assert "adapts model.layers.0.self_attn.z_proj, which is not a linear module" in str(refusal(folder))
+    assert "adapts model.layers.0.self_attn.z_proj, which is no linear layer of this base" in str(refusal(folder))
 
 
 def test_a_weight_of_another_kind(folder: Path, refusal: Refusal) -> None:

@@ -17,8 +17,8 @@ from swapmeet_serving import ServingError
 def create_app(backend: Services) -> FastAPI:
     """An app over the given services."""
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
-    app.state.services = backend
     app.add_middleware(BodyLimit)
+    app.state.services = backend
     install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest)
     app.include_router(inference.router)
 

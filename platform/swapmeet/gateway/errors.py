@@ -98,7 +98,8 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "http_error")
-        return JSONResponse(error_body(str(error.detail), code, error.status_code), error.status_code)
+        body = error_body(str(error.detail), code, error.status_code)
+        return JSONResponse(body, error.status_code, error.headers)
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

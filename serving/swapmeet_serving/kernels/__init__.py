@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from swapmeet_serving.lora_weights import LoraWeights
+from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import StepPlan
 
 PAGE = 16
@@ -27,8 +27,11 @@ class Kernels(Protocol):
     weight_bytes: int
     pages: int
 
-    def hold(self, weights: LoraWeights) -> Any:
-        """An adapter in the form that a plan's `Span.adapter` takes. May be called on any thread."""
+    def hold(self, pairs: LoraPairs, weights: int) -> Any:
+        """An adapter in the form that a plan's `Span.adapter` takes; `weights` is how many numbers it has.
+
+        May be called on any thread. The pairs are read one by one, so that memory holds no second copy.
+        """
         ...
 
     def begin(self, plan: StepPlan) -> None:
@@ -40,7 +43,7 @@ class Kernels(Protocol):
         ...
 
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
-        """Add each row's own adapter to a `LoraLinear`'s result, in place: (1, rows, in), (1, rows, out)."""
+        """Add each row's own adapter to a `LoraLinear`'s result, in place: (…, in), (…, out)."""
         ...
 
     def attend(

@@ -1,6 +1,7 @@
 """CPU cores: loops of our own for adapters and attention, which cost what the rows' own tokens and ranks cost.
 
-Adapters are held in the model's dtype. A row's result does not depend on the rows beside it.
+Adapters are held in the model's dtype. What is added to a row, and what it attends to, does not depend on the rows
+beside it.
 """
 
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import WRITE_AND_ATTEND
 from swapmeet_serving.kernels.cpu_lora import ADD_LORA, ENTRY, SEGMENT
-from swapmeet_serving.lora_weights import LoraWeights
+from swapmeet_serving.kernels.tile import WIDE
+from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan
 
 Integers = npt.NDArray[np.int64]
 
-SLACK = 64
-"""Elements behind every block of memory, because tiles are read whole."""
+SLACK = WIDE
+"""Elements behind every block of memory: tiles are read whole, so up to WIDE - 1 too far."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CpuLora:
     """An adapter in one block of memory.
 
@@ -49,7 +51,7 @@ class CpuKernels:
     ) -> None:
         if dtype not in ADD_LORA:
             raise BaseUnsupported(
-                f"CPUs compute in bfloat16 or float32, not in {dtype}. Serve the base in one of these."
+                f"CPUs compute in bfloat16 or float32, not in {dtype}. Choose one of these, or exact."
             )
         self.pages = pages
         self.weight_bytes = dtype.itemsize
@@ -62,20 +64,20 @@ class CpuKernels:
             for index, (heads, width) in layers.items()
         }
 
-    def hold(self, weights: LoraWeights) -> CpuLora:
+    def hold(self, pairs: LoraPairs, weights: int) -> CpuLora:
         """Pack an adapter's weights."""
-        parts = [part for pair in weights.values() for part in (pair.down, pair.up)]
-        block = torch.zeros(sum(part.numel() for part in parts) + SLACK, dtype=self._dtype)
+        block = torch.zeros(weights + SLACK, dtype=self._dtype)
         table = np.zeros((len(self._modules), ENTRY), np.int64)
-        address = block.data_ptr()
         begin = 0
-        for module, pair in weights.items():
+        for module, pair in pairs:
             places = []
             for part in (pair.down, pair.up):
-                places.append(address + begin * self._dtype.itemsize)
-                block[begin : begin + part.numel()] = part.reshape(-1)
+                place = block[begin : begin + part.numel()].view(part.shape)
+                place.copy_(part)
+                places.append(place.data_ptr())
                 begin += part.numel()
             table[self._modules[module]] = (*places, pair.down.shape[1], _bits(pair.scaling))
+        assert begin == weights
         return CpuLora(block, table)
 
     def begin(self, plan: StepPlan) -> None:
@@ -93,20 +95,24 @@ class CpuKernels:
             np.int64,
         )
         self._longest = max(span.length for span in plan.spans)
+        self._rows = plan.spans[-1].stop
 
     def end(self) -> None:
         """Nothing is kept that could be read by mistake."""
-        del self._segments, self._last_segments, self._ranks, self._page_tables, self._spans, self._longest
+        del self._segments, self._last_segments, self._ranks, self._page_tables, self._spans, self._longest, self._rows
 
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         """All rows' adapters in one go."""
         rank = self._ranks[module.index]
         if not rank:
             return
-        segments = self._last_segments if module.head else self._segments
+        segments, rows = (
+            (self._last_segments, len(self._spans)) if module.rows == "last" else (self._segments, self._rows)
+        )
         x = x.contiguous()
-        assert x.dtype == result.dtype == self._dtype
-        assert result.is_contiguous()
+        sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
+        if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
+            raise RuntimeError(f"{module.name} gives {result.shape} in {result.dtype} where {rows} rows were expected")
         self._add(
             [x.data_ptr(), result.data_ptr(), x.shape[-1], result.shape[-1], segments.ctypes.data, len(segments),
              module.index, rank]

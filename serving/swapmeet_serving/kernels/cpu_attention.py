@@ -1,7 +1,8 @@
 """Attention over a paged KV cache on CPU cores, decode and prefill alike: one query is one row of a tile.
 
 A page of 16 tokens holds keys as (kv heads, width, 16) and values as (kv heads, 16, width), so that both
-products run along vectors. Scores, softmax and sums are float32; every query sums its own tokens in order.
+products run along vectors. Scores, softmax and sums are float32; every query sums its own tokens in order. Later
+tokens of its own sequence count zero times, so only a value that is not finite could be seen from before.
 """
 
 from typing import Any
@@ -13,12 +14,12 @@ from numba import float32, int64
 
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
-from swapmeet_serving.kernels.tile import ROWS, address_as, exp, float_of, load, store, tile
+from swapmeet_serving.kernels.tile import ROWS, WIDE, address_as, exp, float_of, load, store, tile
 
 SPAN = 4
 """int64 of a sequence's span: first row, number of rows, first row's position, address of its page table."""
 
-_scores, _values = tile(PAGE), tile(64)
+_scores, _values = tile(PAGE), tile(WIDE)
 
 
 @numba.njit
@@ -54,7 +55,7 @@ def attend(a: Any, thread: Any, threads: Any, like: Any, size: Any) -> None:
     """
     heads, group = a[6], a[8]
     spans = address_as(a[11], int64(0))
-    padded = (a[7] + 63) // 64 * 64
+    padded = (a[7] + WIDE - 1) // WIDE * WIDE
     query = np.empty((ROWS, a[7]), np.float32)
     scores = np.empty((ROWS, (a[13] + PAGE) // PAGE * PAGE + PAGE), np.float32)
     sums = np.empty((ROWS, padded), np.float32)
@@ -101,7 +102,7 @@ def _tile_of_queries(
     for t in range(start, length, PAGE):
         block = (pages[t // PAGE] * heads + head) * width * PAGE
         here, tokens = p + 4 * (t - start), min(int64(PAGE), length - t)
-        for column in range(0, width, 64):
+        for column in range(0, width, WIDE):
             matrix = address_as(a[5] + (block + column) * size, like)
             out = address_as(o + 4 * column, float32(0))
             _values(address_as(here, float32(0)), address_as(here + 4 * row, float32(0)),

@@ -13,9 +13,7 @@ import torch
 from numba import float32, int64
 
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
-from swapmeet_serving.kernels.tile import LANES, ROWS, address_as, float_of, load, store, tile
-
-WIDE = 64
+from swapmeet_serving.kernels.tile import LANES, ROWS, WIDE, address_as, float_of, load, store, tile
 
 _wide, _narrow = tile(WIDE), tile(LANES)
 

@@ -16,8 +16,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from swapmeet_serving.kernels import PAGE
-from swapmeet_serving.lora_weights import LoraPair, LoraWeights
+from swapmeet_serving.lora_weights import LoraPair, LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan, row
+
+LoraWeights = dict[str, LoraPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,9 @@ class ExactKernels:
         }
         self._layout: _Layout | None = None
 
-    def hold(self, weights: LoraWeights) -> LoraWeights:
+    def hold(self, pairs: LoraPairs, weights: int) -> LoraWeights:  # noqa: ARG002 - each pair is memory of its own
         """On the device, with scalings folded in where that changes no bit."""
-        return {module: _folded(pair, self._device) for module, pair in weights.items()}
+        return {module: _folded(pair, self._device) for module, pair in pairs}
 
     def begin(self, plan: StepPlan) -> None:
         """Slots in the cache, rows by adapter, and decoding sequences by length."""
@@ -84,13 +86,13 @@ class ExactKernels:
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         """As PEFT does: computed in float32, and added in the result's own dtype."""
         assert self._layout is not None, "no step is under way"
-        wide = None
-        for segment in self._layout.last_segments if module.head else self._layout.segments:
+        wide, flat = None, result.view(-1, result.shape[-1])
+        for segment in self._layout.last_segments if module.rows == "last" else self._layout.segments:
             pair = segment.weights.get(module.name)
             if pair is not None:
-                wide = x[0].float() if wide is None else wide
+                wide = x.reshape(-1, x.shape[-1]).float() if wide is None else wide
                 addend = _product(wide, segment, pair)
-                rows = result[0, segment.start : segment.stop]
+                rows = flat[segment.start : segment.stop]
                 rows += addend.to(result.dtype) if module.rounds_first else addend
 
     def attend(

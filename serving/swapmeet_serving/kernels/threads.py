@@ -7,8 +7,9 @@ Where there is none (no Linux), a kernel runs on the calling thread alone.
 
 import ctypes
 import hashlib
+import logging
+import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,34 @@ Loop = Callable[[list[int]], None]
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 """Digest of all kernels' sources."""
 
+log = logging.getLogger("swapmeet.serving")
+
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
 _INTEGER = ctypes.CFUNCTYPE(ctypes.c_int)
 _NOBODY, _ONE = _INTEGER(lambda: 0), _INTEGER(lambda: 1)
+"""What compiled code asks where there is no OpenMP: which thread it is, of how many."""
+
+
+def _loaded() -> str | None:
+    """The OpenMP library in this process, torch's own before any other (GCC's, or one that has its entries, too)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if re.search(r"/lib(g|i|)omp[^/]*\.so", line)}
+    torchs = str(Path(torch.__file__).parent)  # or beside it, in torch.libs
+    return min(paths, key=lambda path: (not path.startswith(torchs), path), default=None)
 
 
 def _runtime() -> Any:
     """torch's OpenMP library, with the functions that kernels call in it made known to LLVM."""
-    library: Any = None
-    thread: Any = _NOBODY
-    threads: Any = _ONE
-    with suppress(OSError):
-        library = ctypes.CDLL("libgomp.so.1")
-        thread, threads = library.omp_get_thread_num, library.omp_get_num_threads
+    path = _loaded()
+    library: Any = ctypes.CDLL(path) if path else None
+    if library is None:
+        log.warning("torch's OpenMP library was not found; adapters and attention are computed on one thread")
+    thread = library.omp_get_thread_num if library else _NOBODY
+    threads = library.omp_get_num_threads if library else _ONE
+    if library:
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
     llvm.add_symbol("omp_get_thread_num", ctypes.cast(thread, ctypes.c_void_p).value)
@@ -70,7 +84,12 @@ def parallel(loop: Callable[[Any], None]) -> Loop:
     done. The machine code is kept on disk. numba would look at the age of the function's own file only, so it is
     to have `SOURCES` among its captured variables, which are part of what numba looks code up by.
     """
-    entry = numba.cfunc(types.void(types.CPointer(types.int64)), nogil=True, cache=True)(loop)
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        entry = numba.cfunc(signature, nogil=True, cache=True)(loop)
+    except RuntimeError as error:  # neither beside the sources nor in the user's cache may files be written
+        log.warning("the CPU kernels are compiled at every start: %s", error)
+        entry = numba.cfunc(signature, nogil=True)(loop)
     alone = _ENTRY(entry.address)
 
     def run(arguments: list[int]) -> None:

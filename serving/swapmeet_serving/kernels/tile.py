@@ -2,8 +2,8 @@
 
     out[r, :] (+)= Σ_i coefficient[r, i] · matrix[i, :]        4 rows r, a block of columns, float32 sums
 
-Each sum runs over i in order, by itself. So a row's result does not depend on the rows and columns computed
-beside it, which is what makes a request's answer the same alone and in any batch.
+Matrices hold float32, or bfloat16 as its bits. Each sum runs over i in order, by itself, so a row's result does
+not depend on the rows and columns computed beside it.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ ROWS = 4
 LANES = 16
 """float32 values of a vector; LLVM splits it where registers are narrower than 512 bits."""
 
-FLOAT, HALF = types.float32, types.uint16
-"""Elements in memory: float32, or bfloat16 as its bits."""
+WIDE = 4 * LANES
+"""Columns of the widest tile: with four rows, as many sums as there are registers to spare."""
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
@@ -69,6 +69,7 @@ def float_of(_: Any, bits: Any) -> Any:
 
 
 def _widened(builder: Any, value: Any, as_float: Any, as_int: Any) -> Any:
+    """A number, or a vector of them, as float32; the types say which of the two."""
     if value.type == as_float:
         return value
     sixteen = as_int(16) if as_int is _I32 else as_int([16] * as_int.count)
