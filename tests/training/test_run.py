@@ -150,14 +150,16 @@ def test_unknown_target_module(make_spec: MakeSpec, tmp_path: Path) -> None:
         run(make_spec(target_modules=["q_proj", "w_proj"]), tmp_path / "run")
 
 
-def test_divergence_is_told(make_spec: MakeSpec, tmp_path: Path) -> None:
-    spec = make_spec(learning_rate=1, max_grad_norm=1e30, epochs=50, warmup_ratio=0, schedule="constant")
+def test_divergence_is_told(make_spec: MakeSpec, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
 
-    def poison(progress: Progress) -> None:
-        pytest.fail("the run went on for ever") if progress.step == 140 else None
-
-    with pytest.raises(Diverged, match=r"diverged: its loss is (nan|inf) at step \d+. Lower learning_rate"):
-        run(spec, tmp_path / "run", report=poison)
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    (weights,) = base.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(Diverged, match=r"diverged: its loss is nan at step 1. Lower learning_rate"):
+        run(make_spec(base=base), tmp_path / "run")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
