@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from swapmeet_registry.bases.nf4 import load_nf4
+from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
 from swapmeet_serving.errors import BaseUnsupported
@@ -68,7 +68,8 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     model = load_nf4(folder, device=device, quantization=quantization)
     kind = model.config.model_type
     _check_config(model.config.get_text_config(), kind)
-    _let_odd_shapes_be(model)
+    # bitsandbytes' CPU kernel has no layout for odd widths
+    keep_unpacked(model, lambda layer: layer.out_features % 32 or layer.in_features % 64)
     kv_layers, rows = _observe(model, kind)
     embeddings = _embeddings(model)
     linears = _wrap_linears(model, rows)
@@ -110,16 +111,6 @@ def _rope_types(parameters: Any) -> set[str]:
         return set()
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return {str(each.get("rope_type")) for each in [parameters, *nested]}
-
-
-def _let_odd_shapes_be(model: Any) -> None:
-    """Keep bitsandbytes from repacking layers that its CPU kernel has no layout for (width % 32, % 64)."""
-    import bitsandbytes as bnb
-
-    for module in model.modules():
-        odd = isinstance(module, bnb.nn.Linear4bit) and (module.out_features % 32 or module.in_features % 64)
-        if odd:
-            module.support_avx512bf16_for_cpu = False
 
 
 def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[str, Rows]]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from swapmeet_registry.bases.nf4 import load_nf4
+from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
 from swapmeet_training.errors import DeviceMissing, SpecError
 from swapmeet_training.spec import FineTune
@@ -33,12 +33,9 @@ def load_base(folder: "Path", device: str = "cpu", quantization: Quantization | 
 
 
 def keep_differentiable(model: Any) -> None:
-    """Stop bitsandbytes from repacking NF4 weights for inference.
+    """Keep bitsandbytes from repacking NF4 weights: the packed product has no backward.
 
-    On CPUs with AVX512-BF16, `Linear4bit.forward` (bitsandbytes 0.50.2, nn/modules.py) repacks its weight in
-    place as soon as it runs in eval mode on an input that needs no gradient, and from then on `matmul_4bit`
-    calls `gemv_4bit`, which has no backward: every training step after an evaluation would lose the gradient
-    through the base, silently. The module's own switch, read before each repacking, turns that off.
+    Every training step after an evaluation would lose the gradient through the base, silently.
     """
     import bitsandbytes as bnb
 
@@ -46,7 +43,7 @@ def keep_differentiable(model: Any) -> None:
         if isinstance(module, bnb.nn.Linear4bit):
             packed = getattr(module.weight.quant_state, "packing_format_for_cpu", False)
             assert not packed, "this base has been used for inference already; load it again to train on it"
-            module.support_avx512bf16_for_cpu = False
+    keep_unpacked(model)
 
 
 def choose_attention(model: Any, longest: int) -> None:

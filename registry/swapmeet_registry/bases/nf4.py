@@ -1,5 +1,6 @@
 """Load a base model as NF4: the one function that training and serving share. torch is imported when called."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +48,21 @@ def load_nf4(folder: Path, *, device: str = "cpu", quantization: Quantization | 
         except (OSError, ValueError, KeyError) as error:
             raise BaseInvalid(f"transformers can not load the base in {folder}: {error}") from error
     if dtype != torch.bfloat16:
-        _keep_precision(model)
+        keep_unpacked(model)
     return model.eval()
 
 
-def _keep_precision(model: Any) -> None:
-    """Stop bitsandbytes from repacking weights for its CPU kernel, which computes in bfloat16 whatever is asked."""
+def keep_unpacked(model: Any, only: Callable[[Any], object] = lambda _: True) -> None:
+    """Stop bitsandbytes from repacking (some of) a model's NF4 layers for inference on the CPU.
+
+    On CPUs with AVX512-BF16, `Linear4bit.forward` (bitsandbytes 0.50.2, nn/modules.py) repacks its weight in
+    place as soon as it runs in eval mode on an input that needs no gradient. The packed product computes in
+    bfloat16 whatever is asked, and has no backward. The module's own switch is read before each repacking.
+    """
     import bitsandbytes as bnb
 
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, bnb.nn.Linear4bit) and only(module):
             module.support_avx512bf16_for_cpu = False
 
 
