@@ -36,6 +36,7 @@ EDGE = {
     "swapmeet_serving.kernels.cpu_lora",
     "swapmeet_serving.kernels.exact",
     "swapmeet_serving.kernels.threads",
+    "swapmeet_serving.kernels.tile",
     "swapmeet_serving.lora_linear",
     "swapmeet_serving.lora_weights",
     "swapmeet_serving.runner",

@@ -274,3 +274,16 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(
     for request in requests:
         alone = answer(engine, request)[request.id]
         assert [each.token_ids for each in alone] == [each.token_ids for each in together[request.id]], request.id
+
+
+def test_a_step_that_can_not_be_laid_out_says_why_also_once_it_is_ended() -> None:
+    kernels = CpuKernels(1, {}, torch.float32, {})
+
+    def step() -> None:
+        try:
+            kernels.begin(plan_of())
+        finally:
+            kernels.end()
+
+    with pytest.raises(ValueError, match="empty"):
+        step()

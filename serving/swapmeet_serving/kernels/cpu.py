@@ -14,9 +14,9 @@ import torch
 
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
-from swapmeet_serving.kernels.cpu_attention import WRITE_AND_ATTEND
-from swapmeet_serving.kernels.cpu_lora import ADD_LORA, ENTRY, SEGMENT
-from swapmeet_serving.kernels.tile import WIDE
+from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
+from swapmeet_serving.kernels.cpu_lora import ENTRY, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan
 
@@ -39,6 +39,19 @@ class CpuLora:
     table: Integers
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """What the loops need to know of a step. `spans` holds the addresses of `pages`, which must live as long."""
+
+    segments: Integers
+    last_segments: Integers
+    ranks: list[int]
+    pages: list[Integers]
+    spans: Integers
+    longest: int
+    rows: int
+
+
 class CpuKernels:
     """Adapters and attention on CPU cores, in bfloat16 or float32.
 
@@ -49,20 +62,21 @@ class CpuKernels:
     def __init__(
         self, pages: int, layers: dict[int, tuple[int, int]], dtype: torch.dtype, modules: dict[str, int]
     ) -> None:
-        if dtype not in ADD_LORA:
+        if dtype not in ELEMENTS:
             raise BaseUnsupported(
                 f"CPUs compute in bfloat16 or float32, not in {dtype}. Choose one of these, or exact."
             )
         self.pages = pages
         self.weight_bytes = dtype.itemsize
         self._dtype = dtype
-        self._add = ADD_LORA[dtype]
-        self._write, self._attend = WRITE_AND_ATTEND[dtype]
+        self._add = add_lora_in(dtype)
+        self._write, self._attend = write_and_attend_in(dtype)
         self._modules = modules
         self._cache = {
             index: tuple(torch.zeros(pages * heads * width * PAGE + SLACK, dtype=dtype) for _ in range(2))
             for index, (heads, width) in layers.items()
         }
+        self._layout: _Layout | None = None
 
     def hold(self, pairs: LoraPairs, weights: int) -> CpuLora:
         """Pack an adapter's weights."""
@@ -82,33 +96,38 @@ class CpuKernels:
 
     def begin(self, plan: StepPlan) -> None:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
-        self._segments = _segments(plan.spans, [(span.start, span.stop) for span in plan.spans])
-        self._last_segments = _segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))])
         tables = [span.adapter.table for span in plan.spans if span.adapter]
-        self._ranks = np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules)
-        self._page_tables = [np.array(span.pages, np.int64) for span in plan.spans]
-        self._spans = np.array(
-            [
-                (span.start, span.rows, span.position, pages.ctypes.data)
-                for span, pages in zip(plan.spans, self._page_tables, strict=True)
-            ],
-            np.int64,
+        pages = [np.array(span.pages, np.int64) for span in plan.spans]
+        self._layout = _Layout(
+            segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans]),
+            last_segments=_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))]),
+            ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules),
+            pages=pages,
+            spans=np.array(
+                [
+                    (span.start, span.rows, span.position, table.ctypes.data)
+                    for span, table in zip(plan.spans, pages, strict=True)
+                ],
+                np.int64,
+            ),
+            longest=max(span.length for span in plan.spans),
+            rows=plan.spans[-1].stop,
         )
-        self._longest = max(span.length for span in plan.spans)
-        self._rows = plan.spans[-1].stop
 
     def end(self) -> None:
-        """Nothing is kept that could be read by mistake."""
-        del self._segments, self._last_segments, self._ranks, self._page_tables, self._spans, self._longest, self._rows
+        """Forget the layout."""
+        self._layout = None
 
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         """All rows' adapters in one go."""
-        rank = self._ranks[module.index]
+        layout = self._layout
+        assert layout is not None, "no step is under way"
+        rank = layout.ranks[module.index]
         if not rank:
             return
-        segments, rows = (
-            (self._last_segments, len(self._spans)) if module.rows == "last" else (self._segments, self._rows)
-        )
+        last = module.rows == "last"
+        segments = layout.last_segments if last else layout.segments
+        rows = len(layout.spans) if last else layout.rows
         x = x.contiguous()
         sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
         if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
@@ -130,17 +149,19 @@ class CpuKernels:
         **_: Any,
     ) -> torch.Tensor:
         """Every query against its own sequence's pages."""
+        layout = self._layout
+        assert layout is not None, "no step is under way"
         keys, values = (each.data_ptr() for each in self._cache[cast(int, module.layer_idx)])
         assert query.dtype == key.dtype == value.dtype == self._dtype
         query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
         heads, rows, width = query.shape[1:]
         kv_heads = key.shape[1]
-        spans = (self._spans.ctypes.data, len(self._spans))
+        spans = (layout.spans.ctypes.data, len(layout.spans))
         self._write([*_strided(key), *_strided(value), keys, values, kv_heads, width, *spans])
         result = query.new_empty(1, rows, heads, width)
         self._attend(
             [*_strided(query), result.data_ptr(), keys, values, kv_heads, width, heads // kv_heads,
-             _bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, self._longest]
+             _bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, layout.longest]
         )  # fmt: skip
         return result
 

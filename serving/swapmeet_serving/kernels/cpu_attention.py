@@ -5,6 +5,7 @@ products run along vectors. Scores, softmax and sums are float32; every query su
 tokens of its own sequence count zero times, so only a value that is not finite could be seen from before.
 """
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -14,7 +15,7 @@ from numba import float32, int64
 
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
-from swapmeet_serving.kernels.tile import ROWS, WIDE, address_as, exp, float_of, load, store, tile
+from swapmeet_serving.kernels.tile import ELEMENTS, ROWS, WIDE, address_as, exp, float_of, load, store, tile
 
 SPAN = 4
 """int64 of a sequence's span: first row, number of rows, first row's position, address of its page table."""
@@ -135,28 +136,18 @@ def _softmax(scores: Any, unseen: Any, seen: Any, length: Any, scaling: Any) -> 
         scores[t] = 0
 
 
-def _compiled(sources: str) -> dict[torch.dtype, tuple[Loop, Loop]]:
-    def write_bfloat16(a: Any) -> None:
+@cache
+def write_and_attend_in(dtype: torch.dtype) -> tuple[Loop, Loop]:
+    """`write` and `attend`, compiled for a dtype."""
+    sources, like = SOURCES, ELEMENTS[dtype]
+    size = dtype.itemsize
+
+    def write_pages(a: Any) -> None:
         sources  # noqa: B018 - captured, see `parallel`
-        write(a, thread(), threads(), numba.uint16(0), int64(2))
+        write(a, thread(), threads(), like, size)
 
-    def attend_bfloat16(a: Any) -> None:
+    def attend_rows(a: Any) -> None:
         sources  # noqa: B018
-        attend(a, thread(), threads(), numba.uint16(0), int64(2))
+        attend(a, thread(), threads(), like, size)
 
-    def write_float32(a: Any) -> None:
-        sources  # noqa: B018
-        write(a, thread(), threads(), float32(0), int64(4))
-
-    def attend_float32(a: Any) -> None:
-        sources  # noqa: B018
-        attend(a, thread(), threads(), float32(0), int64(4))
-
-    return {
-        torch.bfloat16: (parallel(write_bfloat16), parallel(attend_bfloat16)),
-        torch.float32: (parallel(write_float32), parallel(attend_float32)),
-    }
-
-
-WRITE_AND_ATTEND = _compiled(SOURCES)
-"""`write` and `attend` by element."""
+    return parallel(write_pages), parallel(attend_rows)

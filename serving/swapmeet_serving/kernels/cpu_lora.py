@@ -5,6 +5,7 @@ rank. Sums are float32, and rounded once. The cost is that of the rows' own rank
 once for every four rows of an adapter.
 """
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -13,7 +14,7 @@ import torch
 from numba import float32, int64
 
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
-from swapmeet_serving.kernels.tile import LANES, ROWS, WIDE, address_as, float_of, load, store, tile
+from swapmeet_serving.kernels.tile import ELEMENTS, LANES, ROWS, WIDE, address_as, float_of, load, store, tile
 
 _wide, _narrow = tile(WIDE), tile(LANES)
 
@@ -91,17 +92,14 @@ def add_lora(a: Any, thread: Any, threads: Any, like: Any, width: Any) -> None:
             turn += 1
 
 
-def _compiled(sources: str) -> dict[torch.dtype, Loop]:
-    def add_bfloat16(a: Any) -> None:
+@cache
+def add_lora_in(dtype: torch.dtype) -> Loop:
+    """`add_lora`, compiled for a dtype."""
+    sources, like = SOURCES, ELEMENTS[dtype]
+    size = dtype.itemsize
+
+    def add(a: Any) -> None:
         sources  # noqa: B018 - captured, see `parallel`
-        add_lora(a, thread(), threads(), numba.uint16(0), int64(2))
+        add_lora(a, thread(), threads(), like, size)
 
-    def add_float32(a: Any) -> None:
-        sources  # noqa: B018
-        add_lora(a, thread(), threads(), float32(0), int64(4))
-
-    return {torch.bfloat16: parallel(add_bfloat16), torch.float32: parallel(add_float32)}
-
-
-ADD_LORA = _compiled(SOURCES)
-"""`add_lora` by element."""
+    return parallel(add)

@@ -9,6 +9,8 @@ not depend on the rows and columns computed beside it.
 from typing import Any
 
 import numba
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -22,6 +24,9 @@ LANES = 16
 
 WIDE = 4 * LANES
 """Columns of the widest tile: with four rows, as many sums as there are registers to spare."""
+
+ELEMENTS = {torch.bfloat16: np.uint16(0), torch.float32: np.float32(0)}
+"""What stands in memory for each dtype; bfloat16 as its bits."""
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
