@@ -1,4 +1,9 @@
-"""Which adapters have room in memory: bytes, pins, and the order of last use. Knows no tensors."""
+"""Which adapters have room in memory: bytes, pins, and whose turn it is to go. Knows no tensors.
+
+What goes first is what would cost least to miss: Greedy-Dual-Size-Frequency (Cherkasova, 1998). An adapter's worth is
+how often it was used times what loading it took, by its size, upon a level that rises to the worth of whatever had to
+go, so that former popularity fades.
+"""
 
 from collections import OrderedDict
 from collections.abc import Container, Iterator
@@ -11,24 +16,34 @@ from swapmeet_serving.errors import AdapterTooLarge
 class _Room:
     size: int
     pins: int
+    cost: float
+    uses: int = 0
+    worth: float = 0.0
 
 
 class AdapterBank:
-    """Room for adapters within `budget` bytes. What is pinned stays; the rest goes least recently used first."""
+    """Room for adapters within `budget` bytes. What is pinned stays; of the rest, what is worth least goes first."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
-        self._rooms: OrderedDict[str, _Room] = OrderedDict()
+        self._rooms: OrderedDict[str, _Room] = OrderedDict()  # the last used last, which decides between equals
+        self._level = 0.0
 
     def __contains__(self, identity: str) -> bool:
         return identity in self._rooms
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rooms)
+        """The first to go first."""
+        rooms = list(self._rooms.items())  # in one go, because other threads may ask
+        return iter([identity for identity, room in sorted(rooms, key=lambda item: item[1].worth)])
+
+    def size(self, identity: str) -> int:
+        """Bytes that an adapter has room for."""
+        return self._rooms[identity].size
 
     def require_possible(self, identity: str, size: int) -> None:
-        """Check that an adapter could have room if all others left.
+        """Check that an adapter, or a mix of them, could have room if all others left.
 
         Raises:
             AdapterTooLarge: it exceeds the whole budget.
@@ -39,8 +54,14 @@ class AdapterBank:
                 "Serve it with a larger adapter budget."
             )
 
-    def reserve(self, identity: str, size: int, keep: Container[str] = ()) -> list[str] | None:
+    def reserve(self, identity: str, size: int, keep: Container[str] = (), cost: float = 1.0) -> list[str] | None:
         """Make room, pinned once for the caller, by evicting what is neither pinned nor in `keep`.
+
+        Args:
+            identity: the adapter.
+            size: in bytes.
+            keep: adapters that stay.
+            cost: what loading it takes, in seconds.
 
         Returns:
             The identities evicted, or None, with nothing changed, while there is no room to be had.
@@ -48,23 +69,28 @@ class AdapterBank:
         self.require_possible(identity, size)
         assert identity not in self._rooms, f"{identity} has room already"
         evicted, freed = [], self.budget - self.used
-        for other, room in self._rooms.items():
+        for other in self:
             if freed >= size:
                 break
-            if not room.pins and other not in keep:
+            if not self._rooms[other].pins and other not in keep:
                 evicted.append(other)
-                freed += room.size
+                freed += self._rooms[other].size
         if freed < size:
             return None
         for other in evicted:
-            self.used -= self._rooms.pop(other).size
-        self._rooms[identity] = _Room(size, pins=1)
+            gone = self._rooms.pop(other)
+            self._level = max(self._level, gone.worth)
+            self.used -= gone.size
+        self._rooms[identity] = _Room(size, pins=1, cost=cost, worth=self._level)
         self.used += size
         return evicted
 
     def pin(self, identity: str) -> None:
-        """Keep an adapter in memory until it is unpinned as often as pinned; it now is the last used."""
-        self._rooms[identity].pins += 1
+        """Keep an adapter in memory until it is unpinned as often as pinned; it was used once more."""
+        room = self._rooms[identity]
+        room.pins += 1
+        room.uses += 1
+        room.worth = self._level + room.uses * room.cost / max(1, room.size)
         self._rooms.move_to_end(identity)
 
     def unpin(self, identity: str) -> None:

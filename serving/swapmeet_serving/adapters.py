@@ -4,8 +4,10 @@ All state belongs to the engine's thread; only fetching and reading happen elsew
 weights are read, so memory stays within the budget while adapters load, too.
 """
 
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Container
-from enum import Enum, auto
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,15 +29,20 @@ class AdapterFile(Protocol):
 
 
 class Readiness(Enum):
-    """How far an adapter is, seen from a request that waits for it."""
+    """How far an adapter is, seen from a request that waits for it; of a mix, the farthest counts."""
 
-    READY = auto()
-    LOADING = auto()
-    NO_ROOM = auto()
+    READY = 1
+    LOADING = 2
+    NO_ROOM = 3
+
+
+MOST_FAILURES = 1024
+FAILURE_SECONDS = 2.0
+"""How long a failed load is not tried again: long enough for a flood of requests, short enough for a repair."""
 
 
 class Adapters:
-    """The adapters in memory and the loads under way.
+    """The adapters in memory, the loads under way, and those that failed just now.
 
     `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads.
     """
@@ -46,24 +53,40 @@ class Adapters:
         loader: AdapterLoader,
         fetch: Callable[[str], Path],
         open_file: Callable[[Path, str], AdapterFile],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bank = bank
         self._loader = loader
         self._fetch = fetch
         self._open = open_file
-        self._under_way: set[str] = set()
-        self._on_disk: dict[str, AdapterFile] = {}
+        self._clock = clock
+        self._under_way: dict[str, float] = {}  # since when
+        self._on_disk: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
         self._weights: dict[str, Any] = {}
+        self._failures: OrderedDict[str, tuple[Exception, float]] = OrderedDict()  # and when
 
     @property
     def resident(self) -> list[str]:
-        """Identities of the adapters in memory, the least recently used first."""
-        known = list(self._bank)  # in one go, because other threads may ask
-        return [identity for identity in known if identity in self._weights]
+        """Identities of the adapters in memory, those first that would be evicted first."""
+        return [identity for identity in self._bank if identity in self._weights]
 
     def weights(self, identity: str) -> Any:
         """What reading a resident adapter gave."""
         return self._weights[identity]
+
+    def check(self, identities: tuple[str, ...]) -> None:
+        """Raise what keeps these adapters from being in memory together.
+
+        Raises:
+            AdapterTooLarge: their sizes are known, and together exceed the budget.
+            Exception: whatever a load of one of them raised just now.
+        """
+        if self._failures:
+            self._raise_failure(identities)
+        if len(identities) > 1:
+            sizes = [self._size(identity) for identity in identities]
+            known = sum(size for size in sizes if size is not None)
+            self._bank.require_possible(" + ".join(identities), known)
 
     def prepare(self, identity: str, keep: Container[str] = ()) -> Readiness:
         """Take the adapter's next step towards memory, evicting none of `keep`, and say how far it is."""
@@ -72,7 +95,7 @@ class Adapters:
         if identity in self._on_disk:
             return self._begin_read(identity, keep)
         if identity not in self._under_way:
-            self._under_way.add(identity)
+            self._under_way[identity] = self._clock()
             self._loader.start(identity, lambda: self._open(self._fetch(identity), identity))
         return Readiness.LOADING
 
@@ -80,11 +103,12 @@ class Adapters:
         """Take in what the background finished; returns the adapters that failed, and why."""
         failed = {}
         for identity, result in self._loader.finished():
-            self._under_way.remove(identity)
+            seconds = self._clock() - self._under_way.pop(identity)
             try:
-                self._take_in(identity, result)
+                self._take_in(identity, result, seconds)
             except Exception as error:
                 failed[identity] = error
+                self._remember(identity, error)
         return failed
 
     def pin(self, identity: str) -> None:
@@ -100,18 +124,18 @@ class Adapters:
         self._on_disk.pop(identity, None)
 
     def _begin_read(self, identity: str, keep: Container[str]) -> Readiness:
-        file = self._on_disk[identity]
-        evicted = self._bank.reserve(identity, file.size, keep)
+        file, seconds = self._on_disk[identity]
+        evicted = self._bank.reserve(identity, file.size, keep, cost=seconds)
         if evicted is None:
             return Readiness.NO_ROOM
         for other in evicted:
             del self._weights[other]
         del self._on_disk[identity]
-        self._under_way.add(identity)
+        self._under_way[identity] = self._clock()
         self._loader.start(identity, file.read)
         return Readiness.LOADING
 
-    def _take_in(self, identity: str, result: Any) -> None:
+    def _take_in(self, identity: str, result: Any, seconds: float) -> None:
         reading = identity in self._bank
         if isinstance(result, Exception):
             if reading:
@@ -122,4 +146,21 @@ class Adapters:
             self._bank.unpin(identity)
         else:
             self._bank.require_possible(identity, result.size)
-            self._on_disk[identity] = result
+            self._on_disk[identity] = (result, seconds)
+
+    def _size(self, identity: str) -> int | None:
+        if identity in self._bank:
+            return self._bank.size(identity)
+        return self._on_disk[identity][0].size if identity in self._on_disk else None
+
+    def _remember(self, identity: str, error: Exception) -> None:
+        self._failures[identity] = (error, self._clock())
+        if len(self._failures) > MOST_FAILURES:
+            self._failures.popitem(last=False)
+
+    def _raise_failure(self, identities: tuple[str, ...]) -> None:
+        for identity in identities:
+            error, since = self._failures.get(identity, (None, 0.0))
+            if error is not None and self._clock() - since < FAILURE_SECONDS:
+                raise error
+            self._failures.pop(identity, None)

@@ -46,7 +46,8 @@ class Engine:
         kv_bytes: memory for keys and values.
         max_batch: most sequences computed together.
         max_queue: most requests that wait.
-        max_prefill_tokens: most prompt tokens that one step takes in, unless a single prompt has more.
+        max_step_tokens: most tokens that one step computes; longer prompts are computed in pieces, between which
+            the others go on.
         loaders: most adapters fetched or read at once.
         threads: CPU threads of a forward pass; all that the process may use if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
@@ -65,7 +66,7 @@ class Engine:
         kv_bytes: int = 512 << 20,
         max_batch: int = 32,
         max_queue: int = 256,
-        max_prefill_tokens: int = 2048,
+        max_step_tokens: int = 256,
         loaders: int = 4,
         threads: int | None = None,
         device: str = "cpu",
@@ -96,7 +97,8 @@ class Engine:
             context_length=model.context_length,
             max_batch=max_batch,
             max_queue=max_queue,
-            max_prefill_tokens=max_prefill_tokens,
+            max_step_tokens=max_step_tokens,
+            whole=kernels.whole,
         )
         self._lock = threading.Lock()  # guards what other threads touch, which is all below
         self._live: dict[str, _Live] = {}
@@ -131,6 +133,7 @@ class Engine:
             InvalidRequest: the prompt is empty or holds an unknown token, or the id is in use.
             ContextTooLong: prompt and max_tokens can never fit.
             Overloaded: too many requests wait already.
+            TooManyRequests: too many of the same tenant's.
             EngineDead: a step failed before.
         """
         self._check_prompt(request.prompt)
@@ -141,7 +144,7 @@ class Engine:
                 raise _dead(self._death)
             if request.id in self._live:
                 raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
-            self._scheduler.check(sequence, coming=len(self._arrivals))
+            self._scheduler.check(sequence, coming=tuple(self._arrivals))
             self._live[request.id] = _Live(sequence, text)
             self._arrivals.append(sequence)
         self._wake.set()
@@ -170,10 +173,11 @@ class Engine:
         try:
             outputs += self._take_in()
             batch = self._scheduler.schedule()
+            outputs += self._refuse()
             if batch:
                 logits = self._runner.run(batch, self._adapters.weights)
-                for sequence, token in zip(batch, choose(logits, batch), strict=True):
-                    outputs.append(self._emit(sequence, token))
+                self._scheduler.computed(batch)
+                outputs += self._choose(logits, [each.sequence for each in batch if not each.sequence.missing])
         except Exception as error:
             outputs += self._die(error)  # what ended before in this step keeps its output
         return outputs
@@ -200,8 +204,18 @@ class Engine:
             if self._is_live(sequence):
                 yield self._end(sequence, "cancelled")
         for identity, error in self._adapters.collect().items():
-            for sequence in [each for each in self._scheduler.waiting if each.adapter == identity]:
+            for sequence in [each for each in self._scheduler.waiting if identity in each.adapters]:
                 yield self._end(sequence, "error", error=error)
+
+    def _refuse(self) -> Iterator[Output]:
+        for sequence, error in self._scheduler.refused:
+            yield self._end(sequence, "error", error=error)
+
+    def _choose(self, logits: torch.Tensor, sequences: list[Sequence]) -> Iterator[Output]:
+        """Each sequence's next token, from its row of logits."""
+        if sequences:
+            for sequence, token in zip(sequences, choose(logits, sequences), strict=True):
+                yield self._emit(sequence, token)
 
     def _is_live(self, sequence: Sequence) -> bool:
         live = self._live.get(sequence.request.id)

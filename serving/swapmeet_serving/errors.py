@@ -4,6 +4,7 @@
     ├── InvalidRequest       (ValueError)    a request's parameters make no sense
     ├── ContextTooLong       (ValueError)    prompt and max_tokens can never fit
     ├── Overloaded           (RuntimeError)  the queue is full; try again later
+    ├── TooManyRequests      (RuntimeError)  one tenant's requests fill the queue; try again later
     ├── AdapterUnsupported   (ValueError)    an adapter has parts that the engine can not serve
     ├── AdapterTooLarge      (ValueError)    an adapter exceeds the memory set aside for adapters
     ├── BaseUnsupported      (ValueError)    a base's attention is not one the engine computes
@@ -37,6 +38,12 @@ class Overloaded(ServingError, RuntimeError):
     """The queue is full."""
 
     code = "overloaded"
+
+
+class TooManyRequests(ServingError, RuntimeError):
+    """One tenant's requests fill its part of the queue."""
+
+    code = "rate_limit_exceeded"
 
 
 class AdapterUnsupported(ServingError, ValueError):

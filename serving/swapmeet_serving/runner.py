@@ -8,7 +8,7 @@ import torch
 from swapmeet_serving.base_model import BaseModel
 from swapmeet_serving.kernels import PAGE, Kernels
 from swapmeet_serving.kernels.exact import ExactKernels
-from swapmeet_serving.sequence import Sequence
+from swapmeet_serving.sequence import Slice
 from swapmeet_serving.step_plan import build_plan
 
 
@@ -36,25 +36,23 @@ class Runner:
         base.attach(kernels)
 
     @torch.inference_mode()
-    def run(self, sequences: list[Sequence], adapters: Callable[[str], Any]) -> torch.Tensor:
-        """Compute each sequence's new tokens and cache them.
+    def run(self, slices: list[Slice], adapters: Callable[[str], Any]) -> torch.Tensor:
+        """Compute the slices' tokens and cache their keys and values.
 
         Args:
-            sequences: those that decode first, one adapter's side by side.
+            slices: those that decode first, one mix's side by side.
             adapters: gives what the kernels hold of a pinned adapter.
 
         Returns:
-            (n, vocabulary) float32 logits of what follows each sequence.
+            (n, vocabulary) float32 logits of what follows each complete slice.
         """
-        plan = build_plan(sequences, adapters, self._base.device)
+        plan = build_plan(slices, adapters, self._base.device)
         try:
             self._kernels.begin(plan)
             output = self._base.model(
-                input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.last
+                input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.kept
             )
         finally:
             self._kernels.end()
-        for sequence in sequences:
-            sequence.cached = len(sequence.tokens)
         logits: torch.Tensor = output.logits[0].float()
         return logits

@@ -1,10 +1,12 @@
 """What goes into the engine, what comes out, and what it knows of a request in between."""
 
 import secrets
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from swapmeet_serving.errors import InvalidRequest
+from swapmeet_serving.mix import Mix, mix_of
 
 DEFAULT_MAX_TOKENS = 1024
 """Where a request states no `max_tokens`: pages are set aside for all of them, so not the whole context."""
@@ -49,12 +51,28 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt in token ids; `adapter` is an adapter's identity, or None for the bare base."""
+    """One prompt in token ids.
+
+    Attributes:
+        adapter: an adapter's identity, a mix of several, or None for the bare base.
+        tenant: whose request it is; tenants share the engine fairly, and no cached prefix.
+        share: the tenant's weight among tenants.
+
+    Raises:
+        InvalidRequest: the mix or the share makes no sense.
+    """
 
     id: str
     prompt: tuple[int, ...]
-    adapter: str | None = None
+    adapter: str | Mix | None = None
     sampling: Sampling = GREEDY
+    tenant: str = ""
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        mix_of(self.adapter)
+        if not 0 < self.share < float("inf"):
+            raise InvalidRequest(f"A tenant's share must be a number above 0, not {self.share}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +93,34 @@ class Output:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request under way: its tokens, and the pages that hold keys and values of the first `cached` of them."""
+    """A request under way.
+
+    Attributes:
+        tokens: prompt and what was generated.
+        pages: hold the keys and values of the first `cached` tokens, and have room for all tokens.
+        cached: tokens computed so far; 0 again after a preemption.
+        cached_prompt: tokens of the prompt that came out of the prefix cache when first admitted.
+        prefix: the node in the prefix cache that stands for the first `shared` pages.
+        shared: pages that the prefix cache knows.
+        mix: its adapters in an order of their own, so that equal mixes compute equally.
+    """
 
     request: Request
     max_tokens: int
     tokens: list[int] = field(init=False)
     pages: list[int] = field(default_factory=list)
     cached: int = 0
+    cached_prompt: int | None = None
+    prefix: Hashable = None
+    shared: int = 0
     seed: int = field(init=False)
+    mix: Mix = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
         given = self.request.sampling.seed
         self.seed = secrets.randbits(64) if given is None else given
+        self.mix = tuple(sorted(mix_of(self.request.adapter)))
 
     @classmethod
     def of(cls, request: Request, room: int) -> "Sequence":
@@ -96,9 +129,9 @@ class Sequence:
         return cls(request, request.sampling.max_tokens or min(DEFAULT_MAX_TOKENS, left))
 
     @property
-    def adapter(self) -> str | None:
-        """The adapter's identity, or None for the bare base."""
-        return self.request.adapter
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters' identities."""
+        return tuple(identity for identity, _ in self.mix)
 
     @property
     def most_tokens(self) -> int:
@@ -111,6 +144,25 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
-    def decoding(self) -> bool:
-        """Whether the next step computes a single token on top of cached ones."""
-        return self.cached > 0
+    def missing(self) -> int:
+        """Tokens that are not computed yet: one while decoding."""
+        return len(self.tokens) - self.cached
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a step computes of a sequence: so many tokens from the first that is not cached."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids."""
+        begin = self.sequence.cached
+        return self.sequence.tokens[begin : begin + self.count]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it reaches the sequence's end, so that the next token can be chosen."""
+        return self.count == self.sequence.missing

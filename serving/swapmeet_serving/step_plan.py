@@ -1,7 +1,7 @@
 """What one forward pass computes: the step's tokens in one row, and who they belong to.
 
 Built once a step. The tokens of all sequences are flattened into one row `[1, T]`: first the single tokens of
-sequences that decode, then prompts.
+sequences that decode, then pieces of prompts.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from swapmeet_serving.sequence import Sequence
+from swapmeet_serving.sequence import Slice
+
+Terms = tuple[tuple[Any, float], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,14 +25,16 @@ class Span:
         stop: its last row + 1.
         position: the first row's place in its sequence; what is before it stands in the cache.
         pages: the sequence's pages, those of the new tokens included.
-        adapter: what the kernels hold of its adapter; None for the bare base.
+        terms: what the kernels hold of its adapters, each with its weight; empty for the bare base.
+        kept: how many of its last rows are wanted as logits.
     """
 
     start: int
     stop: int
     position: int
     pages: list[int]
-    adapter: Any
+    terms: Terms
+    kept: int = 1
 
     @property
     def rows(self) -> int:
@@ -50,30 +54,44 @@ class StepPlan:
     Attributes:
         tokens: (1, T) token ids, all sequences' one after the other.
         positions: (1, T) each token's place in its own sequence.
-        last: (n,) index of each sequence's last token, whose logits are wanted.
-        spans: the n sequences' rows, in order.
+        kept: (k,) indices of the rows whose logits are wanted.
+        spans: the sequences' rows, in order.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    last: torch.Tensor
+    kept: torch.Tensor
     spans: tuple[Span, ...]
 
 
-def build_plan(sequences: list[Sequence], adapters: Callable[[str], Any], device: str = "cpu") -> StepPlan:
+def build_plan(slices: list[Slice], adapters: Callable[[str], Any], device: str = "cpu") -> StepPlan:
     """Lay out one step; `adapters` gives what the kernels hold of a pinned adapter."""
-    lengths = [len(each.tokens) - each.cached for each in sequences]
-    stops = list(accumulate(lengths))
-    spans = tuple(
-        Span(stop - length, stop, each.cached, each.pages, adapters(each.adapter) if each.adapter else None)
-        for each, length, stop in zip(sequences, lengths, stops, strict=True)
-    )
+    stops = list(accumulate(each.count for each in slices))
+    spans = tuple(_span(each, stop, adapters) for each, stop in zip(slices, stops, strict=True))
+    tokens = [t for each in slices for t in each.tokens]
     return StepPlan(
-        tokens=row([token for each in sequences for token in each.tokens[each.cached :]], device)[None],
+        tokens=row(tokens, device)[None],
         positions=row([p for span in spans for p in range(span.position, span.length)], device)[None],
-        last=row([stop - 1 for stop in stops], device),
+        kept=row([index for span in spans for index in range(span.stop - span.kept, span.stop)], device),
         spans=spans,
     )
+
+
+def kept_rows(spans: tuple[Span, ...]) -> list[tuple[int, int]]:
+    """Each span's rows among those whose logits are wanted, as first and last + 1."""
+    stops = list(accumulate(span.kept for span in spans))
+    return [(stop - span.kept, stop) for span, stop in zip(spans, stops, strict=True)]
+
+
+def mix_key(span: Span) -> tuple[tuple[int, float], ...]:
+    """What spans of the same adapters and weights share."""
+    return tuple((id(held), weight) for held, weight in span.terms)
+
+
+def _span(piece: Slice, stop: int, adapters: Callable[[str], Any]) -> Span:
+    sequence = piece.sequence
+    terms = tuple((adapters(identity), weight) for identity, weight in sequence.mix)
+    return Span(stop - piece.count, stop, sequence.cached, sequence.pages, terms, int(piece.complete))
 
 
 def row(values: list[int], device: str) -> torch.Tensor:

@@ -39,13 +39,13 @@ def seeded() -> None:
 
 
 def plan_of(*spans: Span) -> StepPlan:
-    return StepPlan(row([], "cpu"), row([], "cpu"), row([], "cpu"), spans)
+    return StepPlan(row([], "cpu"), row([], "cpu"), row([0] * len(spans), "cpu"), spans)
 
 
 def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
     starts = [sum(rows[:index]) for index in range(len(rows))]
     return [
-        Span(start, start + count, 0, [0], adapter)
+        Span(start, start + count, 0, [0], ((adapter, 1.0),) if adapter else ())
         for start, count, adapter in zip(starts, rows, adapters, strict=True)
     ]
 
@@ -81,6 +81,34 @@ def test_adapters_of_any_rank_are_added_to_their_own_rows(dtype: Any, inputs: in
     untouched = result.clone()
     kernels.add_lora(Module(index=0), x, result)
     assert torch.equal(result, untouched), "no adapter has this module"
+
+
+@DTYPES
+def test_a_mix_adds_each_adapter_by_its_weight(dtype: Any) -> None:
+    pairs = [pair(64, 96, rank) for rank in (4, 16, 30)]
+    kernels = CpuKernels(1, {}, dtype, {"module": 0, "other": 1})
+    held = [hold(kernels, "module", each) for each in pairs] + [hold(kernels, "other", pair(8, 8, 2))]
+    mixes: list[Any] = [
+        ((held[0], 0.7), (held[3], 2.0), (held[1], -0.5)),
+        ((held[0], 0.7), (held[3], 2.0), (held[1], 1.5)),
+        ((held[3], 1.0),),
+        ((held[2], 0.1), (held[0], 1.0)),
+    ]
+    rows = [1, 6, 2, 3]
+    starts = [0, 1, 7, 9]
+    kernels.begin(plan_of(*(Span(s, s + n, 0, [0], mix) for s, n, mix in zip(starts, rows, mixes, strict=True))))
+    x, before = torch.randn(1, 12, 64).to(dtype), torch.randn(1, 12, 96).to(dtype)
+    result, expected = before.clone(), before.float()
+    kernels.add_lora(Module(0), x, result)
+    for start, count, mix in zip(starts, rows, mixes, strict=True):
+        for used, weight in mix:
+            if used is not held[3]:
+                its = pairs[held.index(used)]
+                down, up = its.down.to(dtype).float(), its.up.to(dtype).float()
+                part = x[0, start : start + count].float() @ down @ up * its.scaling
+                expected[0, start : start + count] += weight * part
+    assert (result.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
+    assert torch.equal(result[0, 7:9], before[0, 7:9])
 
 
 @DTYPES
@@ -129,7 +157,7 @@ class Attention:
     def _run(self, parts: list[tuple[int, int, int]], window: int | None) -> dict[int, Any]:
         spans, start = [], 0
         for index, begin, end in parts:
-            spans.append(Span(start, start + end - begin, begin, self.pages[index], None))
+            spans.append(Span(start, start + end - begin, begin, self.pages[index], ()))
             start += end - begin
         self.kernels.begin(plan_of(*spans))
         query, key, value = (
@@ -161,7 +189,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(dtype: Any) -> None:
     kernels.add_lora(Module(0), x, together)
     for index, adapter in [(0, 0), (2, 0), (3, 1), (8, 1), (9, 0)]:
         alone = before[:, index : index + 1].clone()
-        kernels.begin(plan_of(Span(0, 1, 0, [0], held[adapter])))
+        kernels.begin(plan_of(Span(0, 1, 0, [0], ((held[adapter], 1.0),))))
         kernels.add_lora(Module(0), x[:, index : index + 1], alone)
         assert torch.equal(alone[0, 0], together[0, index]), index
 
@@ -212,7 +240,7 @@ assert threads._LIBRARY is None
 threads.compute_alone()
 kernels = CpuKernels(1, {}, torch.float32, {"m": 0})
 held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), 32)
-kernels.begin(StepPlan(None, None, None, (Span(0, 3, 0, [0], held),)))
+kernels.begin(StepPlan(None, None, [2], (Span(0, 3, 0, [0], ((held, 1.0),)),)))
 class M: index, rows = 0, 'all'
 result = torch.zeros(1, 3, 8)
 kernels.add_lora(M, torch.ones(1, 3, 8), result)
@@ -244,7 +272,7 @@ def test_where_nothing_can_be_cached_loops_are_compiled_anew(monkeypatch: pytest
 
 def test_rows_that_do_not_fit_never_reach_the_loops() -> None:
     kernels = CpuKernels(1, {}, torch.float32, {"module": 0})
-    kernels.begin(plan_of(Span(0, 3, 0, [0], hold(kernels, "module", pair(8, 8, 2)))))
+    kernels.begin(plan_of(Span(0, 3, 0, [0], ((hold(kernels, "module", pair(8, 8, 2)), 1.0),))))
     for x, result in [
         (torch.ones(1, 2, 8), torch.ones(1, 2, 8)),
         (torch.ones(1, 3, 8), torch.ones(1, 3, 8).bfloat16()),

@@ -22,13 +22,15 @@ class Kernels(Protocol):
     Attributes:
         weight_bytes: memory that one adapter weight takes.
         pages: how many pages the cache has.
+        whole: prompts must come in one piece, and share no pages.
     """
 
     weight_bytes: int
     pages: int
+    whole: bool
 
     def hold(self, pairs: LoraPairs, weights: int) -> Any:
-        """An adapter in the form that a plan's `Span.adapter` takes; `weights` is how many numbers it has.
+        """An adapter in the form that a plan's `Span.terms` take; `weights` is how many numbers it has.
 
         May be called on any thread. The pairs are read one by one, so that memory holds no second copy.
         """

@@ -18,7 +18,7 @@ from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
 from swapmeet_serving.kernels.cpu_lora import ENTRY, SEGMENT, add_lora_in
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
-from swapmeet_serving.step_plan import Span, StepPlan
+from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
 
 Integers = npt.NDArray[np.int64]
 
@@ -41,8 +41,12 @@ class CpuLora:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """What the loops need to know of a step. `spans` holds the addresses of `pages`, which must live as long."""
+    """What the loops need to know of a step.
 
+    `segments` hold addresses of `terms`, and `spans` of `pages`, which must live as long.
+    """
+
+    terms: dict[Any, Integers]
     segments: Integers
     last_segments: Integers
     ranks: list[int]
@@ -50,6 +54,7 @@ class _Layout:
     spans: Integers
     longest: int
     rows: int
+    kept: int
 
 
 class CpuKernels:
@@ -68,6 +73,7 @@ class CpuKernels:
             )
         self.pages = pages
         self.weight_bytes = dtype.itemsize
+        self.whole = False
         self._dtype = dtype
         self._add = add_lora_in(dtype)
         self._write, self._attend = write_and_attend_in(dtype)
@@ -96,11 +102,14 @@ class CpuKernels:
 
     def begin(self, plan: StepPlan) -> None:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
-        tables = [span.adapter.table for span in plan.spans if span.adapter]
+        tables = [held.table for span in plan.spans for held, _ in span.terms]
         pages = [np.array(span.pages, np.int64) for span in plan.spans]
+        terms = _terms(plan.spans)
         self._layout = _Layout(
-            segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans]),
-            last_segments=_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))]),
+            terms=terms,
+            segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans], terms),
+            last_segments=_segments(plan.spans, kept_rows(plan.spans), terms),
+            kept=len(plan.kept),
             ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules),
             pages=pages,
             spans=np.array(
@@ -127,7 +136,7 @@ class CpuKernels:
             return
         last = module.rows == "last"
         segments = layout.last_segments if last else layout.segments
-        rows = len(layout.spans) if last else layout.rows
+        rows = layout.kept if last else layout.rows
         x = x.contiguous()
         sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
         if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
@@ -175,12 +184,19 @@ def _bits(value: float) -> int:
     return int(np.float32(value).view(np.uint32))
 
 
-def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Integers:
-    """(n, 3) first row, last row + 1, and address of the table, for neighbours with one adapter."""
+def _terms(spans: tuple[Span, ...]) -> dict[Any, Integers]:
+    """(n, 2) address of the adapter's table and the weight's bits, for every mix of the step."""
+    return {
+        mix_key(span): np.array([(held.table.ctypes.data, _bits(weight)) for held, weight in span.terms], np.int64)
+        for span in spans
+    }
+
+
+def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]], terms: dict[Any, Integers]) -> Integers:
+    """(n, 4) first row, last row + 1, address and number of terms, for neighbours with one mix."""
     found = []
-    for _, members in groupby(enumerate(spans), key=lambda pair: id(pair[1].adapter)):
+    for key, members in groupby(enumerate(spans), key=lambda pair: mix_key(pair[1])):
         indices = [index for index, _ in members]
-        adapter = spans[indices[0]].adapter
-        if adapter is not None:
-            found.append((rows[indices[0]][0], rows[indices[-1]][1], adapter.table.ctypes.data))
+        if key:
+            found.append((rows[indices[0]][0], rows[indices[-1]][1], terms[key].ctypes.data, len(key)))
     return np.array(found, np.int64).reshape(-1, SEGMENT)

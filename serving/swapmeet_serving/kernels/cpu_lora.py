@@ -18,16 +18,21 @@ from swapmeet_serving.kernels.tile import ELEMENTS, LANES, ROWS, WIDE, address_a
 
 _wide, _narrow = tile(WIDE), tile(LANES)
 
-SEGMENT = 3
-"""int64 of a segment: first row, last row + 1, address of its adapter's table."""
+SEGMENT = 4
+"""int64 of a segment: first row, last row + 1, address and number of its terms."""
+
+TERM = 2
+"""int64 of a term: address of its adapter's table, the bits of its weight."""
 
 ENTRY = 4
 """int64 of an adapter's table for each module: addresses of down and up, rank (0: not adapted), scaling's bits."""
 
 
 @numba.njit
-def _multiply(c: Any, step: Any, width: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any) -> None:
-    """out (4, columns) = c (4, n) · matrix (n, columns); may read and write up to a vector too far."""
+def _multiply(
+    c: Any, step: Any, width: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
+) -> None:
+    """out (4, columns) (+)= c (4, n) · matrix (n, columns); may read and write up to a vector too far."""
     size = width * int64(1)
     for begin in range(0, columns, WIDE):
         here = address_as(matrix + begin * size, like)
@@ -35,44 +40,59 @@ def _multiply(c: Any, step: Any, width: Any, like: Any, matrix: Any, n: Any, col
         rows = (address_as(c, float32(0)), address_as(c + 4 * step, float32(0)),
                 address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0)))  # fmt: skip
         if columns - begin > WIDE - LANES:
-            _wide(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, False)
+            _wide(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, add)
         else:
             for block in range(begin, columns, LANES):
                 here = address_as(matrix + block * size, like)
                 there = address_as(out + 4 * block, float32(0))
-                _narrow(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, False)
+                _narrow(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, add)
 
 
 @numba.njit
 def _tile_of_rows(
-    a: Any, first: Any, last: Any, entry: Any, like: Any, width: Any, wide: Any, inner: Any, sums: Any
+    a: Any, first: Any, last: Any, terms: Any, n_terms: Any, like: Any, width: Any, wide: Any, inner: Any, sums: Any
 ) -> None:
-    x, y, n, out = a[0], address_as(a[1], like), a[2], a[3]
-    table = address_as(entry, int64(0))
-    rank = table[2]
-    scaling = float_of(table[3])
-    source = address_as(x, like)
+    y, n, out = address_as(a[1], like), a[2], a[3]
+    begun = False
+    for term in range(n_terms):
+        table = address_as(terms[term * TERM] + a[6] * ENTRY * 8, int64(0))
+        rank = table[2]
+        if rank == 0:
+            continue
+        if not begun:
+            _widen(address_as(a[0], like), n, first, last, wide)
+        padded = int64(inner.shape[1])
+        c, p, o = wide.ctypes.data, inner.ctypes.data, sums.ctypes.data
+        _multiply(c, int64(wide.shape[1]), width, like, table[0], n, rank, p, padded, False)
+        scaling = float_of(table[3]) * float_of(terms[term * TERM + 1])
+        for r in range(ROWS):
+            for j in range(rank):
+                inner[r, j] *= scaling
+        _multiply(p, padded, width, like, table[1], rank, out, o, int64(sums.shape[1]), begun)
+        begun = True
+    if begun:
+        _add(y, out, first, last, sums)
+
+
+@numba.njit
+def _widen(x: Any, n: Any, first: Any, last: Any, wide: Any) -> None:
     for r in range(ROWS):
         row = min(first + r, last - 1)
         for i in range(n):
-            wide[r, i] = load(source, row * n + i)
-    padded = inner.shape[1]
-    _multiply(wide.ctypes.data, int64(wide.shape[1]), width, like, table[0], n, rank, inner.ctypes.data, int64(padded))
-    for r in range(ROWS):
-        for j in range(rank):
-            inner[r, j] *= scaling
-    _multiply(
-        inner.ctypes.data, int64(padded), width, like, table[1], rank, out, sums.ctypes.data, int64(sums.shape[1])
-    )
+            wide[r, i] = load(x, row * n + i)
+
+
+@numba.njit
+def _add(y: Any, n: Any, first: Any, last: Any, sums: Any) -> None:
     for r in range(min(ROWS, last - first)):
-        begin = (first + r) * out
-        for c in range(out):
+        begin = (first + r) * n
+        for c in range(n):
             store(y, begin + c, load(y, begin + c) + sums[r, c])
 
 
 @numba.njit
 def add_lora(a: Any, thread: Any, threads: Any, like: Any, width: Any) -> None:
-    """Add every segment's adapter to y.
+    """Add every segment's adapters to y.
 
     Arguments: x, y, in, out, segments, number of segments, module, highest rank.
     """
@@ -82,13 +102,11 @@ def add_lora(a: Any, thread: Any, threads: Any, like: Any, width: Any) -> None:
     segments = address_as(a[4], int64(0))
     turn = 0
     for s in range(a[5]):
-        begin, end, entry = segments[s * SEGMENT], segments[s * SEGMENT + 1], segments[s * SEGMENT + 2]
-        entry += a[6] * ENTRY * 8
-        if address_as(entry, int64(0))[2] == 0:
-            continue
+        begin, end = segments[s * SEGMENT], segments[s * SEGMENT + 1]
+        terms, n_terms = address_as(segments[s * SEGMENT + 2], int64(0)), segments[s * SEGMENT + 3]
         for first in range(begin, end, ROWS):
             if turn % threads == thread:
-                _tile_of_rows(a, first, min(first + ROWS, end), entry, like, width, wide, inner, sums)
+                _tile_of_rows(a, first, min(first + ROWS, end), terms, n_terms, like, width, wide, inner, sums)
             turn += 1
 
 

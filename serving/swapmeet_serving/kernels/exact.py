@@ -17,19 +17,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.lora_weights import LoraPair, LoraPairs
-from swapmeet_serving.step_plan import Span, StepPlan, row
+from swapmeet_serving.step_plan import Span, StepPlan, Terms, kept_rows, mix_key, row
 
 LoraWeights = dict[str, LoraPair]
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Neighbouring rows `start:stop` of one adapter, multiplied `rows` at a time (1 while decoding)."""
+    """Neighbouring rows `start:stop` of one mix, multiplied `rows` at a time (1 while decoding)."""
 
     start: int
     stop: int
     rows: int
-    weights: LoraWeights
+    terms: Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class ExactKernels:
     """Slow and exact. Adapters are held, and computed, in float32, as PEFT does."""
 
     weight_bytes = 4
+    whole = True
 
     def __init__(self, pages: int, layers: dict[int, tuple[int, int]], dtype: torch.dtype, device: str) -> None:
         self.pages = pages
@@ -74,7 +75,7 @@ class ExactKernels:
         self._layout = _Layout(
             slots=row([slot for span in plan.spans for slot in self._slots(span)], self._device),
             segments=tuple(_segments(plan.spans, [(span.start, span.stop) for span in plan.spans])),
-            last_segments=tuple(_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))])),
+            last_segments=tuple(_segments(plan.spans, kept_rows(plan.spans))),
             groups=tuple(self._groups(decoding)),
             prompts=tuple(span for span in plan.spans if not span.position),
         )
@@ -88,12 +89,13 @@ class ExactKernels:
         assert self._layout is not None, "no step is under way"
         wide, flat = None, result.view(-1, result.shape[-1])
         for segment in self._layout.last_segments if module.rows == "last" else self._layout.segments:
-            pair = segment.weights.get(module.name)
-            if pair is not None:
-                wide = x.reshape(-1, x.shape[-1]).float() if wide is None else wide
-                addend = _product(wide, segment, pair)
-                rows = flat[segment.start : segment.stop]
-                rows += addend.to(result.dtype) if module.rounds_first else addend
+            rows = flat[segment.start : segment.stop]
+            for weights, weight in segment.terms:
+                pair = weights.get(module.name)
+                if pair is not None:
+                    wide = x.reshape(-1, x.shape[-1]).float() if wide is None else wide
+                    addend = _product(wide, segment, pair, weight)
+                    rows += addend.to(result.dtype) if module.rounds_first else addend
 
     def attend(
         self,
@@ -143,27 +145,28 @@ def _folded(pair: LoraPair, device: str) -> LoraPair:
 
 
 def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Iterator[_Segment]:
-    """Neighbours with one adapter and one row each share a segment; every longer span is one of its own."""
+    """Neighbours with one mix and one row each share a segment; every longer span is one of its own."""
 
-    def alike(pair: tuple[int, Span]) -> tuple[int, int | None]:
+    def alike(pair: tuple[int, Span]) -> tuple[Any, int | None]:
         index, span = pair
-        return id(span.adapter), None if rows[index][1] - rows[index][0] == 1 else index
+        return mix_key(span), None if rows[index][1] - rows[index][0] == 1 else index
 
     for _, members in groupby(enumerate(spans), key=alike):
         indices = [index for index, _ in members]
         start, stop = rows[indices[0]][0], rows[indices[-1]][1]
-        adapter = spans[indices[0]].adapter
-        if adapter is not None:
-            yield _Segment(start, stop, (stop - start) // len(indices), adapter)
+        terms = spans[indices[0]].terms
+        if terms and stop > start:
+            yield _Segment(start, stop, (stop - start) // len(indices), terms)
 
 
-def _product(x: torch.Tensor, segment: _Segment, pair: LoraPair) -> torch.Tensor:
+def _product(x: torch.Tensor, segment: _Segment, pair: LoraPair, weight: float) -> torch.Tensor:
     """x Aᵀ Bᵀ · scaling as a batch of equal products, of which each has just one sequence's rows."""
     n = (segment.stop - segment.start) // segment.rows
     rows = x[segment.start : segment.stop].view(n, segment.rows, -1)
     inner = torch.bmm(rows, pair.down.expand(n, -1, -1))
     outer = torch.bmm(inner, pair.up.expand(n, -1, -1)).flatten(0, 1)
-    return outer if pair.scaling == 1.0 else outer.mul_(pair.scaling)
+    factor = pair.scaling * weight
+    return outer if factor == 1.0 else outer.mul_(factor)
 
 
 def _decode(

@@ -1,0 +1,51 @@
+"""Whose turn it is: tenants by how much was computed for them, each by its weight.
+
+The virtual token counter of "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every tenant has a
+counter of what it was served, whoever has the lowest goes first, and who comes back after a pause starts no lower
+than the lowest of those who have been waiting or running, so that nobody saves up.
+"""
+
+from collections import Counter, OrderedDict
+
+COST_OF_OUTPUT = 4
+"""What a generated token counts; one of a prompt counts 1, because many of them are computed at once."""
+
+MOST_REMEMBERED = 10_000
+
+
+class FairShare:
+    """Counters of tenants. `arrive` and `leave` bracket each request, `charge` counts what it was given."""
+
+    def __init__(self) -> None:
+        self._served: OrderedDict[str, float] = OrderedDict()
+        self._present: Counter[str] = Counter()
+
+    def arrive(self, tenant: str) -> None:
+        """A tenant has one more request under way."""
+        if not self._present[tenant]:
+            lowest = min((self._served[other] for other in self._present), default=0.0)
+            self._served[tenant] = max(self._served.get(tenant, 0.0), lowest)
+            self._served.move_to_end(tenant)
+        self._present[tenant] += 1
+        self._forget_old()
+
+    def leave(self, tenant: str) -> None:
+        """A tenant has one request less under way."""
+        self._present[tenant] -= 1
+        assert self._present[tenant] >= 0, f"{tenant!r} left more often than it came"
+        if not self._present[tenant]:
+            del self._present[tenant]
+
+    def charge(self, tenant: str, tokens: int, *, output: bool, share: float) -> None:
+        """Count tokens computed for a tenant that has a request under way."""
+        self._served[tenant] += tokens * (COST_OF_OUTPUT if output else 1) / share
+
+    def served(self, tenant: str) -> float:
+        """A tenant's counter: the lower, the sooner it is its turn."""
+        return self._served.get(tenant, 0.0)
+
+    def _forget_old(self) -> None:
+        """Drop the tenants longest away; they come back as new ones, which is never to their harm."""
+        for tenant in list(self._served)[: max(0, len(self._served) - MOST_REMEMBERED)]:
+            if not self._present[tenant]:
+                del self._served[tenant]
