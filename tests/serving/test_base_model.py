@@ -9,38 +9,7 @@ import pytest
 from swapmeet_serving import Engine, Request, Sampling
 from swapmeet_serving.errors import BaseUnsupported
 
-COMMON = {
-    "vocab_size": 320,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.15,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
 LLAMA_LIKE = ("q_proj", "v_proj", "o_proj", "down_proj")
-
-
-@pytest.fixture
-def make_base(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A tiny random model of any architecture, with the tiny Llama's tokenizer."""
-
-    def make(architecture: str, **settings: Any) -> Path:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(architecture, **(COMMON | settings))
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / architecture)
-        AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / architecture)
-        return tmp_path / architecture
-
-    return make
 
 
 @pytest.mark.parametrize(("exact", "dtype"), [(True, "bfloat16"), (False, "float32")])

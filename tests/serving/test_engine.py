@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swapmeet_serving import Engine, Output, Request, Sampling
+from swapmeet_serving import Engine, Output, Request, Sampling, adapters
 from swapmeet_serving.errors import AdapterTooLarge, ContextTooLong, EngineDead, InvalidRequest, Overloaded
 
 PROMPT = tuple(range(20, 50))
@@ -184,7 +184,7 @@ def test_one_flight_for_all_who_ask(tiny_llama: Path, adapter: str, make_engine:
 
 
 def test_a_failed_fetch_fails_those_who_asked_and_may_be_tried_again(
-    tiny_llama: Path, adapter: str, make_engine: MakeEngine, answer: Answer
+    tiny_llama: Path, adapter: str, make_engine: MakeEngine, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure: list[Exception] = [FileNotFoundError("no such adapter")]
 
@@ -201,6 +201,7 @@ def test_a_failed_fetch_fails_those_who_asked_and_may_be_tried_again(
         assert (only.finish_reason, only.token_ids) == ("error", ())
     assert [outputs[name][-1].finish_reason for name in "34"] == ["length", "length"]
     failure.clear()
+    monkeypatch.setattr(adapters, "FAILURE_SECONDS", 0.0)
     assert answer(engine, request("1", "broken"))["1"][-1].finish_reason == "length"
     assert_nothing_held(engine)
 

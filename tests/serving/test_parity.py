@@ -59,7 +59,7 @@ def test_mixed_batches_equal_peft(
     """Requests join and leave at different times: more of them than places, of different lengths."""
     base: Path = request.getfixturevalue(base_name)
     prompts = prompts_of((1, 2, 17, 60))
-    engine = make_engine(base, exact=exact, compute_dtype=dtype, max_batch=9, max_prefill_tokens=80)
+    engine = make_engine(base, exact=exact, compute_dtype=dtype, max_batch=9, max_step_tokens=80)
     made = adapters(base)
     outputs: Outputs = {}
     for number, prompt in enumerate(prompts):
