@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapter_loader import AdapterLoader
+from swapmeet_serving.meter import Meter
 
 
 class AdapterFile(Protocol):
@@ -37,7 +38,8 @@ class Readiness(Enum):
 class Adapters:
     """The adapters in memory and the loads under way.
 
-    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads.
+    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads. `meter` is told
+    of loads and evictions.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Adapters:
         loader: AdapterLoader,
         fetch: Callable[[str], Path],
         open_file: Callable[[Path, str], AdapterFile],
+        meter: Meter | None = None,
     ) -> None:
         self._bank = bank
         self._loader = loader
         self._fetch = fetch
         self._open = open_file
+        self._meter = meter or Meter()
         self._under_way: set[str] = set()
         self._on_disk: dict[str, AdapterFile] = {}
         self._weights: dict[str, Any] = {}
@@ -73,7 +77,7 @@ class Adapters:
             return self._begin_read(identity, keep)
         if identity not in self._under_way:
             self._under_way.add(identity)
-            self._loader.start(identity, lambda: self._open(self._fetch(identity), identity))
+            self._loader.start(identity, lambda: self._look_up(identity))
         return Readiness.LOADING
 
     def collect(self) -> dict[str, Exception]:
@@ -106,10 +110,20 @@ class Adapters:
             return Readiness.NO_ROOM
         for other in evicted:
             del self._weights[other]
+        self._meter.evicted(evicted)
         del self._on_disk[identity]
         self._under_way.add(identity)
-        self._loader.start(identity, file.read)
+        self._loader.start(identity, lambda: self._read(identity, file))
         return Readiness.LOADING
+
+    def _look_up(self, identity: str) -> AdapterFile:
+        folder = self._fetch(identity)
+        with self._meter.load(identity, "open"):
+            return self._open(folder, identity)
+
+    def _read(self, identity: str, file: AdapterFile) -> Any:
+        with self._meter.load(identity, "read"):
+            return file.read()
 
     def _take_in(self, identity: str, result: Any) -> None:
         reading = identity in self._bank
