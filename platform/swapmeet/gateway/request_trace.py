@@ -1,8 +1,9 @@
 """One line of JSON for each API request, when it has ended: what it was, and when it reached each stage.
 
-The id is the client's own `x-request-id` where that is a plain one, or a new one; the answer carries it in the
-same header, errors too. The engine never sees a client's id: two requests may bear the same, and neither may
-then end the other. Prompts and answers are not logged.
+The id is the request's `x-request-id`, the client's own or else one that Ray Serve's proxy gave it; the proxy puts
+it on the answer, errors too. Without such a proxy the id is made and put on the answer here. The engine never sees
+it: two clients may send the same, and neither's request may then end the other's. Prompts and answers are not
+logged.
 
 Milliseconds of the request count from its arrival at the gateway, those of a call's `stages` from its arrival
 at the replica, since clocks of different machines do not agree.
@@ -10,7 +11,6 @@ at the replica, since clocks of different machines do not agree.
 
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -22,7 +22,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +33,7 @@ from swapmeet_serving import Call, Chunk
 from swapmeet_serving.metrics import Snapshot
 
 HEADER = "x-request-id"
-PLAIN = re.compile(r"[A-Za-z0-9._-]{1,128}")
+LONGEST_ID = 128
 LOGGED = "/v1/"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 LEFT = 499
@@ -130,13 +130,15 @@ class RequestTrace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(_id_of(scope))
+        given = Headers(scope=scope).get(HEADER, "")[:LONGEST_ID]
+        trace = Trace(given or uuid.uuid4().hex)
         _current.set(trace)
 
         async def seen(message: Message) -> None:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = trace.id
+                if not given:
+                    MutableHeaders(scope=message)[HEADER] = trace.id
             elif trace.first_byte is None:
                 trace.first_byte = trace.elapsed()
             await send(message)
@@ -170,11 +172,6 @@ def log_to(path: Path) -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-
-
-def _id_of(scope: Scope) -> str:
-    given = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")
-    return given if PLAIN.fullmatch(given) else uuid.uuid4().hex
 
 
 def _begin(call: Call) -> dict[str, Any]:
