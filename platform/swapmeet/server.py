@@ -46,7 +46,7 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
         from ray import serve
         from ray.serve.config import HTTPOptions
 
-        tell(f"Loading {base.name} as NF4")
+        tell(f"Loading {base.name} as NF4; requests will be logged in {settings.request_log}")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _refuse_a_second(settings)
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))

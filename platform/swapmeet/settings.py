@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     """What an operator may set. Sizes are in bytes.
 
     `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower.
+    `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -35,6 +36,7 @@ class Settings(BaseSettings):
     adapter_memory: int = Field(1 << 30, ge=1 << 20)
     kv_memory: int = Field(1 << 30, ge=1 << 20)
     exact: bool = False
+    metrics_public: bool = False
     ray_address: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")
@@ -43,6 +45,11 @@ class Settings(BaseSettings):
     def folder(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().resolve()
+
+    @property
+    def request_log(self) -> Path:
+        """Where the gateway logs requests."""
+        return self.folder / "logs" / "requests.jsonl"
 
     @property
     def registry_url(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapter_loader import AdapterLoader
+from swapmeet_serving.meter import Meter
 
 
 class AdapterFile(Protocol):
@@ -44,7 +45,8 @@ FAILURE_SECONDS = 2.0
 class Adapters:
     """The adapters in memory, the loads under way, and those that failed just now.
 
-    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads.
+    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads. `meter` is told
+    of loads and evictions.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Adapters:
         loader: AdapterLoader,
         fetch: Callable[[str], Path],
         open_file: Callable[[Path, str], AdapterFile],
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bank = bank
         self._loader = loader
         self._fetch = fetch
         self._open = open_file
+        self._meter = meter or Meter()
         self._clock = clock
         self._under_way: dict[str, float] = {}  # since when
         self._on_disk: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
@@ -96,7 +100,7 @@ class Adapters:
             return self._begin_read(identity, keep)
         if identity not in self._under_way:
             self._under_way[identity] = self._clock()
-            self._loader.start(identity, lambda: self._open(self._fetch(identity), identity))
+            self._loader.start(identity, lambda: self._look_up(identity))
         return Readiness.LOADING
 
     def collect(self) -> dict[str, Exception]:
@@ -130,10 +134,20 @@ class Adapters:
             return Readiness.NO_ROOM
         for other in evicted:
             del self._weights[other]
+        self._meter.evicted(evicted)
         del self._on_disk[identity]
         self._under_way[identity] = self._clock()
-        self._loader.start(identity, file.read)
+        self._loader.start(identity, lambda: self._read(identity, file))
         return Readiness.LOADING
+
+    def _look_up(self, identity: str) -> AdapterFile:
+        folder = self._fetch(identity)
+        with self._meter.load(identity, "open"):
+            return self._open(folder, identity)
+
+    def _read(self, identity: str, file: AdapterFile) -> Any:
+        with self._meter.load(identity, "read"):
+            return file.read()
 
     def _take_in(self, identity: str, result: Any, seconds: float) -> None:
         reading = identity in self._bank

@@ -6,8 +6,10 @@ the error itself.
 """
 
 import asyncio
+import os
 import shutil
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry import Refused, Registry
 from swapmeet_registry.fingerprint import Fingerprint
-from swapmeet_serving.calls import Call, Chunk
+from swapmeet_serving.board import Board, Poster, poster_to, process_id
+from swapmeet_serving.calls import Call, Chunk, Stages, Tier
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.metrics import Family
 from swapmeet_serving.sequence import Output, Request
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
 
     from swapmeet_serving.engine import Engine
 
@@ -60,10 +65,11 @@ class ReplicaSettings:
 
 
 class Replica:
-    """Owns an engine and answers calls from it."""
+    """Owns an engine, answers calls from it, and posts its measurements to the board if there is one."""
 
-    def __init__(self, settings: ReplicaSettings) -> None:
+    def __init__(self, settings: ReplicaSettings, board: "DeploymentHandle[Board] | None" = None) -> None:
         self._settings = settings
+        self._id = process_id() if board else "alone"
         self._registry = Registry(settings.registry)
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         ready: Future[Engine] = Future()
@@ -73,6 +79,8 @@ class Replica:
         self._templates = ChatTemplates(self._engine.tokenizer, self.fetch)
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
         self._streams: dict[str, _Stream] = {}
+        if board:
+            self._poster = Poster("replica", self._id, self.families, poster_to(board))
 
     def fetch(self, adapter: str) -> Path:
         """The folder of an adapter's verified files.
@@ -82,16 +90,17 @@ class Replica:
             NotFound: there is no such adapter.
             Corrupt: its bytes are not those of its digest.
         """
-        folder = self._settings.cache / adapter.rpartition(":")[2]
-        with self._flights[adapter]:  # whoever comes second finds the folder there
-            try:
-                self._registry.pull(adapter, folder, base=self._settings.fingerprint)
-            except Refused:
-                if not folder.exists():
-                    raise
-                shutil.rmtree(folder)  # a damaged cache: fetch it anew
-                self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+        folder = self._folder(adapter)
+        load = self._engine.meter.load
+        # whoever comes second finds the folder there
+        with self._flights[adapter], load(adapter, "check" if folder.exists() else "fetch"):
+            self._pull(adapter, folder)
         return folder
+
+    def families(self) -> list[Family]:
+        """Everything measured here."""
+        cache = self._settings.cache
+        return self._engine.families({"disk": os.listdir(cache) if cache.exists() else []})
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
         """Stream one answer; leaving the generator cancels it.
@@ -100,23 +109,20 @@ class Replica:
             ServingError: the call can not be answered.
             RegistryError: its adapter can not be had.
         """
-        request = Request(call.request_id, await self._prompt(call), call.adapter, call.sampling)
-        if request.id in self._streams:
-            raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
+        began, tier = time.monotonic(), self._tier(call.adapter)
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
-        self._streams[request.id] = stream  # before the engine's thread can have an output for it
+        await self._submit(call, stream)
         try:
-            self._engine.submit(request)
             while True:
                 output = await stream.outputs.get()
                 if output.error:
                     raise output.error
-                yield _chunk(output)
+                yield self._chunk(output, began, tier)
                 if output.finish_reason:
                     return
         finally:
-            del self._streams[request.id]
-            self._engine.cancel(request.id)
+            del self._streams[call.request_id]
+            self._engine.cancel(call.request_id)
 
     async def answer(self, call: Call) -> Chunk:
         """The whole answer in one message, where nobody reads along: it crosses processes once, not per token.
@@ -150,6 +156,51 @@ class Replica:
         """
         if not self._thread.is_alive():
             raise EngineDead("The engine's thread ended; this replica must be replaced.")
+
+    def _folder(self, adapter: str) -> Path:
+        return self._settings.cache / adapter.rpartition(":")[2]
+
+    def _pull(self, adapter: str, folder: Path) -> None:
+        try:
+            self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+        except Refused:
+            if not folder.exists():
+                raise
+            shutil.rmtree(folder)  # a damaged cache: fetch it anew
+            self._registry.pull(adapter, folder, base=self._settings.fingerprint)
+
+    def _tier(self, adapter: str | None) -> Tier | None:
+        """Where an adapter is that is not in memory."""
+        if not adapter:
+            return None
+        return "disk" if self._folder(adapter).exists() else "registry"
+
+    def _chunk(self, output: Output, began: float, tier: Tier | None) -> Chunk:
+        timeline = output.timeline
+        return Chunk(
+            output.text,
+            output.token_ids,
+            output.finish_reason,
+            output.prompt_tokens,
+            output.completion_tokens,
+            Stages.of(timeline, self._id, tier, began) if timeline else None,
+        )
+
+    async def _submit(self, call: Call, stream: "_Stream") -> None:
+        """Have the engine take the call; a refusal is counted as the call's outcome."""
+        try:
+            request = Request(call.request_id, await self._prompt(call), call.adapter, call.sampling)
+            if request.id in self._streams:
+                raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
+            self._streams[request.id] = stream  # before the engine's thread can have an output for it
+            try:
+                self._engine.submit(request)
+            except BaseException:
+                del self._streams[request.id]
+                raise
+        except Exception as error:
+            self._engine.meter.refused(error)
+            raise
 
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
@@ -205,11 +256,7 @@ class _Stream:
     outputs: asyncio.Queue[Output]
 
 
-def _chunk(output: Output) -> Chunk:
-    return Chunk(output.text, output.token_ids, output.finish_reason, output.prompt_tokens, output.completion_tokens)
-
-
-def build_replicas(settings: ReplicaSettings) -> "Application":
+def build_replicas(settings: ReplicaSettings, board: "Application | None" = None) -> "Application":
     """The replica as a Ray Serve application, to bind into a gateway or to run by itself."""
     from ray import serve
 
@@ -222,5 +269,5 @@ def build_replicas(settings: ReplicaSettings) -> "Application":
             "num_gpus": 1 if settings.device.startswith("cuda") else 0,
         },
     )(Replica)
-    application: Application = replicas.bind(settings)
+    application: Application = replicas.bind(settings, board)
     return application

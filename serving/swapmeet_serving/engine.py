@@ -2,9 +2,11 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import AutoTokenizer
@@ -20,6 +22,8 @@ from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
 from swapmeet_serving.lora_weights import open_lora
+from swapmeet_serving.meter import Meter
+from swapmeet_serving.metrics import Family, single
 from swapmeet_serving.runner import Runner, kernels_for
 from swapmeet_serving.sampling import choose
 from swapmeet_serving.scheduler import Scheduler
@@ -83,16 +87,20 @@ class Engine:
         self._special = frozenset(self.tokenizer.all_special_ids)
         kernels = kernels_for(model, kv_bytes, exact=exact)
         self._runner = Runner(model, kernels)
+        self.meter = Meter()
         self._wake = threading.Event()
         self._loader = AdapterLoader(loaders, self._wake.set, compute_alone)
+        self._bank = AdapterBank(adapter_bytes)
         self._adapters = Adapters(
-            AdapterBank(adapter_bytes),
+            self._bank,
             self._loader,
             fetch,
             lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, kernels),
+            self.meter,
         )
+        self._pages = KvPages(kernels.pages, PAGE)
         self._scheduler = Scheduler(
-            KvPages(kernels.pages, PAGE),
+            self._pages,
             self._adapters,
             context_length=model.context_length,
             max_batch=max_batch,
@@ -125,6 +133,29 @@ class Engine:
     def dead(self) -> bool:
         """Whether a step failed, after which nothing is answered any more."""
         return self._death is not None
+
+    def families(self, tiers: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Family]:
+        """Everything measured, for any thread; `tiers` names adapters that others keep ready, by identity or hash."""
+        gauges = {
+            "running_requests": (len(self._scheduler.running), "Requests in the batch."),
+            "waiting_requests": (len(self._scheduler.waiting) + len(self._arrivals), "Requests that wait to be."),
+            "kv_pages_used": (self._pages.count - self._pages.free, "Pages of the KV cache in use."),
+            "kv_pages_cached": (self._pages.idle, "Pages that nobody uses and that a prefix may be found on."),
+            "kv_pages": (self._pages.count, "Pages of the KV cache."),
+            "adapter_memory_used_bytes": (self._bank.used, "Memory that adapters take."),
+            "adapter_memory_bytes": (self._bank.budget, "Memory set aside for adapters."),
+        }
+        scheduler = self._scheduler
+        counters = {
+            "preemptions": (scheduler.preemptions, "Running sequences that had to give their pages back."),
+            "prefix_cache_hits": (scheduler.prefix_hits, "Sequences that found the start of their prompt cached."),
+            "prefix_cache_hit_tokens": (scheduler.prefix_hit_tokens, "Prompt tokens found in the cache."),
+        }
+        return [
+            *(single(f"swapmeet_{name}", "gauge", text, float(value)) for name, (value, text) in gauges.items()),
+            *(single(f"swapmeet_{name}", "counter", text, float(value)) for name, (value, text) in counters.items()),
+            *self.meter.families({"device": self.resident, **tiers}),
+        ]
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -172,12 +203,14 @@ class Engine:
             return outputs
         try:
             outputs += self._take_in()
+            began = time.monotonic()
             batch = self._scheduler.schedule()
+            self.meter.admitted([each.sequence for each in batch])
             outputs += self._refuse()
             if batch:
                 logits = self._runner.run(batch, self._adapters.weights)
                 self._scheduler.computed(batch)
-                outputs += self._choose(logits, [each.sequence for each in batch if not each.sequence.missing])
+                outputs += self._choose(logits, [each.sequence for each in batch if not each.sequence.missing], began)
         except Exception as error:
             outputs += self._die(error)  # what ended before in this step keeps its output
         return outputs
@@ -200,6 +233,7 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, []
             for sequence in arrivals:
                 self._scheduler.add(sequence)
+        self.meter.arrived(arrivals)
         for sequence in dict.fromkeys(cancelled):
             if self._is_live(sequence):
                 yield self._end(sequence, "cancelled")
@@ -211,11 +245,12 @@ class Engine:
         for sequence, error in self._scheduler.refused:
             yield self._end(sequence, "error", error=error)
 
-    def _choose(self, logits: torch.Tensor, sequences: list[Sequence]) -> Iterator[Output]:
+    def _choose(self, logits: torch.Tensor, sequences: list[Sequence], began: float) -> Iterator[Output]:
         """Each sequence's next token, from its row of logits."""
-        if sequences:
-            for sequence, token in zip(sequences, choose(logits, sequences), strict=True):
-                yield self._emit(sequence, token)
+        tokens = choose(logits, sequences) if sequences else []
+        self.meter.stepped(sequences, began)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            yield self._emit(sequence, token)
 
     def _is_live(self, sequence: Sequence) -> bool:
         live = self._live.get(sequence.request.id)
@@ -249,12 +284,15 @@ class Engine:
         with self._lock:
             del self._live[sequence.request.id]
         self._wake.set()  # there is room for another
+        self.meter.ended(sequence, reason, error)
         return _output(sequence, tokens, text, reason, error)
 
     def _die(self, error: Exception) -> list[Output]:
         with self._lock:
             self._death = error
             live, self._live = self._live, {}
+        for each in live.values():
+            self.meter.ended(each.sequence, "error", _dead(error))
         return [_output(each.sequence, reason="error", error=_dead(error)) for each in live.values()]
 
 
@@ -266,7 +304,8 @@ def _output(
     error: Exception | None = None,
 ) -> Output:
     prompt, completion = len(sequence.request.prompt), sequence.completion_tokens
-    return Output(sequence.request.id, tokens, text, reason, error, prompt, completion)
+    timeline = sequence.timeline if reason else None
+    return Output(sequence.request.id, tokens, text, reason, error, prompt, completion, timeline)
 
 
 def _dead(cause: Exception) -> EngineDead:

@@ -56,6 +56,8 @@ class Scheduler:
         whole: prompts are computed in one piece, with pages for all tokens to come and none of another sequence.
         refused: what `schedule` found impossible, and why.
         preemptions: how often a sequence had to step back.
+        prefix_hits: how many sequences found the start of their prompt in the cache.
+        prefix_hit_tokens: how many tokens they found there.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.refused: list[tuple[Sequence, Exception]] = []
-        self.preemptions = 0
+        self.preemptions = self.prefix_hits = self.prefix_hit_tokens = 0
         self._fair = FairShare()
 
     def check(self, sequence: Sequence, coming: tuple[Sequence, ...] = ()) -> None:
@@ -203,6 +205,8 @@ class Scheduler:
         sequence.cached = len(shared) * self._pages.page_size
         if sequence.cached_prompt is None:
             sequence.cached_prompt = sequence.cached
+            self.prefix_hits += sequence.cached > 0
+            self.prefix_hit_tokens += sequence.cached
             self._fair.charge(sequence.request.tenant, sequence.missing, output=False, share=sequence.request.share)
         for identity in sequence.adapters:
             self._adapters.pin(identity)

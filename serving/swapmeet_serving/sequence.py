@@ -1,6 +1,7 @@
 """What goes into the engine, what comes out, and what it knows of a request in between."""
 
 import secrets
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,9 +76,25 @@ class Request:
             raise InvalidRequest(f"A tenant's share must be a number above 0, not {self.share}.")
 
 
+@dataclass(slots=True)
+class Timeline:
+    """When a request reached each stage, by `time.monotonic`; 0 for what has not happened.
+
+    `resident` says that its adapter was in memory already, so that `adapter_ready` stays 0.
+    """
+
+    submitted: float = field(default_factory=time.monotonic)
+    resident: bool = False
+    adapter_ready: float = 0.0
+    admitted: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    ended: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step gave one request. The last one of a request has a `finish_reason`.
+    """What one step gave one request. The last one of a request has a `finish_reason` and a `timeline`.
 
     `text` lags behind `token_ids` where a character or a possible stop text is not complete yet.
     """
@@ -89,6 +106,7 @@ class Output:
     error: Exception | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    timeline: Timeline | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -115,6 +133,7 @@ class Sequence:
     shared: int = 0
     seed: int = field(init=False)
     mix: Mix = field(init=False)
+    timeline: Timeline = field(default_factory=Timeline)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)

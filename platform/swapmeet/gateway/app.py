@@ -1,26 +1,40 @@
 """The gateway's FastAPI app: routes, authorisation and errors; everything else is behind `Services`."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Response
 
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
-from swapmeet.gateway import inference
+from swapmeet.gateway import inference, metrics
 from swapmeet.gateway.body_limit import BodyLimit
-from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, install_error_handlers
-from swapmeet.gateway.services import Services, services
+from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
+from swapmeet.gateway.http_meter import HttpMeter
+from swapmeet.gateway.request_trace import RequestTrace, TracedReplicas
+from swapmeet.gateway.services import Services, authorize_operator, services
 from swapmeet_registry import RegistryError
 from swapmeet_serving import ServingError
 
 
-def create_app(backend: Services) -> FastAPI:
-    """An app over the given services."""
+def create_app(backend: Services, http: HttpMeter | None = None, *, metrics_public: bool = False) -> FastAPI:
+    """An app over the given services.
+
+    Args:
+        backend: what the routes stand on.
+        http: counts the app's requests.
+        metrics_public: whether `/metrics` needs no key.
+    """
+    http = http or HttpMeter()
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit)
-    app.state.services = backend
-    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest)
+    app.add_middleware(RequestTrace, meter=http)  # around all others
+    app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
+    install_error_handlers(
+        app, RegistryError, ServingError, PlatformError, InvalidApiKey, PermissionDenied, InvalidRequest
+    )
     app.include_router(inference.router)
+    app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(authorize_operator)])
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -13,6 +13,7 @@ log = logging.getLogger("swapmeet.gateway")
 
 STATUS = {
     "invalid_api_key": 401,
+    "permission_denied": 403,
     "model_not_found": 404,
     "invalid_name": 404,
     "base_mismatch": 400,
@@ -36,10 +37,17 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     400: "invalid_request_error",
 }
-RETRY_AFTER = {"rate_limit_exceeded": "1", "overloaded": "1", "engine_dead": "5", "store_unavailable": "5", "database_unavailable": "5"}
+RETRY_AFTER = {
+    "rate_limit_exceeded": "1",
+    "overloaded": "1",
+    "engine_dead": "5",
+    "store_unavailable": "5",
+    "database_unavailable": "5",
+}
 FINAL = {"corrupt", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
@@ -51,6 +59,12 @@ class InvalidApiKey(Exception):
 
     def __init__(self) -> None:
         super().__init__("Missing or unknown API key. Send it as 'Authorization: Bearer KEY'.")
+
+
+class PermissionDenied(Exception):
+    """A known key that may not do this."""
+
+    code = "permission_denied"
 
 
 class InvalidRequest(ValueError):
@@ -69,13 +83,18 @@ def error_body(message: str, code: str, status: int, param: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+def error_code(error: BaseException) -> str:
+    """The code that the answer to an error bears."""
+    code = getattr(_cause(error), "code", None)
+    return code if isinstance(code, str) and code in STATUS else "internal_error"
+
+
 def describe_error(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for an error; one of ours says its own `code`, any other is a 500 without detail."""
-    error = _cause(error)
-    code = getattr(error, "code", None)
-    if not isinstance(code, str) or code not in STATUS:
+    error, code = _cause(error), error_code(error)
+    if code not in STATUS:
         log.error("unexpected error: %s", "".join(traceback.format_exception(error)))
-        return 500, error_body("The server failed; its log says why.", "internal_error", 500), {}
+        return 500, error_body("The server failed; its log says why.", code, 500), {}
     status = STATUS[code]
     headers = {"retry-after": RETRY_AFTER[code]} if code in RETRY_AFTER else {}
     if code in FINAL:

@@ -84,7 +84,7 @@ async def _call(body: Generation, backend: Services, max_tokens: int | None) -> 
 async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shape") -> Response:
     """Answer whole, or stream once the first chunk is there, so that an error before it still has its status."""
     head = _Head(shape.prefix + call.request_id, int(time.time()), body.model)
-    headers = {"x-request-id": call.request_id, "x-swapmeet-adapter": call.adapter or backend.base.name}
+    headers = {"x-swapmeet-adapter": call.adapter or backend.base.name}
     if body.stream:
         chunks = backend.replicas.generate(call)
         first = await anext(chunks)

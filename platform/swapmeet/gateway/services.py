@@ -1,22 +1,23 @@
 """What the gateway's routes stand on, so that the app can be built with any of them replaced."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
 
-from swapmeet.gateway.errors import InvalidApiKey
+from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
 from swapmeet.keys import Keys
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk
+from swapmeet_serving.metrics import Snapshot
 
 
 class Replicas(Protocol):
     """The engine replicas behind the gateway."""
 
-    def generate(self, call: Call) -> AsyncIterator[Chunk]:
+    def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream one answer; errors arrive as the replica raised them."""
 
     async def answer(self, call: Call) -> Chunk:
@@ -24,6 +25,9 @@ class Replicas(Protocol):
 
     async def describe(self) -> dict[str, Any]:
         """What a replica holds: base, context length, resident adapters."""
+
+    async def measurements(self) -> list[Snapshot]:
+        """What every replica measured, and every other gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,18 @@ def services(request: Request) -> Services:
 
 def authorize(request: Request) -> None:
     """Let a request pass only with a known key."""
+    _scope(request)
+
+
+def authorize_operator(request: Request) -> None:
+    """Let a request pass only with a key of the operator's, or one made for reading metrics."""
+    if _scope(request) not in ("admin", "metrics"):
+        raise PermissionDenied("This key may not read metrics. Use the admin key, or one of the scope metrics.")
+
+
+def _scope(request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or services(request).keys.scope_of(key.strip()) is None:
+    scope = services(request).keys.scope_of(key.strip()) if scheme.lower() == "bearer" else None
+    if scope is None:
         raise InvalidApiKey
+    return scope
