@@ -11,14 +11,15 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry import Refused, Registry
 from swapmeet_registry.fingerprint import Fingerprint
-from swapmeet_serving.calls import Call, Chunk
+from swapmeet_serving.calls import Call, Chunk, join
 from swapmeet_serving.chat import ChatTemplates
+from swapmeet_serving.echo import Echo
 from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.sequence import Output, Request
 
@@ -94,43 +95,53 @@ class Replica:
         return folder
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
-        """Stream one answer; leaving the generator cancels it.
+        """Stream a call's answers, in turn as they grow; leaving the generator cancels them.
 
         Raises:
             ServingError: the call can not be answered.
             RegistryError: its adapter can not be had.
         """
-        request = Request(call.request_id, await self._prompt(call), call.adapter, call.sampling)
-        if request.id in self._streams:
-            raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
-        self._streams[request.id] = stream  # before the engine's thread can have an output for it
+        prompt, echo = await self._prompt(call), None
+        if call.n > self._settings.max_queue:
+            raise InvalidRequest(f"n is {call.n}, and {self._settings.max_queue} answers are the most at once.")
+        if call.echo:
+            echo = Echo.of(call.prompt, prompt, self._engine.tokenizer)
+        requests = {_request_id(call, index): call.sampling.of_choice(index) for index in range(call.n)}
+        if not requests.keys().isdisjoint(self._streams):
+            raise InvalidRequest(f"A request with the id {call.request_id} is under way. Choose another.")
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), {each: n for n, each in enumerate(requests)})
+        self._streams |= dict.fromkeys(requests, stream)  # before the engine's thread can have an output for them
         try:
-            self._engine.submit(request)
-            while True:
+            for request_id, sampling in requests.items():
+                self._engine.submit(Request(request_id, prompt, call.adapter, sampling))
+            begun: set[str] = set()
+            left = call.n
+            while left:
                 output = await stream.outputs.get()
                 if output.error:
                     raise output.error
-                yield _chunk(output)
-                if output.finish_reason:
-                    return
+                chunk = _chunk(output, stream.places[output.request_id])
+                if echo and output.request_id not in begun:
+                    begun.add(output.request_id)
+                    chunk = echo.before(chunk, output.prompt_logprobs)
+                yield chunk
+                left -= output.finish_reason is not None
         finally:
-            del self._streams[request.id]
-            self._engine.cancel(request.id)
+            for request_id in requests:
+                del self._streams[request_id]
+                self._engine.cancel(request_id)
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer in one message, where nobody reads along: it crosses processes once, not per token.
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers in one message, where nobody reads along: they cross processes once, not per token.
 
         Raises:
             ServingError: the call can not be answered.
             RegistryError: its adapter can not be had.
         """
-        chunks = [chunk async for chunk in self.generate(call)]
-        return replace(
-            chunks[-1],
-            text="".join(chunk.text for chunk in chunks),
-            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
-        )
+        pieces: list[list[Chunk]] = [[] for _ in range(call.n)]
+        async for chunk in self.generate(call):
+            pieces[chunk.index].append(chunk)
+        return tuple(join(each) for each in pieces)
 
     async def describe(self) -> dict[str, Any]:
         """What this replica holds."""
@@ -201,12 +212,28 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
+    """Where a call's outputs go, and the answer that each request stands for."""
+
     loop: asyncio.AbstractEventLoop
     outputs: asyncio.Queue[Output]
+    places: dict[str, int]
 
 
-def _chunk(output: Output) -> Chunk:
-    return Chunk(output.text, output.token_ids, output.finish_reason, output.prompt_tokens, output.completion_tokens)
+def _request_id(call: Call, index: int) -> str:
+    return f"{call.request_id}/{index}" if index else call.request_id
+
+
+def _chunk(output: Output, index: int) -> Chunk:
+    return Chunk(
+        text=output.text,
+        token_ids=output.token_ids,
+        finish_reason=output.finish_reason,
+        prompt_tokens=output.prompt_tokens,
+        completion_tokens=output.completion_tokens,
+        cached_tokens=output.cached_tokens,
+        logprobs=output.logprobs,
+        index=index,
+    )
 
 
 def build_replicas(settings: ReplicaSettings) -> "Application":

@@ -1,6 +1,7 @@
 """Device code: one forward pass over the tokens of all sequences."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from swapmeet_serving.base_model import BaseModel
 from swapmeet_serving.kernels import PAGE, Kernels
 from swapmeet_serving.kernels.exact import ExactKernels
 from swapmeet_serving.sequence import Sequence
-from swapmeet_serving.step_plan import build_plan
+from swapmeet_serving.step_plan import StepPlan, build_plan, kept_rows
 
 
 def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
@@ -27,6 +28,34 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
     return CpuKernels(pages, base.kv_layers, base.dtype, {name: index for index, name in enumerate(base.linears)})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogits:
+    """What the model predicts after each of a prompt's tokens.
+
+    Attributes:
+        sequence: whose prompt.
+        position: the first row's place in it.
+        rows: (rows, vocabulary) in the model's dtype.
+    """
+
+    sequence: Sequence
+    position: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """What a step computed.
+
+    Attributes:
+        next: (n, vocabulary) float32 of what follows each sequence.
+        prompts: of the sequences that want them.
+    """
+
+    next: torch.Tensor
+    prompts: tuple[PromptLogits, ...] = ()
+
+
 class Runner:
     """Owns the model, and has its layers use the kernels."""
 
@@ -36,25 +65,33 @@ class Runner:
         base.attach(kernels)
 
     @torch.inference_mode()
-    def run(self, sequences: list[Sequence], adapters: Callable[[str], Any]) -> torch.Tensor:
+    def run(self, sequences: list[Sequence], adapters: Callable[[str], Any]) -> Logits:
         """Compute each sequence's new tokens and cache them.
 
         Args:
             sequences: those that decode first, one adapter's side by side.
             adapters: gives what the kernels hold of a pinned adapter.
-
-        Returns:
-            (n, vocabulary) float32 logits of what follows each sequence.
         """
         plan = build_plan(sequences, adapters, self._base.device)
         try:
             self._kernels.begin(plan)
             output = self._base.model(
-                input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.last
+                input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.kept
             )
         finally:
             self._kernels.end()
         for sequence in sequences:
             sequence.cached = len(sequence.tokens)
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
+        return _logits(output.logits[0], plan, sequences)
+
+
+def _logits(kept: torch.Tensor, plan: StepPlan, sequences: list[Sequence]) -> Logits:
+    if not any(each.wants_prompt_logits for each in sequences):
+        return Logits(kept.float())
+    rows = kept_rows(plan.spans)
+    prompts = tuple(
+        PromptLogits(sequence, span.position, kept[start:stop])
+        for sequence, span, (start, stop) in zip(sequences, plan.spans, rows, strict=True)
+        if sequence.wants_prompt_logits
+    )
+    return Logits(kept[[stop - 1 for _, stop in rows]].float(), prompts)

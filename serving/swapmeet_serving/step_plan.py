@@ -24,6 +24,7 @@ class Span:
         position: the first row's place in its sequence; what is before it stands in the cache.
         pages: the sequence's pages, those of the new tokens included.
         adapter: what the kernels hold of its adapter; None for the bare base.
+        kept: how many of its last rows are wanted as logits.
     """
 
     start: int
@@ -31,6 +32,7 @@ class Span:
     position: int
     pages: list[int]
     adapter: Any
+    kept: int = 1
 
     @property
     def rows(self) -> int:
@@ -50,13 +52,13 @@ class StepPlan:
     Attributes:
         tokens: (1, T) token ids, all sequences' one after the other.
         positions: (1, T) each token's place in its own sequence.
-        last: (n,) index of each sequence's last token, whose logits are wanted.
+        kept: (k,) indices of the rows whose logits are wanted: each sequence's last, or a prompt's all.
         spans: the n sequences' rows, in order.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    last: torch.Tensor
+    kept: torch.Tensor
     spans: tuple[Span, ...]
 
 
@@ -65,15 +67,28 @@ def build_plan(sequences: list[Sequence], adapters: Callable[[str], Any], device
     lengths = [len(each.tokens) - each.cached for each in sequences]
     stops = list(accumulate(lengths))
     spans = tuple(
-        Span(stop - length, stop, each.cached, each.pages, adapters(each.adapter) if each.adapter else None)
+        Span(
+            stop - length,
+            stop,
+            each.cached,
+            each.pages,
+            adapters(each.adapter) if each.adapter else None,
+            length if each.wants_prompt_logits else 1,
+        )
         for each, length, stop in zip(sequences, lengths, stops, strict=True)
     )
     return StepPlan(
         tokens=row([token for each in sequences for token in each.tokens[each.cached :]], device)[None],
         positions=row([p for span in spans for p in range(span.position, span.length)], device)[None],
-        last=row([stop - 1 for stop in stops], device),
+        kept=row([index for span in spans for index in range(span.stop - span.kept, span.stop)], device),
         spans=spans,
     )
+
+
+def kept_rows(spans: tuple[Span, ...]) -> list[tuple[int, int]]:
+    """Each span's rows among those whose logits are wanted, as first and last + 1."""
+    stops = list(accumulate(span.kept for span in spans))
+    return [(stop - span.kept, stop) for span, stop in zip(spans, stops, strict=True)]
 
 
 def row(values: list[int], device: str) -> torch.Tensor:

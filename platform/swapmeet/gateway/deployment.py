@@ -39,7 +39,7 @@ class ServeReplicas:
         self.handle = handle
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
-        """Stream one answer; leaving early cancels it in the replica."""
+        """Stream a call's answers; leaving early cancels them in the replica."""
         stream: Any = self.handle.options(stream=True).generate.remote(call)
         try:
             with _replica_errors():
@@ -48,10 +48,14 @@ class ServeReplicas:
         finally:
             stream.cancel()
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer as one chunk."""
-        with _replica_errors():
-            whole: Chunk = await self.handle.answer.remote(call)
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers, each as one chunk; leaving early cancels them in the replica."""
+        response: Any = self.handle.answer.remote(call)
+        try:
+            with _replica_errors():
+                whole: tuple[Chunk, ...] = await response
+        finally:
+            response.cancel()
         return whole
 
     async def describe(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ class Replicas(Protocol):
     """The engine replicas behind the gateway."""
 
     def generate(self, call: Call) -> AsyncIterator[Chunk]:
-        """Stream one answer; errors arrive as the replica raised them."""
+        """Stream a call's answers; errors arrive as the replica raised them."""
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer as one chunk."""
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers, each as one chunk."""
 
     async def describe(self) -> dict[str, Any]:
         """What a replica holds: base, context length, resident adapters."""

@@ -18,7 +18,7 @@ from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
 from swapmeet_serving.kernels.cpu_lora import ENTRY, SEGMENT, add_lora_in
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
-from swapmeet_serving.step_plan import Span, StepPlan
+from swapmeet_serving.step_plan import Span, StepPlan, kept_rows
 
 Integers = npt.NDArray[np.int64]
 
@@ -50,6 +50,7 @@ class _Layout:
     spans: Integers
     longest: int
     rows: int
+    kept: int
 
 
 class CpuKernels:
@@ -100,7 +101,7 @@ class CpuKernels:
         pages = [np.array(span.pages, np.int64) for span in plan.spans]
         self._layout = _Layout(
             segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans]),
-            last_segments=_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))]),
+            last_segments=_segments(plan.spans, kept_rows(plan.spans)),
             ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules),
             pages=pages,
             spans=np.array(
@@ -112,6 +113,7 @@ class CpuKernels:
             ),
             longest=max(span.length for span in plan.spans),
             rows=plan.spans[-1].stop,
+            kept=sum(span.kept for span in plan.spans),
         )
 
     def end(self) -> None:
@@ -127,7 +129,7 @@ class CpuKernels:
             return
         last = module.rows == "last"
         segments = layout.last_segments if last else layout.segments
-        rows = len(layout.spans) if last else layout.rows
+        rows = layout.kept if last else layout.rows
         x = x.contiguous()
         sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
         if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.lora_weights import LoraPair, LoraPairs
-from swapmeet_serving.step_plan import Span, StepPlan, row
+from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, row
 
 LoraWeights = dict[str, LoraPair]
 
@@ -74,7 +74,7 @@ class ExactKernels:
         self._layout = _Layout(
             slots=row([slot for span in plan.spans for slot in self._slots(span)], self._device),
             segments=tuple(_segments(plan.spans, [(span.start, span.stop) for span in plan.spans])),
-            last_segments=tuple(_segments(plan.spans, [(n, n + 1) for n in range(len(plan.spans))])),
+            last_segments=tuple(_segments(plan.spans, kept_rows(plan.spans))),
             groups=tuple(self._groups(decoding)),
             prompts=tuple(span for span in plan.spans if not span.position),
         )
