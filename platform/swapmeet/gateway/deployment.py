@@ -1,5 +1,6 @@
 """The gateway as a Ray Serve deployment in front of the engine replicas."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,8 +55,9 @@ class ServeReplicas:
         try:
             with _replica_errors():
                 whole: tuple[Chunk, ...] = await response
-        finally:
+        except asyncio.CancelledError:
             response.cancel()
+            raise
         return whole
 
     async def describe(self) -> dict[str, Any]:

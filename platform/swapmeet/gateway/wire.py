@@ -30,7 +30,7 @@ MOST_CHOICES = 128
 
 def _refusal(message: str) -> PydanticCustomError:
     """Why a value does not fit the others; raised by its own validator, so that all mistakes are told at once."""
-    return PydanticCustomError("unfitting", message)  # type: ignore[arg-type]
+    return PydanticCustomError("unfitting", "{message}", {"message": message})
 
 
 class StreamOptions(BaseModel):
