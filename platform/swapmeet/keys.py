@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class KeyRow(Table):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose a key is, and what it may do."""
+
+    tenant: str
+    scope: str
+
+
 class Keys:
     """The keys in one database, by SQLAlchemy URL."""
 
@@ -48,10 +57,11 @@ class Keys:
             session.add(row)
         return key
 
-    def scope_of(self, key: str) -> str | None:
-        """What a key may do, or None where there is no such key."""
+    def holder_of(self, key: str) -> Holder | None:
+        """Whose a key is and what it may do, or None where there is no such key."""
         with _database_errors(), Session(self.engine) as session:
-            return session.scalar(select(KeyRow.scope).where(KeyRow.digest == _digest(key)))
+            row = session.scalar(select(KeyRow).where(KeyRow.digest == _digest(key)))
+            return Holder(row.tenant, row.scope) if row else None
 
 
 def admin_key(keys: Keys, home: Path) -> str:
@@ -59,7 +69,7 @@ def admin_key(keys: Keys, home: Path) -> str:
     path = home / "admin.key"
     if path.is_file():
         key = path.read_text().strip()
-        if keys.scope_of(key) == "admin":
+        if keys.holder_of(key) == Holder("admin", "admin"):
             return key
     key = keys.create(tenant="admin", scope="admin")
     partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -15,14 +15,25 @@ Importing this package imports no torch; asking for `Engine` does.
 
 from typing import TYPE_CHECKING, Any
 
-from swapmeet_serving.calls import Call, Chunk
+from swapmeet_serving.calls import Call, Chunk, join
 from swapmeet_serving.errors import ServingError
-from swapmeet_serving.sequence import Output, Request, Sampling
+from swapmeet_serving.sequence import Candidate, Output, Request, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine
 
-__all__ = ["Call", "Chunk", "Engine", "Output", "Request", "Sampling", "ServingError"]
+__all__ = [
+    "Call",
+    "Candidate",
+    "Chunk",
+    "Engine",
+    "Output",
+    "Request",
+    "Sampling",
+    "ServingError",
+    "TokenLogprob",
+    "join",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
 """What a replica is asked, and the pieces it answers in. Both travel between processes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence as Several
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from swapmeet_serving.sequence import GREEDY, FinishReason, Sampling, Timeline
+from swapmeet_serving.mix import Mix, mix_of
+from swapmeet_serving.sequence import GREEDY, FinishReason, Sampling, Timeline, TokenLogprob
 
 Message = Mapping[str, str]
 """One turn of a conversation, with `role` and `content`."""
@@ -12,16 +14,34 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One generation as a replica takes it: `messages`, or a `prompt` in text or token ids.
+    """One prompt's generations as a replica takes them: `messages`, or a `prompt` in text or token ids.
 
-    `adapter` is `TENANT/NAME@sha256:HEX`, or None for the bare base.
+    Attributes:
+        adapter: `TENANT/NAME@sha256:HEX`, a mix of several, or None for the bare base.
+        n: how many answers, each sampled with a seed of its own.
+        tenant: whose call it is; `share` is the tenant's weight among tenants.
+        echo: begin each answer with its prompt's text and, if asked for, log-probabilities.
     """
 
     request_id: str
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
-    adapter: str | None = None
+    adapter: str | Mix | None = None
     sampling: Sampling = GREEDY
+    n: int = 1
+    echo: bool = False
+    tenant: str = ""
+    share: float = 1.0
+
+    @property
+    def mix(self) -> Mix:
+        """The adapters and their weights."""
+        return mix_of(self.adapter)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that a replica needs for it."""
+        return tuple(identity for identity, _ in self.mix)
 
 
 Tier = Literal["device", "disk", "registry"]
@@ -59,11 +79,28 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer; the last one has a `finish_reason` and `stages`. The counts are of the answer so far."""
+    """A piece of the answer `index`; the last one has a `finish_reason` and `stages`.
+
+    The counts are of the answer so far. With `logprobs` asked for, there is one for each of `token_ids`; an echoed
+    prompt's stand before them.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
     stages: Stages | None = None
+
+
+def join(pieces: Several[Chunk]) -> Chunk:
+    """One answer's pieces as one."""
+    return replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        logprobs=tuple(each for piece in pieces for each in piece.logprobs),
+    )

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,13 +21,15 @@ from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.logprobs import Logprobs
 from swapmeet_serving.lora_weights import open_lora
 from swapmeet_serving.meter import Meter
 from swapmeet_serving.metrics import Family, single
-from swapmeet_serving.runner import Runner, kernels_for
+from swapmeet_serving.runner import Logits, Runner, kernels_for
 from swapmeet_serving.sampling import choose
 from swapmeet_serving.scheduler import Scheduler
-from swapmeet_serving.sequence import FinishReason, Output, Request, Sequence
+from swapmeet_serving.sequence import FinishReason, Output, Request, Sequence, Slice, TokenLogprob
+from swapmeet_serving.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Engine:
         self._eos = model.eos
         self._vocabulary = model.vocabulary
         self._special = frozenset(self.tokenizer.all_special_ids)
+        self._logprobs = Logprobs(TokenBytes(self.tokenizer), self._special)
         kernels = kernels_for(model, kv_bytes, exact=exact)
         self._runner = Runner(model, kernels)
         self.meter = Meter()
@@ -161,13 +164,13 @@ class Engine:
         """Queue a request.
 
         Raises:
-            InvalidRequest: the prompt is empty or holds an unknown token, or the id is in use.
+            InvalidRequest: the prompt is empty or holds an unknown token, as may `logit_bias`, or the id is in use.
             ContextTooLong: prompt and max_tokens can never fit.
             Overloaded: too many requests wait already.
             TooManyRequests: too many of the same tenant's.
             EngineDead: a step failed before.
         """
-        self._check_prompt(request.prompt)
+        self._check_tokens(request)
         sequence = Sequence.of(request, self._scheduler.room)
         text = TextStream(Detokenizer(self.tokenizer, self._special), request.sampling.stop)
         with self._lock:
@@ -210,7 +213,7 @@ class Engine:
             if batch:
                 logits = self._runner.run(batch, self._adapters.weights)
                 self._scheduler.computed(batch)
-                outputs += self._choose(logits, [each.sequence for each in batch if not each.sequence.missing], began)
+                outputs += self._choose(logits, batch, began)
         except Exception as error:
             outputs += self._die(error)  # what ended before in this step keeps its output
         return outputs
@@ -219,11 +222,14 @@ class Engine:
         """Let the background threads end."""
         self._loader.close()
 
-    def _check_prompt(self, prompt: tuple[int, ...]) -> None:
-        if not prompt:
+    def _check_tokens(self, request: Request) -> None:
+        if not request.prompt:
             raise InvalidRequest("The prompt is empty. Give at least one token.")
-        if not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocabulary:
             raise InvalidRequest(f"The prompt holds a token id outside of 0 to {self._vocabulary - 1}.")
+        unknown = [token for token, _ in request.sampling.logit_bias if not 0 <= token < self._vocabulary]
+        if unknown:
+            raise InvalidRequest(f"logit_bias names the token id {unknown[0]}, outside of 0 to {self._vocabulary - 1}.")
 
     def _take_in(self) -> Iterator[Output]:
         """Take in arrivals, cancellations and adapters; gives the outputs of requests that ended by it."""
@@ -245,39 +251,40 @@ class Engine:
         for sequence, error in self._scheduler.refused:
             yield self._end(sequence, "error", error=error)
 
-    def _choose(self, logits: torch.Tensor, sequences: list[Sequence], began: float) -> Iterator[Output]:
-        """Each sequence's next token, from its row of logits."""
-        tokens = choose(logits, sequences) if sequences else []
+    def _choose(self, logits: Logits, batch: list[Slice], began: float) -> Iterator[Output]:
+        """The next token of each sequence that was computed to its end."""
+        sequences = [each.sequence for each in batch if not each.sequence.missing]
+        tokens = choose(logits.next, sequences) if sequences else []
+        logprobs = self._logprobs.of(logits, sequences, tokens)
         self.meter.stepped(sequences, began)
         for sequence, token in zip(sequences, tokens, strict=True):
-            yield self._emit(sequence, token)
+            yield self._emit(sequence, token, logprobs.get(sequence))
 
     def _is_live(self, sequence: Sequence) -> bool:
         live = self._live.get(sequence.request.id)
         return live is not None and live.sequence is sequence
 
-    def _emit(self, sequence: Sequence, token: int) -> Output:
+    def _emit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> Output:
         sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text
-        sequence.tokens.append(token)
+        if not sequence.max_tokens:
+            return self._end(sequence, "length")
+        sequence.append(token)
         ended = token in self._eos and not sampling.ignore_eos
         text = "" if ended else stream.add(token)
+        output = _output(sequence, (token,), text, (logprob,) if logprob else ())
         if ended or stream.stopped:
-            return self._end(sequence, "stop", (token,), text)
+            return self._end(sequence, "stop", output)
         if sequence.completion_tokens == sequence.max_tokens:
-            return self._end(sequence, "length", (token,), text)
-        return _output(sequence, (token,), text)
+            return self._end(sequence, "length", output)
+        return output
 
     def _end(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        tokens: tuple[int, ...] = (),
-        text: str = "",
-        error: Exception | None = None,
+        self, sequence: Sequence, reason: FinishReason, output: Output | None = None, error: Exception | None = None
     ) -> Output:
+        """Let a sequence go; what it gives last is `output`, if any, and the rest of its text."""
+        output = output or _output(sequence)
         stream = self._live[sequence.request.id].text
-        if not error:
-            text += stream.finish()
+        rest = "" if error else stream.finish()
         if stream.stopped:
             reason = "stop"
         self._scheduler.remove(sequence)
@@ -285,7 +292,8 @@ class Engine:
             del self._live[sequence.request.id]
         self._wake.set()  # there is room for another
         self.meter.ended(sequence, reason, error)
-        return _output(sequence, tokens, text, reason, error)
+        timeline = sequence.timeline
+        return replace(output, text=output.text + rest, finish_reason=reason, error=error, timeline=timeline)
 
     def _die(self, error: Exception) -> list[Output]:
         with self._lock:
@@ -293,19 +301,25 @@ class Engine:
             live, self._live = self._live, {}
         for each in live.values():
             self.meter.ended(each.sequence, "error", _dead(error))
-        return [_output(each.sequence, reason="error", error=_dead(error)) for each in live.values()]
+        ended = [_output(each.sequence) for each in live.values()]
+        return [replace(each, finish_reason="error", error=_dead(error)) for each in ended]
 
 
 def _output(
-    sequence: Sequence,
-    tokens: tuple[int, ...] = (),
-    text: str = "",
-    reason: FinishReason | None = None,
-    error: Exception | None = None,
+    sequence: Sequence, tokens: tuple[int, ...] = (), text: str = "", logprobs: tuple[TokenLogprob, ...] = ()
 ) -> Output:
-    prompt, completion = len(sequence.request.prompt), sequence.completion_tokens
-    timeline = sequence.timeline if reason else None
-    return Output(sequence.request.id, tokens, text, reason, error, prompt, completion, timeline)
+    """What is new of a sequence; its prompt's log-probabilities are given once."""
+    of_prompt, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
+    return Output(
+        request_id=sequence.request.id,
+        token_ids=tokens,
+        text=text,
+        prompt_tokens=len(sequence.request.prompt),
+        completion_tokens=sequence.completion_tokens,
+        cached_tokens=sequence.cached_prompt or 0,
+        logprobs=logprobs,
+        prompt_logprobs=of_prompt,
+    )
 
 
 def _dead(cause: Exception) -> EngineDead:

@@ -1,6 +1,7 @@
 """Device code: one forward pass over the tokens of all sequences."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ import torch
 from swapmeet_serving.base_model import BaseModel
 from swapmeet_serving.kernels import PAGE, Kernels
 from swapmeet_serving.kernels.exact import ExactKernels
-from swapmeet_serving.sequence import Slice
-from swapmeet_serving.step_plan import build_plan
+from swapmeet_serving.sequence import Sequence, Slice
+from swapmeet_serving.step_plan import StepPlan, build_plan, kept_rows
 
 
 def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
@@ -27,6 +28,34 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
     return CpuKernels(pages, base.kv_layers, base.dtype, {name: index for index, name in enumerate(base.linears)})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogits:
+    """What the model predicts after each of a prompt's tokens.
+
+    Attributes:
+        sequence: whose prompt.
+        position: the first row's place in it.
+        rows: (rows, vocabulary) in the model's dtype.
+    """
+
+    sequence: Sequence
+    position: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """What a step computed.
+
+    Attributes:
+        next: (n, vocabulary) float32 of what follows each sequence.
+        prompts: of the sequences that want them.
+    """
+
+    next: torch.Tensor
+    prompts: tuple[PromptLogits, ...] = ()
+
+
 class Runner:
     """Owns the model, and has its layers use the kernels."""
 
@@ -36,15 +65,12 @@ class Runner:
         base.attach(kernels)
 
     @torch.inference_mode()
-    def run(self, slices: list[Slice], adapters: Callable[[str], Any]) -> torch.Tensor:
+    def run(self, slices: list[Slice], adapters: Callable[[str], Any]) -> Logits:
         """Compute the slices' tokens and cache their keys and values.
 
         Args:
             slices: those that decode first, one mix's side by side.
             adapters: gives what the kernels hold of a pinned adapter.
-
-        Returns:
-            (n, vocabulary) float32 logits of what follows each complete slice.
         """
         plan = build_plan(slices, adapters, self._base.device)
         try:
@@ -54,5 +80,16 @@ class Runner:
             )
         finally:
             self._kernels.end()
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
+        return _logits(output.logits[0], plan, slices)
+
+
+def _logits(kept: torch.Tensor, plan: StepPlan, slices: list[Slice]) -> Logits:
+    if not any(each.sequence.wants_prompt_logits for each in slices):
+        return Logits(kept.float())
+    spans = list(zip(slices, plan.spans, kept_rows(plan.spans), strict=True))
+    prompts = tuple(
+        PromptLogits(piece.sequence, span.position, kept[start:stop])
+        for piece, span, (start, stop) in spans
+        if piece.sequence.wants_prompt_logits
+    )
+    return Logits(kept[[stop - 1 for piece, _, (_, stop) in spans if piece.complete]].float(), prompts)

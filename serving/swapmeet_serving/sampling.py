@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy or sampled, each row on its own."""
+"""From logits to tokens: greedy or sampled, each row on its own, and in the order that `Sampling` tells."""
 
 import random
 
@@ -11,10 +11,12 @@ HEAD = 512
 
 
 def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-    """The next token of each sequence, from (n, vocabulary) logits.
+    """The next token of each sequence, from (n, vocabulary) logits, which stay as they are.
 
     A sampled token depends on its own logits, the sequence's seed and the token's place, and on nothing else.
     """
+    if any(each.adjustments for each in sequences):
+        logits = adjust(logits, sequences)
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, sequence in enumerate(sequences):
         if sequence.request.sampling.temperature > 0:
@@ -24,12 +26,39 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     return tokens
 
 
+def adjust(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """A copy of (n, vocabulary) logits with all rows' biases and penalties, in one go over the tokens concerned."""
+    given = [(row, each.adjustments) for row, each in enumerate(sequences) if each.adjustments and each.adjustments.ids]
+    if not given:
+        return logits
+    width = logits.shape[1]
+    places = torch.cat([torch.frombuffer(each.ids, dtype=torch.int64) + row * width for row, each in given])
+    bias, factor, deduction = (
+        torch.cat([torch.frombuffer(part, dtype=torch.float64) for part in parts]).to(logits)
+        for parts in zip(*((each.bias, each.factor, each.deduction) for _, each in given), strict=True)
+    )
+    places = places.to(logits.device)
+    adjusted = logits.clone()
+    values = adjusted.view(-1)[places] + bias
+    values = torch.where(values < 0, values * factor, values / factor)
+    adjusted.view(-1)[places] = values - deduction
+    return adjusted
+
+
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that may be drawn, as probabilities and token ids, after temperature, `top_k`, then `top_p`.
+    """The tokens that may be drawn, as probabilities and token ids, after temperature, `top_k`, `top_p`, then `min_p`.
 
     `top_p` keeps the likeliest tokens up to and with the one that brings their sum to `top_p`.
     """
-    scaled = (logits - logits.max()).double() / sampling.temperature
+    probabilities, ids = _likeliest((logits - logits.max()).double() / sampling.temperature, sampling)
+    if sampling.min_p:
+        kept = probabilities >= sampling.min_p * probabilities.max()
+        probabilities, ids = probabilities[kept], ids[kept]
+    return probabilities / probabilities.sum(), ids
+
+
+def _likeliest(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `top_k` and `top_p` leave."""
     size = min(sampling.top_k or len(scaled), len(scaled))
     if sampling.top_p == 1:
         values, ids = torch.topk(scaled, size) if size < len(scaled) else (scaled, torch.arange(len(scaled)))
@@ -38,7 +67,7 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
     total = values.logsumexp(0) if sampling.top_k else scaled.logsumexp(0)
     probabilities = (values - total).exp()
     kept = int((probabilities.cumsum(0) < sampling.top_p).sum()) + 1
-    return probabilities[:kept] / probabilities[:kept].sum(), ids[:kept]
+    return probabilities[:kept], ids[:kept]
 
 
 def _nucleus(scaled: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:

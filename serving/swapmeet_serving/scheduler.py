@@ -193,7 +193,8 @@ class Scheduler:
             return False
         root = (sequence.request.tenant, sequence.mix)
         # The last token is always computed, because what follows it is asked for.
-        shared, node = ([], root) if self.whole else self._pages.find(root, sequence.tokens[:-1])
+        alone = self.whole or sequence.wants_prompt_logits
+        shared, node = ([], root) if alone else self._pages.find(root, sequence.tokens[:-1])
         wanted = sequence.most_tokens if self.whole else len(sequence.tokens)
         pages = self._pages.pages_for(wanted) - len(shared)
         spare = 0 if self.whole else len(self.running)

@@ -1,11 +1,13 @@
 """What goes into the engine, what comes out, and what it knows of a request in between."""
 
+import random
 import secrets
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from swapmeet_serving.adjustments import Adjustments
 from swapmeet_serving.errors import InvalidRequest
 from swapmeet_serving.mix import Mix, mix_of
 
@@ -15,13 +17,29 @@ DEFAULT_MAX_TOKENS = 1024
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
+MOST_ALTERNATIVES = 20
+"""So many of the likeliest tokens can be told at each place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in.
+    """How to choose tokens, and what to tell of them. Every value's default leaves it off.
 
-    Without `max_tokens`, it is `DEFAULT_MAX_TOKENS` or what the context leaves. `seed` makes sampling
-    repeatable, whatever else is in the batch. Generation ends before one of the `stop` texts, or after an
-    end-of-text token unless `ignore_eos`.
+    In this order, which is transformers': `logit_bias` is added; `repetition_penalty` divides the logits of tokens of
+    the prompt and the answer (and multiplies those below zero); `frequency_penalty` is taken off for each time that a
+    token stands in the answer, `presence_penalty` once; `temperature` divides, 0 being greedy; `top_k` keeps the
+    likeliest tokens; `top_p` the likeliest up to and with the one that brings their sum to it; `min_p` those at least
+    that likely relative to the likeliest.
+
+    Attributes:
+        max_tokens: most tokens to generate; without it, `DEFAULT_MAX_TOKENS` or what the context leaves. 0 computes
+            the prompt alone.
+        seed: makes sampling repeatable, whatever else is in the batch.
+        stop: generation ends before one of these texts.
+        ignore_eos: go on after an end-of-text token.
+        logit_bias: pairs of token id and bias.
+        logprobs: tell each generated token's log-probability, and those of so many likeliest tokens at its place.
+        prompt_logprobs: the same for the prompt's tokens.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -34,17 +52,44 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        alternatives = [each for each in (self.logprobs, self.prompt_logprobs) if each is not None]
         wrong = {
-            "max_tokens must be at least 1": self.max_tokens is not None and self.max_tokens < 1,
+            "max_tokens must not be below 0": self.max_tokens is not None and self.max_tokens < 0,
             "temperature must be between 0 and 2": not 0 <= self.temperature <= 2,
             "top_p must be above 0 and at most 1": not 0 < self.top_p <= 1,
             "top_k must be 0 (off) or more": self.top_k < 0,
+            "min_p must be between 0 and 1": not 0 <= self.min_p <= 1,
+            "presence_penalty must be between -2 and 2": not -2 <= self.presence_penalty <= 2,
+            "frequency_penalty must be between -2 and 2": not -2 <= self.frequency_penalty <= 2,
+            "repetition_penalty must be above 0 and at most 2": not 0 < self.repetition_penalty <= 2,
+            "logit_bias must be between -100 and 100": not all(-100 <= bias <= 100 for _, bias in self.logit_bias),
+            f"at most {MOST_ALTERNATIVES} logprobs can be told": not all(
+                0 <= each <= MOST_ALTERNATIVES for each in alternatives
+            ),
             "stop texts must not be empty": "" in self.stop,
         }
         if any(wrong.values()):
             raise InvalidRequest("; ".join(text for text, found in wrong.items() if found) + ".")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the tokens so far matter for the next."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1
+
+    def of_choice(self, index: int) -> "Sampling":
+        """For one of several answers to a prompt: with a seed of its own, the first's being the seed itself."""
+        if not index or self.seed is None:
+            return self
+        return replace(self, seed=random.Random(f"{self.seed}:{index}").getrandbits(63))  # noqa: S311 (repeatable)
 
 
 GREEDY = Sampling()
@@ -93,10 +138,42 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token at its place.
+
+    Attributes:
+        token_id: its id.
+        piece: its bytes, which need not be whole characters.
+        logprob: log-softmax of the model's own logits; None for a prompt's first token, which nothing predicts.
+    """
+
+    token_id: int
+    piece: bytes
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model held of a token.
+
+    Attributes:
+        chosen: the token that stands there.
+        top: the likeliest tokens at its place, the likeliest first, as many as were asked for.
+        shown: whether it is part of the text, which special tokens are not.
+    """
+
+    chosen: Candidate
+    top: tuple[Candidate, ...] = ()
+    shown: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What one step gave one request. The last one of a request has a `finish_reason` and a `timeline`.
 
-    `text` lags behind `token_ids` where a character or a possible stop text is not complete yet.
+    `text` lags behind `token_ids` where a character or a possible stop text is not complete yet. `logprobs` has an
+    entry for each of `token_ids` if asked for, and `prompt_logprobs` comes with the first output. `cached_tokens`
+    of the prompt needed no computing.
     """
 
     request_id: str
@@ -106,6 +183,9 @@ class Output:
     error: Exception | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     timeline: Timeline | None = None
 
 
@@ -120,6 +200,8 @@ class Sequence:
         cached_prompt: tokens of the prompt that came out of the prefix cache when first admitted.
         prefix: the node in the prefix cache that stands for the first `shared` pages.
         shared: pages that the prefix cache knows.
+        prompt_logprobs: what is known of the prompt's tokens and was not given out yet.
+        adjustments: what penalties and biases change; None without any.
         mix: its adapters in an order of their own, so that equal mixes compute equally.
     """
 
@@ -131,21 +213,31 @@ class Sequence:
     cached_prompt: int | None = None
     prefix: Hashable = None
     shared: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    adjustments: Adjustments | None = field(init=False)
     seed: int = field(init=False)
     mix: Mix = field(init=False)
     timeline: Timeline = field(default_factory=Timeline)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
-        given = self.request.sampling.seed
-        self.seed = secrets.randbits(64) if given is None else given
+        sampling = self.request.sampling
+        adjusts = sampling.penalises or sampling.logit_bias
+        self.adjustments = Adjustments(sampling, self.request.prompt) if adjusts else None
+        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.mix = tuple(sorted(mix_of(self.request.adapter)))
 
     @classmethod
     def of(cls, request: Request, room: int) -> "Sequence":
         """A request's sequence, where so many tokens fit in all."""
-        left = max(1, room - len(request.prompt))
-        return cls(request, request.sampling.max_tokens or min(DEFAULT_MAX_TOKENS, left))
+        asked, left = request.sampling.max_tokens, max(1, room - len(request.prompt))
+        return cls(request, min(DEFAULT_MAX_TOKENS, left) if asked is None else asked)
+
+    def append(self, token: int) -> None:
+        """Add a generated token."""
+        self.tokens.append(token)
+        if self.adjustments:
+            self.adjustments.add(token)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -166,6 +258,11 @@ class Sequence:
     def missing(self) -> int:
         """Tokens that are not computed yet: one while decoding."""
         return len(self.tokens) - self.cached
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether the logits of all the prompt's rows are wanted, so that all have to be computed."""
+        return self.request.sampling.prompt_logprobs is not None and not self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

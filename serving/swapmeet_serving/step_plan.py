@@ -54,7 +54,7 @@ class StepPlan:
     Attributes:
         tokens: (1, T) token ids, all sequences' one after the other.
         positions: (1, T) each token's place in its own sequence.
-        kept: (k,) indices of the rows whose logits are wanted.
+        kept: (k,) indices of the rows whose logits are wanted: of those computed to their end the last, or all.
         spans: the sequences' rows, in order.
     """
 
@@ -91,7 +91,8 @@ def mix_key(span: Span) -> tuple[tuple[int, float], ...]:
 def _span(piece: Slice, stop: int, adapters: Callable[[str], Any]) -> Span:
     sequence = piece.sequence
     terms = tuple((adapters(identity), weight) for identity, weight in sequence.mix)
-    return Span(stop - piece.count, stop, sequence.cached, sequence.pages, terms, int(piece.complete))
+    kept = piece.count if sequence.wants_prompt_logits else int(piece.complete)
+    return Span(stop - piece.count, stop, sequence.cached, sequence.pages, terms, kept)
 
 
 def row(values: list[int], device: str) -> torch.Tensor:

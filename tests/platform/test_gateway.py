@@ -1,8 +1,8 @@
 """The gateway on its own: OpenAI's shapes, errors and keys, over replicas that answer by a script."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
 from swapmeet.keys import Keys
 from swapmeet_registry import BaseMismatch, Fingerprint, Registry
-from swapmeet_serving import Call, Chunk
+from swapmeet_serving import Call, Candidate, Chunk, TokenLogprob, join
 from swapmeet_serving.errors import ContextTooLong, Overloaded
 
 DIGEST = "sha256:" + "0" * 64
@@ -35,13 +35,9 @@ class Scripted:
                 raise item
             yield item
 
-    async def answer(self, call: Call) -> Chunk:
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
         chunks = [each async for each in self.generate(call)]
-        return replace(
-            chunks[-1],
-            text="".join(each.text for each in chunks),
-            token_ids=tuple(token for each in chunks for token in each.token_ids),
-        )
+        return tuple(join([each for each in chunks if each.index == index]) for index in range(call.n))
 
     async def describe(self) -> dict[str, Any]:
         if not self.script:
@@ -49,8 +45,14 @@ class Scripted:
         return {}
 
 
-def chunk(text: str, finish: str | None = None, made: int = 1) -> Chunk:
-    return Chunk(text=text, token_ids=(1,), finish_reason=finish, prompt_tokens=5, completion_tokens=made)
+def chunk(text: str, finish: str | None = None, made: int = 1, **more: Any) -> Chunk:
+    counts = {"prompt_tokens": 5, "completion_tokens": made}
+    return Chunk(text=text, token_ids=(1,), finish_reason=finish, **counts | more)
+
+
+def token(piece: bytes, logprob: float | None, *others: tuple[bytes, float], shown: bool = True) -> TokenLogprob:
+    top = tuple(Candidate(n, each, value) for n, (each, value) in enumerate(others))
+    return TokenLogprob(Candidate(1, piece, logprob), top, shown)
 
 
 @pytest.fixture
@@ -83,10 +85,15 @@ def test_a_whole_answer(chat: Chat, replicas: Scripted) -> None:
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert body["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 2,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer.headers["x-swapmeet-adapter"] == "tiny"
     (call,) = replicas.calls
-    assert call.adapter is None
+    assert call.mix == ()
     assert (call.sampling.temperature, call.sampling.stop, call.sampling.seed) == (0, ("\n",), 3)
     assert call.sampling.max_tokens == 9
 
@@ -109,6 +116,165 @@ def test_plain_completions_take_text_and_tokens(client: TestClient, replicas: Sc
         body = client.post("/v1/completions", json={"model": "tiny", "prompt": prompt}).json()
         assert (body["object"], body["choices"][0]["text"]) == ("text_completion", "Hello")
     assert [call.prompt for call in replicas.calls] == ["Once", (1, 2, 3)]
+
+
+def events_of(answer: Any) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+SAMPLED = {
+    "min_p": 0.1,
+    "presence_penalty": 1.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+}
+
+
+def test_every_sampling_parameter_reaches_the_replica(chat: Chat, client: TestClient, replicas: Scripted) -> None:
+    assert chat(**SAMPLED, logit_bias={"7": -100, "12": 2.5}, logprobs=True, top_logprobs=4).status_code == 200
+    (call,) = replicas.calls
+    assert {name: getattr(call.sampling, name) for name in SAMPLED} == SAMPLED
+    assert call.sampling.logit_bias == ((7, -100), (12, 2.5))
+    assert (call.sampling.logprobs, call.sampling.prompt_logprobs) == (4, None)
+    assert chat(logprobs=True).status_code == 200
+    assert replicas.calls[-1].sampling.logprobs == 0
+    client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "logprobs": 2, "echo": True, "max_tokens": 0})
+    sampling = replicas.calls[-1].sampling
+    assert (sampling.logprobs, sampling.prompt_logprobs, sampling.max_tokens) == (2, 2, 0)
+    assert replicas.calls[-1].echo
+
+
+def test_several_choices(chat: Chat, replicas: Scripted) -> None:
+    replicas.script = [
+        chunk("one", index=0),
+        chunk("two", index=1, cached_tokens=4),
+        chunk("!", "length", 2, index=1, cached_tokens=4),
+        chunk("?", "stop", 2, index=0),
+    ]
+    body = chat(n=2).json()
+    assert [each["index"] for each in body["choices"]] == [0, 1]
+    assert [each["message"]["content"] for each in body["choices"]] == ["one?", "two!"]
+    assert [each["finish_reason"] for each in body["choices"]] == ["stop", "length"]
+    usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    assert body["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 0}}
+    assert [call.n for call in replicas.calls] == [2]
+
+    events = events_of(chat(n=2, stream=True, stream_options={"include_usage": True}))
+    assert [each["index"] for event in events for each in event["choices"]] == [0, 1, 0, 1, 1, 0]
+    assert [event["usage"] for event in events[:-1]] == [None] * 6
+    assert events[-1]["usage"] == body["usage"]
+
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    counts = [
+        event["usage"]["completion_tokens"] for event in events_of(chat(n=2, stream=True, stream_options=options))
+    ]
+    assert counts == [0, 0, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("prompts", [["one", "two"], [[1, 2], [3]]])
+def test_several_prompts(client: TestClient, replicas: Scripted, prompts: list[Any]) -> None:
+    replicas.script = [chunk("a", "stop", index=0, cached_tokens=2), chunk("b", "stop", index=1, cached_tokens=3)]
+    request = {"model": "tiny", "prompt": prompts, "n": 2}
+    body = client.post("/v1/completions", json=request).json()
+    assert [(each["index"], each["text"]) for each in body["choices"]] == [(0, "a"), (1, "b"), (2, "a"), (3, "b")]
+    assert body["usage"] == {
+        "prompt_tokens": 10,
+        "completion_tokens": 4,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    asked = [each if isinstance(each, str) else tuple(each) for each in prompts]
+    assert [call.prompt for call in replicas.calls] == asked
+    assert len({call.request_id for call in replicas.calls}) == 2
+    events = events_of(client.post("/v1/completions", json=request | {"stream": True}))
+    found = {each["index"]: each["text"] for event in events for each in event["choices"]}
+    assert found == {0: "a", 1: "b", 2: "a", 3: "b"}
+
+
+class Stuck(Scripted):
+    """Fails at one prompt, and never ends at the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled: list[Any] = []
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        if call.prompt == "bad":
+            await asyncio.sleep(0.01)
+            raise ContextTooLong("Too long.")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.append(call.prompt)
+        yield chunk("never")
+
+
+@pytest.mark.parametrize("how", ["fails", "leaves"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_when_one_choice_fails_or_nobody_waits_the_others_are_cancelled(stream: bool, how: str) -> None:
+    from swapmeet.gateway.choices import answer, generate
+
+    replicas = Stuck()
+    prompts = ["one", "two", *(["bad"] if how == "fails" else [])]
+    calls = [Call(prompt, prompt=prompt) for prompt in prompts]
+
+    async def ask() -> None:
+        waiting = anext(generate(replicas, calls)) if stream else answer(replicas, calls)
+        await asyncio.wait_for(waiting, 5 if how == "fails" else 0.05)
+
+    with pytest.raises(ContextTooLong if how == "fails" else TimeoutError):
+        asyncio.run(ask())
+    assert sorted(replicas.cancelled) == ["one", "two"]
+
+
+def test_logprobs_of_a_chat(chat: Chat, replicas: Scripted) -> None:
+    half = token(b"\xf0\x9f", -0.5, (b"\xf0\x9f", -0.5), (b"x", -1.5))
+    replicas.script = [
+        chunk("", logprobs=(half,)),
+        chunk("\U0001f642", "stop", 2, logprobs=(token(b"\x99\x82", -99999.0),)),
+    ]
+    body = chat(logprobs=True, top_logprobs=2).json()
+    first, second = body["choices"][0]["logprobs"]["content"]
+    assert first == {
+        "token": "bytes:\\xf0\\x9f",
+        "logprob": -0.5,
+        "bytes": [0xF0, 0x9F],
+        "top_logprobs": [
+            {"token": "bytes:\\xf0\\x9f", "logprob": -0.5, "bytes": [0xF0, 0x9F]},
+            {"token": "x", "logprob": -1.5, "bytes": [120]},
+        ],
+    }
+    assert (second["logprob"], second["top_logprobs"]) == (-9999.0, [])
+    assert bytes(first["bytes"] + second["bytes"]).decode() == body["choices"][0]["message"]["content"]
+    events = events_of(chat(logprobs=True, top_logprobs=2, stream=True))
+    choices = [choice for event in events for choice in event["choices"]]
+    assert [each for choice in choices for each in (choice["logprobs"] or {}).get("content", [])] == [first, second]
+
+
+def test_logprobs_of_a_completion(client: TestClient, replicas: Scripted) -> None:
+    begin = token(b"<s>", None, shown=False)
+    prompt = token("né".encode(), -1.0, (b"x", -0.5), (b" x", -0.7))
+    half, rest = token(b" \xf0\x9f", -2.0), token(b"\x99\x82", -0.1)
+    replicas.script = [
+        chunk("né", logprobs=(begin, prompt, half)),
+        chunk(" \U0001f642", made=2, logprobs=(rest,)),
+        chunk("!", "stop", 3, logprobs=(token(b"!", -0.3, (b"!", -0.3)),)),
+    ]
+    request = {"model": "tiny", "prompt": "né", "logprobs": 1, "echo": True}
+    body = client.post("/v1/completions", json=request).json()
+    found = body["choices"][0]["logprobs"]
+    assert found["tokens"] == ["<s>", "né", "bytes:\\x20\\xf0\\x9f", "bytes:\\x99\\x82", "!"]
+    assert found["token_logprobs"] == [None, -1.0, -2.0, -0.1, -0.3]
+    assert found["text_offset"] == [0, 0, 2, 3, 4]
+    assert found["top_logprobs"][:2] == [None, {"x": -0.5, " x": -0.7, "né": -1.0}]
+    assert found["top_logprobs"][4] == {"!": -0.3}
+    assert body["choices"][0]["text"][found["text_offset"][4]] == "!"
+    events = events_of(client.post("/v1/completions", json=request | {"stream": True}))
+    streamed = [choice["logprobs"] for event in events for choice in event["choices"]]
+    for name, values in found.items():
+        assert [each for piece in streamed for each in piece[name]] == values
 
 
 def test_a_failure_in_mid_answer_is_an_error_event(chat: Chat, replicas: Scripted) -> None:
@@ -152,13 +318,26 @@ def test_an_unknown_model_is_404_and_never_the_base(chat: Chat, replicas: Script
     [
         ({"temprature": 1}, "temprature"),
         ({"temperature": 3}, "temperature"),
-        ({"n": 2}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 0}, "n"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"7": 101}}, "logit_bias"),
+        ({"logit_bias": {"seven": 1}}, "logit_bias"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"store": True}, "store"),
+        ({"service_tier": "priority"}, "service_tier"),
         ({"model": "a*0.5+b*0.5/c"}, "model"),
+        ({"model": "acme/a*2+acme/a"}, "model"),
+        ({"model": "acme/a*zero"}, "model"),
     ],
 )
 def test_bad_requests_name_the_field(chat: Chat, change: dict[str, Any], param: str) -> None:
@@ -167,9 +346,53 @@ def test_bad_requests_name_the_field(chat: Chat, change: dict[str, Any], param: 
     assert answer.json()["error"]["param"].startswith(param)
 
 
-def test_neutral_values_of_what_is_not_served_are_accepted(chat: Chat) -> None:
-    answer = chat(frequency_penalty=0, presence_penalty=0, logprobs=False, n=1, stop=None, seed=None)
+def test_neutral_values_of_what_is_not_served_are_accepted(chat: Chat, client: TestClient) -> None:
+    answer = chat(
+        frequency_penalty=0, presence_penalty=0, logprobs=False, n=1, stop=None, seed=None, user="u", store=False,
+        metadata={"a": "b"}, service_tier="auto", modalities=["text"], prompt_cache_key="k", safety_identifier="s",
+    )  # fmt: skip
     assert answer.status_code == 200
+    body = {"model": "tiny", "prompt": "x", "best_of": 1, "n": 1, "suffix": None, "echo": False, "logprobs": None}
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"best_of": 2}, "best_of", "only as many as n"),
+        ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
+        ({"logprobs": True}, "logprobs", "valid integer"),
+        ({"suffix": "end"}, "suffix", "''"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"prompt": ["x"] * 65, "n": 2}, "prompt", "130 answers, prompts times n, where 128 are the most"),
+        ({"prompt": [["x"]]}, "prompt", "valid integer"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+    ],
+)
+def test_bad_completions_name_the_field(client: TestClient, change: dict[str, Any], param: str, message: str) -> None:
+    answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x"} | change)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+    assert message in answer.json()["error"]["message"]
+
+
+def test_all_mistakes_are_told_at_once(chat: Chat) -> None:
+    picture = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    answer = chat(
+        messages=[{"role": "user", "content": picture}],
+        temperature=9, top_logprobs=3, stream_options={}, temprature=1, logit_bias={"5": 500},
+    )  # fmt: skip
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert "messages.0.content: only text is served; leave out the parts of type image_url" in message
+    assert "temprature: this parameter is unknown" in message
+    for param in (
+        "temperature: ",
+        "top_logprobs: only with logprobs",
+        "stream_options: only with stream",
+        "logit_bias",
+    ):
+        assert param in message
 
 
 def test_every_error_of_a_request_has_a_status() -> None:

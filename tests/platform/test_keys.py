@@ -4,15 +4,15 @@ import sqlite3
 import stat
 from pathlib import Path
 
-from swapmeet.keys import Keys, admin_key
+from swapmeet.keys import Holder, Keys, admin_key
 
 
 def test_only_hashes_are_stored(tmp_path: Path) -> None:
     keys = Keys(f"sqlite:///{tmp_path}/keys.db")
     key = keys.create("acme", "admin")
-    assert keys.scope_of(key) == "admin"
-    assert keys.scope_of(key + "x") is None
-    assert keys.scope_of("") is None
+    assert keys.holder_of(key) == Holder("acme", "admin")
+    assert keys.holder_of(key + "x") is None
+    assert keys.holder_of("") is None
     raw = (tmp_path / "keys.db").read_bytes()
     assert key.encode() not in raw
     assert sqlite3.connect(tmp_path / "keys.db").execute("select count(*) from api_keys").fetchone() == (1,)

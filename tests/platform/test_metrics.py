@@ -38,7 +38,7 @@ class Scripted:
     def __init__(self) -> None:
         self.script: list[Chunk | Exception] = [
             Chunk("a secret", (1,), None, 5, 1),
-            Chunk(" answer", (2,), "stop", 5, 2, STAGES),
+            Chunk(" answer", (2,), "stop", 5, 2, stages=STAGES),
         ]
         self.posted: list[Snapshot] = []
         self.ids: list[str] = []
@@ -50,8 +50,8 @@ class Scripted:
                 raise item
             yield item
 
-    async def answer(self, call: Call) -> Chunk:
-        return [chunk async for chunk in self.generate(call)][-1]
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        return ([chunk async for chunk in self.generate(call)][-1],)
 
     async def describe(self) -> dict[str, Any]:
         return {}

@@ -37,6 +37,7 @@ EDGE = {
     "swapmeet_serving.kernels.exact",
     "swapmeet_serving.kernels.threads",
     "swapmeet_serving.kernels.tile",
+    "swapmeet_serving.logprobs",
     "swapmeet_serving.lora_linear",
     "swapmeet_serving.lora_weights",
     "swapmeet_serving.runner",

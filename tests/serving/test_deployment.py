@@ -13,8 +13,9 @@ import pytest
 from swapmeet_registry import BaseMismatch, NotFound, Registry
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
 from swapmeet_serving import Call, Chunk, Sampling
-from swapmeet_serving.deployment import Replica, ReplicaSettings, build_replicas
-from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate
+from swapmeet_serving.deployment import build_replicas
+from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate, Overloaded
+from swapmeet_serving.replica import Replica, ReplicaSettings
 
 MESSAGES = ({"role": "user", "content": "Tell me a story"},)
 SHORT = Sampling(max_tokens=6, ignore_eos=True)
@@ -146,7 +147,73 @@ def test_leaving_a_stream_cancels_it(replica: Replica, pinned: Callable[[str], s
     (chunks,) = ask(replica, Call("next", prompt="Hello", sampling=SHORT))
     assert len(chunks) == 6
     assert not replica._engine.busy
-    assert not replica._streams
+    assert not replica._under_way
+
+
+def test_several_answers_to_one_prompt(replica: Replica) -> None:
+    """Each is what its own seed gives alone; the first's is the seed itself."""
+    sampling = Sampling(max_tokens=6, ignore_eos=True, temperature=1.5, seed=11)
+    call = Call("several", messages=MESSAGES, sampling=sampling, n=4)
+    (chunks,) = ask(replica, call)
+    answers = [[each for each in chunks if each.index == index] for index in range(4)]
+    assert {each.index for each in chunks[:5]} != {0}, "they grow together"
+    for index, mine in enumerate(answers):
+        (alone,) = ask(replica, Call("alone", messages=MESSAGES, sampling=sampling.of_choice(index)))
+        assert tokens_of(mine) == tokens_of(alone)
+        assert [each.finish_reason for each in mine] == [None] * 5 + ["length"]
+    assert len({tuple(tokens_of(each)) for each in answers}) == 4
+    assert tokens_of(answers[0]) == tokens_of(ask(replica, Call("1", messages=MESSAGES, sampling=sampling))[0])
+    whole = asyncio.run(replica.answer(call))
+    assert [each.index for each in whole] == [0, 1, 2, 3]
+    assert [list(each.token_ids) for each in whole] == [tokens_of(each) for each in answers]
+
+
+def test_if_one_answer_can_not_be_had_the_others_end(settings: ReplicaSettings) -> None:
+    small = Replica(replace(settings, max_queue=3, max_batch=1))
+
+    async def crowd() -> None:
+        busy = small.generate(Call("busy", prompt="Hello", sampling=LONG, n=2))
+        await anext(busy)
+        with pytest.raises(Overloaded):
+            await anext(small.generate(Call("late", prompt="Hello", sampling=LONG, n=3)))
+        await busy.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(crowd())
+    with pytest.raises(InvalidRequest, match="n is 4, and 3 answers are the most"):
+        ask(small, Call("more", prompt="Hello", n=4))
+    deadline = time.monotonic() + 30
+    while small._engine.busy:
+        assert time.monotonic() < deadline, "the engine still computes for a caller who left"
+        time.sleep(0.01)
+    (chunks,) = ask(small, Call("next", prompt="Hello", sampling=SHORT, n=3))
+    assert len(chunks) == 18
+    assert not small._under_way
+
+
+def test_an_echo_stands_before_every_answer(replica: Replica) -> None:
+    tokenizer = replica._engine.tokenizer
+    text = "Tell me <|im_start|> a story: \U0001f642"
+    tokens = tuple(tokenizer(text).input_ids)
+    for prompt in (text, tokens):
+        sampling = replace(SHORT, logprobs=1, prompt_logprobs=1)
+        for each in asyncio.run(replica.answer(Call("1", prompt=prompt, sampling=sampling, n=2, echo=True))):
+            assert each.text.startswith(text)
+            assert len(each.token_ids) == 6
+            assert [entry.chosen.token_id for entry in each.logprobs] == [*tokens, *each.token_ids]
+            shown = b"".join(entry.chosen.piece for entry in each.logprobs if entry.shown)
+            assert shown.decode(errors="replace") == each.text
+    (only,) = asyncio.run(replica.answer(Call("1", prompt=text, sampling=Sampling(max_tokens=0), echo=True)))
+    assert (only.text, only.token_ids, only.logprobs, only.finish_reason) == (text, (), (), "length")
+
+
+def test_tokens_that_a_tokenizer_adds_are_not_shown() -> None:
+    from swapmeet_serving.echo import Echo
+
+    class Tokenizer:
+        def __call__(self, text: str, **_: Any) -> Any:
+            return type("Encoding", (), {"special_tokens_mask": [1, 0, 0]})
+
+    assert Echo.of("two tokens", (0, 1, 2), Tokenizer()) == Echo("two tokens", (False, True, True))
 
 
 def test_an_id_under_way_is_not_disturbed_by_a_second_call(replica: Replica) -> None:
@@ -212,6 +279,8 @@ def test_under_ray_serve(handle: Any, pinned: Callable[[str], str]) -> None:
     left = streams.generate.remote(Call("left", prompt="Hello", sampling=LONG))
     assert next(iter(left)).completion_tokens == 1
     left.cancel()
+    whole = handle.answer.remote(Call("whole", prompt="Hello", sampling=SHORT, n=3)).result(timeout_s=60)
+    assert [(each.index, len(each.token_ids)) for each in whole] == [(0, 6), (1, 6), (2, 6)]
     deadline = time.monotonic() + 30
     while handle.describe.remote().result(timeout_s=30)["requests"]:
         assert time.monotonic() < deadline, "the engine still computes for a caller who left"

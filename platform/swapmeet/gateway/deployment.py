@@ -1,5 +1,6 @@
 """The gateway as a Ray Serve deployment in front of the engine replicas."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,10 @@ from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.board import Board, Poster, build_board, poster_to, process_id
-from swapmeet_serving.deployment import ReplicaSettings, build_replicas
+from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import EngineDead
 from swapmeet_serving.metrics import Snapshot
+from swapmeet_serving.replica import ReplicaSettings
 
 
 @contextmanager
@@ -48,7 +50,7 @@ class ServeReplicas:
         self._here = here
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        """Stream one answer; leaving early cancels it in the replica."""
+        """Stream a call's answers; leaving early cancels them in the replica."""
         stream: Any = self.handle.options(stream=True).generate.remote(call)
         try:
             with _replica_errors():
@@ -57,10 +59,15 @@ class ServeReplicas:
         finally:
             stream.cancel()
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer as one chunk."""
-        with _replica_errors():
-            whole: Chunk = await self.handle.answer.remote(call)
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers, each as one chunk; leaving early cancels them in the replica."""
+        response: Any = self.handle.answer.remote(call)
+        try:
+            with _replica_errors():
+                whole: tuple[Chunk, ...] = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         return whole
 
     async def describe(self) -> dict[str, Any]:

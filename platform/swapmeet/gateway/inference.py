@@ -4,37 +4,45 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from swapmeet.gateway.answers import ChatShape, Head, Shape, Tally, TextShape
+from swapmeet.gateway.choices import answer, generate
 from swapmeet.gateway.errors import InvalidRequest, describe_error
 from swapmeet.gateway.services import Services, authorize, services
-from swapmeet.gateway.wire import ChatCompletion, Completion, Generation
-from swapmeet_registry import NotFound, Version
+from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
+from swapmeet_registry import NotFound
 from swapmeet_serving import Call, Chunk, Sampling
+from swapmeet_serving.errors import InvalidRequest as MixInvalid
+from swapmeet_serving.mix import Mix, format_mix, mix_of, parse_mix
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
 Backend = Annotated[Services, Depends(services)]
+Tenant = Annotated[str, Depends(authorize)]
 
 
 @router.post("/chat/completions")
-async def chat_completions(body: ChatCompletion, backend: Backend) -> Response:
+async def chat_completions(body: ChatCompletion, backend: Backend, tenant: Tenant) -> Response:
     """Answer a conversation, whole or streamed."""
-    call = await _call(body, backend, body.max_completion_tokens or body.max_tokens)
+    call = await _call(body, backend, tenant)
     messages = tuple(message.as_template_input() for message in body.messages)
-    return await _answer(replace(call, messages=messages), body, backend, _ChatShape())
+    return await _answer([replace(call, messages=messages)], body, backend, ChatShape())
 
 
 @router.post("/completions")
-async def completions(body: Completion, backend: Backend) -> Response:
-    """Continue a text, whole or streamed."""
-    call = await _call(body, backend, body.max_tokens)
-    prompt = body.prompt if isinstance(body.prompt, str) else tuple(body.prompt)
-    return await _answer(replace(call, prompt=prompt), body, backend, _TextShape())
+async def completions(body: Completion, backend: Backend, tenant: Tenant) -> Response:
+    """Continue texts, whole or streamed."""
+    call = await _call(body, backend, tenant)
+    calls = [
+        replace(call, request_id=f"{call.request_id}.{place}" if place else call.request_id, prompt=prompt)
+        for place, prompt in enumerate(body.prompts)
+    ]
+    return await _answer(calls, body, backend, TextShape())
 
 
 @router.get("/models")
@@ -56,125 +64,88 @@ def _model(name: str, backend: Services) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner, "base": backend.base.name}
 
 
-async def _resolve(name: str, backend: Services) -> Version | None:
-    """The version that a model name means; None for the base itself. Anything unknown is an error."""
+async def _resolve(name: str, backend: Services) -> Mix:
+    """The versions that a model name means, by digest; none for the base itself. Anything unknown is an error."""
     if name == backend.base.name:
-        return None
+        return ()
     if "/" not in name:
         raise NotFound(f"The model {name!r} does not exist. The hosted base is {backend.base.name!r}.")
-    if "*" in name or "+" in name:
-        raise InvalidRequest("Mixes of adapters are not served; name one adapter.", "model")
-    return await run_in_threadpool(backend.registry.resolve, name)
+    try:
+        terms = parse_mix(name) if "*" in name or "+" in name else ((name, 1.0),)
+        versions = [await run_in_threadpool(backend.registry.resolve, each) for each, _ in terms]
+        return mix_of(tuple((version.pinned, weight) for version, (_, weight) in zip(versions, terms, strict=True)))
+    except MixInvalid as error:
+        raise InvalidRequest(str(error), "model") from error
 
 
-async def _call(body: Generation, backend: Services, max_tokens: int | None) -> Call:
-    version = await _resolve(body.model, backend)
+async def _call(body: Generation, backend: Services, tenant: str) -> Call:
+    mix = await _resolve(body.model, backend)
     sampling = Sampling(
-        max_tokens=max_tokens,
+        max_tokens=body.most_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=tuple(body.logit_bias.items()),
         seed=body.seed,
         stop=tuple(body.stop),
         ignore_eos=body.ignore_eos,
+        logprobs=body.alternatives,
+        prompt_logprobs=body.alternatives if body.echoes else None,
     )
-    return Call(request_id=uuid.uuid4().hex, adapter=version.pinned if version else None, sampling=sampling)
+    return Call(request_id=uuid.uuid4().hex, adapter=mix, sampling=sampling, n=body.n, echo=body.echoes, tenant=tenant)
 
 
-async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shape") -> Response:
+async def _answer(calls: list[Call], body: Generation, backend: Services, shape: Shape) -> Response:
     """Answer whole, or stream once the first chunk is there, so that an error before it still has its status."""
-    head = _Head(shape.prefix + call.request_id, int(time.time()), body.model)
-    headers = {"x-swapmeet-adapter": call.adapter or backend.base.name}
+    first_call = calls[0]
+    head = Head(shape.prefix + first_call.request_id, int(time.time()), body.model)
+    headers = {"x-swapmeet-adapter": format_mix(first_call.mix) or backend.base.name}
     if body.stream:
-        chunks = backend.replicas.generate(call)
+        chunks = generate(backend.replicas, calls)
         first = await anext(chunks)
-        events = _events(first, chunks, head, shape, body)
+        events = _events(first, chunks, head, shape, body, len(calls) * body.n)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    whole = await backend.replicas.answer(call)
-    choice = shape.choice(whole.text, whole.finish_reason)
-    if body.return_token_ids:
-        choice["token_ids"] = list(whole.token_ids)
-    return JSONResponse(head.object(shape.whole, [choice], _usage(whole)), headers=headers)
+    tally, choices = Tally(body.n), []
+    for whole in await answer(backend.replicas, calls):
+        tally.add(whole)
+        choices.append(shape.choice(whole) | _token_ids(whole, body))
+    return JSONResponse(head.object(shape.whole, choices, usage=tally.usage), headers=headers)
 
 
 async def _events(
-    first: Chunk, chunks: AsyncIterator[Chunk], head: "_Head", shape: "_Shape", body: Generation
+    first: Chunk, chunks: AsyncIterator[Chunk], head: Head, shape: Shape, body: Generation, choices: int
 ) -> AsyncIterator[str]:
     """Server-sent events of one answer; a failure in mid-answer ends it with an error event."""
+    options, tally = body.stream_options or StreamOptions(), Tally(body.n)
+
+    def event(choice: dict[str, Any]) -> str:
+        so_far = tally.usage if options.continuous_usage_stats else None
+        return _event(head.object(shape.part, [choice], **({"usage": so_far} if options.include_usage else {})))
 
     def part(chunk: Chunk) -> str:
-        choice = shape.delta(chunk.text, chunk.finish_reason)
-        if body.return_token_ids:
-            choice["token_ids"] = list(chunk.token_ids)
-        return _event(head.object(shape.part, [choice]))
+        tally.add(chunk)
+        return event(shape.delta(chunk) | _token_ids(chunk, body))
 
-    last = first
     try:
-        for choice in shape.opening():
-            yield _event(head.object(shape.part, [choice]))
+        for choice in shape.opening(choices):
+            yield event(choice)
         yield part(first)
-        async for last in chunks:
-            yield part(last)
+        async for chunk in chunks:
+            yield part(chunk)
     except Exception as error:
         yield _event(describe_error(error)[1])
         return
-    if body.stream_options and body.stream_options.include_usage:
-        yield _event(head.object(shape.part, [], _usage(last)))
+    if options.include_usage:
+        yield _event(head.object(shape.part, [], usage=tally.usage))
     yield "data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What all objects of one answer share."""
-
-    id: str
-    created: int
-    model: str
-
-    def object(self, kind: str, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
-        body = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-        return body | ({"usage": usage} if usage else {})
-
-
-class _ChatShape:
-    """Objects of chat completions."""
-
-    prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-
-    def choice(self, text: str, finish: str | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-
-    def opening(self) -> list[dict[str, Any]]:
-        return [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
-
-    def delta(self, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": None, "finish_reason": finish}
-
-
-class _TextShape:
-    """Objects of plain completions."""
-
-    prefix, whole, part = "cmpl-", "text_completion", "text_completion"
-
-    def choice(self, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
-
-    def opening(self) -> list[dict[str, Any]]:
-        return []
-
-    delta = choice
-
-
-_Shape = _ChatShape | _TextShape
-
-
-def _usage(last: Chunk) -> dict[str, int]:
-    return {
-        "prompt_tokens": last.prompt_tokens,
-        "completion_tokens": last.completion_tokens,
-        "total_tokens": last.prompt_tokens + last.completion_tokens,
-    }
+def _token_ids(chunk: Chunk, body: Generation) -> dict[str, Any]:
+    return {"token_ids": list(chunk.token_ids)} if body.return_token_ids else {}
 
 
 def _event(body: dict[str, Any]) -> str:

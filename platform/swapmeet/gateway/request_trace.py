@@ -31,6 +31,7 @@ from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.services import Replicas
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.metrics import Snapshot
+from swapmeet_serving.mix import format_mix
 
 HEADER = "x-request-id"
 LONGEST_ID = 128
@@ -61,7 +62,8 @@ class Trace:
 
     def begin_call(self, call: Call) -> dict[str, Any]:
         """Note that a replica is asked; the adapter's digest is known by now."""
-        noted = {"id": call.request_id, "adapter": call.adapter, "sent": _ms(self.elapsed()), "outcome": "cancelled"}
+        noted: dict[str, Any] = {"id": call.request_id, "adapter": format_mix(call.mix) or None}
+        noted |= {"sent": _ms(self.elapsed()), "outcome": "cancelled"}
         self.calls.append(noted)
         return noted
 
@@ -98,15 +100,16 @@ class TracedReplicas:
             _note_error(noted, error)
             raise
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer as one chunk."""
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers, each as one chunk."""
         noted = _begin(call)
         try:
             whole = await self._replicas.answer(call)
         except Exception as error:
             _note_error(noted, error)
             raise
-        _note_end(noted, whole)
+        for chunk in whole:
+            _note_end(noted, chunk)
         return whole
 
     async def describe(self) -> dict[str, Any]:
@@ -180,8 +183,10 @@ def _begin(call: Call) -> dict[str, Any]:
 
 
 def _note_end(noted: dict[str, Any], last: Chunk) -> None:
+    """Of several answers, the tokens of all and the stages of the last."""
     noted["outcome"] = last.finish_reason
-    noted |= {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.completion_tokens}
+    made = noted.get("completion_tokens", 0) + last.completion_tokens
+    noted |= {"prompt_tokens": last.prompt_tokens, "completion_tokens": made}
     if stages := last.stages:
         noted |= {"replica": stages.replica, "adapter_from": stages.adapter_from, "stages": stages.milliseconds}
 

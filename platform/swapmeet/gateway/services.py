@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from fastapi import Request
 
 from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
-from swapmeet.keys import Keys
+from swapmeet.keys import Holder, Keys
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk
@@ -18,10 +18,10 @@ class Replicas(Protocol):
     """The engine replicas behind the gateway."""
 
     def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        """Stream one answer; errors arrive as the replica raised them."""
+        """Stream a call's answers; errors arrive as the replica raised them."""
 
-    async def answer(self, call: Call) -> Chunk:
-        """The whole answer as one chunk."""
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers, each as one chunk."""
 
     async def describe(self) -> dict[str, Any]:
         """What a replica holds: base, context length, resident adapters."""
@@ -47,20 +47,20 @@ def services(request: Request) -> Services:
     return found
 
 
-def authorize(request: Request) -> None:
-    """Let a request pass only with a known key."""
-    _scope(request)
+def authorize(request: Request) -> str:
+    """Let a request pass only with a known key; gives its tenant."""
+    return _holder(request).tenant
 
 
 def authorize_operator(request: Request) -> None:
     """Let a request pass only with a key of the operator's, or one made for reading metrics."""
-    if _scope(request) not in ("admin", "metrics"):
+    if _holder(request).scope not in ("admin", "metrics"):
         raise PermissionDenied("This key may not read metrics. Use the admin key, or one of the scope metrics.")
 
 
-def _scope(request: Request) -> str:
+def _holder(request: Request) -> Holder:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    scope = services(request).keys.scope_of(key.strip()) if scheme.lower() == "bearer" else None
-    if scope is None:
+    holder = services(request).keys.holder_of(key.strip()) if scheme.lower() == "bearer" else None
+    if holder is None:
         raise InvalidApiKey
-    return scope
+    return holder

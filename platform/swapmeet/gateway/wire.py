@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 
 def _encodable(text: str) -> str:
@@ -11,8 +21,16 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-"""A parameter that is not served yet, but which many clients send at its neutral value."""
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[int, Field(ge=0)]
+
+MOST_CHOICES = 128
+"""Answers to one request, over all of its prompts."""
+
+
+def _refusal(message: str) -> PydanticCustomError:
+    """Why a value does not fit the others; raised by its own validator, so that all mistakes are told at once."""
+    return PydanticCustomError("unfitting", "{message}", {"message": message})
 
 
 class StreamOptions(BaseModel):
@@ -21,6 +39,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class TextPart(BaseModel):
@@ -32,13 +51,24 @@ class TextPart(BaseModel):
     text: Text
 
 
+def _only_text(content: Any) -> Any:
+    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    others = sorted({str(kind) for kind in kinds if kind not in (None, "text")})
+    if others:
+        raise _refusal(f"only text is served; leave out the parts of type {', '.join(others)}")
+    return content
+
+
+Content = Annotated[Text | list[TextPart], BeforeValidator(_only_text)]
+
+
 class Message(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Content
     name: Text | None = None
 
     def as_template_input(self) -> dict[str, str]:
@@ -54,7 +84,9 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Fiel
 class Generation(BaseModel):
     """What chat and plain completions share.
 
-    `top_k`, `ignore_eos` and `return_token_ids` extend OpenAI's form, under the names that vLLM gives them.
+    `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `return_token_ids` and `continuous_usage_stats` extend
+    OpenAI's form, under the names that vLLM gives them. The last few fields change nothing here: they are taken as
+    far as that is true.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,18 +96,40 @@ class Generation(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
-    n: Literal[1] = 1
-    frequency_penalty: Zero = 0
-    presence_penalty: Zero = 0
-    logprobs: Literal[False] = False
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    frequency_penalty: Penalty = 0
+    presence_penalty: Penalty = 0
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
     seed: int | None = None
     stop: Stop = []
     stream: bool = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
+
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
+    store: Literal[False] = False
+    service_tier: Literal["auto", "default"] = "auto"
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens an answer may have."""
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likeliest tokens to tell beside each token's log-probability; None to tell nothing."""
+        return None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether answers begin with their prompt."""
+        return False
 
     @model_validator(mode="before")
     @classmethod
@@ -88,16 +142,86 @@ class Generation(BaseModel):
             given["stop"] = [given["stop"]]
         return given
 
+    @field_validator("stream_options")
+    @classmethod
+    def _only_streamed(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if not info.data.get("stream", True):
+            raise _refusal("only with stream: true")
+        return options
+
 
 class ChatCompletion(Generation):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    modalities: list[Literal["text"]] = ["text"]
+
+    @property
+    def most_tokens(self) -> int | None:
+        """OpenAI's newer name counts."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """As many as `top_logprobs`, once `logprobs` asks for any."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
+        if not info.data.get("logprobs", True):
+            raise _refusal("only with logprobs: true")
+        return top
+
+
+def _several(prompt: Any) -> Any:
+    """A list of prompts, where one prompt may stand for itself."""
+    tokens = isinstance(prompt, list) and prompt and all(isinstance(each, int) for each in prompt)
+    return [prompt] if tokens or isinstance(prompt, str) else prompt
 
 
 class Completion(Generation):
-    """Body of `POST /v1/completions`: one prompt, as text or as token ids."""
+    """Body of `POST /v1/completions`: prompts as text or as token ids.
 
-    prompt: Text | list[Annotated[int, Field(ge=0)]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    `max_tokens` 0 computes the prompt alone, to `echo` it with its log-probabilities.
+    """
+
+    prompt: Annotated[list[Text | list[TokenId]], BeforeValidator(_several), Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
+    echo: bool = False
+    best_of: int = 1
+    suffix: Literal[""] = ""
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """The prompts as replicas take them."""
+        return [each if isinstance(each, str) else tuple(each) for each in self.prompt]
+
+    @property
+    def alternatives(self) -> int | None:
+        """As many as `logprobs`."""
+        return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        """As asked."""
+        return self.echo
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_too_many(cls, prompt: list[Any], info: ValidationInfo) -> list[Any]:
+        choices = len(prompt) * info.data.get("n", 1)
+        if choices > MOST_CHOICES:
+            raise _refusal(f"{choices} answers, prompts times n, where {MOST_CHOICES} are the most")
+        return prompt
+
+    @field_validator("best_of")
+    @classmethod
+    def _all_are_given(cls, best_of: int, info: ValidationInfo) -> int:
+        if best_of != info.data.get("n", best_of):
+            raise _refusal("only as many as n: every answer is given, and none compared")
+        return best_of

@@ -1,0 +1,261 @@
+"""A replica: one engine, the thread that steps it, and the registry its adapters come from.
+
+Names are resolved before they get here: a call names adapters by their digests, and the bytes are verified against
+them. Errors leave `generate` as they were raised.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swapmeet_registry import Registry
+from swapmeet_registry.fingerprint import Fingerprint
+from swapmeet_serving.adapter_folders import AdapterFolders
+from swapmeet_serving.calls import Call, Chunk, Stages, Tier, join
+from swapmeet_serving.chat import ChatTemplates
+from swapmeet_serving.echo import Echo
+from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.metrics import Family
+from swapmeet_serving.sequence import Output, Request
+
+if TYPE_CHECKING:
+    from swapmeet_serving.engine import Engine
+
+IDLE_SECONDS = 1.0
+FETCHERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica is made from; it travels to the replica's process.
+
+    Attributes:
+        base: folder of the base.
+        fingerprint: the base's; adapters of other weights are refused.
+        registry: URL of the registry.
+        cache: folder for adapters, each in one named by its digest; replicas may share it.
+        cpus: what Ray sets aside for the replica.
+        threads: CPU threads of a forward pass; all of the machine's if None.
+        exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
+    """
+
+    base: Path
+    fingerprint: Fingerprint
+    registry: str
+    cache: Path
+    device: str = "cpu"
+    max_batch: int = 32
+    max_queue: int = 256
+    adapter_bytes: int = 256 << 20
+    kv_bytes: int = 512 << 20
+    cpus: float = 1
+    threads: int | None = None
+    exact: bool = False
+
+
+@dataclass(slots=True)
+class _Answers:
+    """A call under way: where its outputs go, and the answer that each request stands for."""
+
+    call: Call
+    prompt: tuple[int, ...]
+    echo: Echo | None
+    tier: Tier | None
+    began: float
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
+
+    def requests(self) -> dict[str, Request]:
+        """One request for each answer, by id."""
+        call = self.call
+        names = [f"{call.request_id}/{index}" if index else call.request_id for index in range(call.n)]
+        return {
+            name: Request(name, self.prompt, call.adapter, call.sampling.of_choice(index), call.tenant, call.share)
+            for index, name in enumerate(names)
+        }
+
+
+class Replica:
+    """Owns an engine and answers calls from it; `id` names it in traces."""
+
+    def __init__(self, settings: ReplicaSettings, id: str = "alone") -> None:  # noqa: A002 - the word of traces
+        self._settings = settings
+        self._id = id
+        ready: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
+        self._folders = AdapterFolders(
+            settings.cache, Registry(settings.registry), settings.fingerprint, self._time_load
+        )
+        self._thread.start()
+        self._engine = ready.result()
+        self._templates = ChatTemplates(self._engine.tokenizer, self._folders.fetch)
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
+        self._under_way: dict[str, tuple[_Answers, int]] = {}  # by request
+
+    def families(self) -> list[Family]:
+        """Everything measured here."""
+        return self._engine.families({"disk": self._folders.digests()})
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        """Stream a call's answers, in turn as they grow; leaving the generator cancels them.
+
+        Raises:
+            ServingError: the call can not be answered.
+            RegistryError: its adapter can not be had.
+        """
+        try:
+            answers = await self._begin(call)
+        except Exception as error:
+            self._engine.meter.refused(error)
+            raise
+        begun: set[int] = set()
+        left = call.n
+        try:
+            while left:
+                output = await answers.outputs.get()
+                if output.error:
+                    raise output.error
+                chunk = self._chunk(output, answers)
+                if answers.echo and chunk.index not in begun:
+                    begun.add(chunk.index)
+                    chunk = answers.echo.before(chunk, output.prompt_logprobs)
+                yield chunk
+                left -= output.finish_reason is not None
+        finally:
+            self._leave(answers)
+
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        """The whole answers in one message, where nobody reads along: they cross processes once, not per token.
+
+        Raises:
+            ServingError: the call can not be answered.
+            RegistryError: its adapter can not be had.
+        """
+        pieces: list[list[Chunk]] = [[] for _ in range(call.n)]
+        async for chunk in self.generate(call):
+            pieces[chunk.index].append(chunk)
+        return tuple(join(each) for each in pieces)
+
+    async def describe(self) -> dict[str, Any]:
+        """What this replica holds."""
+        return {
+            "base": self._settings.fingerprint.name,
+            "fingerprint": self._settings.fingerprint.model_dump(),
+            "context_length": self._engine.context_length,
+            "resident_adapters": self._engine.resident,
+            "requests": self._engine.requests,
+        }
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces the replica when this raises.
+
+        Raises:
+            EngineDead: the engine's thread ended.
+        """
+        if not self._thread.is_alive():
+            raise EngineDead("The engine's thread ended; this replica must be replaced.")
+
+    async def _begin(self, call: Call) -> _Answers:
+        """Have the engine take a call, all of its answers or none."""
+        began = time.monotonic()
+        if call.n > self._settings.max_queue:
+            raise InvalidRequest(f"n is {call.n}, and {self._settings.max_queue} answers are the most at once.")
+        tier = self._tier(call)
+        prompt = await self._prompt(call)
+        echo = Echo.of(call.prompt, prompt, self._engine.tokenizer) if call.echo else None
+        answers = _Answers(call, prompt, echo, tier, began)
+        requests = answers.requests()
+        if not requests.keys().isdisjoint(self._under_way):
+            raise InvalidRequest(f"A request with the id {call.request_id} is under way. Choose another.")
+        # before the engine's thread can have an output for them
+        self._under_way |= {name: (answers, index) for index, name in enumerate(requests)}
+        try:
+            for request in requests.values():
+                self._engine.submit(request)
+        except BaseException:
+            self._leave(answers)
+            raise
+        return answers
+
+    def _leave(self, answers: _Answers) -> None:
+        for name in [name for name, (whose, _) in self._under_way.items() if whose is answers]:
+            del self._under_way[name]
+            self._engine.cancel(name)
+
+    def _tier(self, call: Call) -> Tier | None:
+        """Where a call's adapters are that are not in memory: as far away as the farthest of them."""
+        if not call.adapters:
+            return None
+        return "disk" if all(adapter in self._folders for adapter in call.adapters) else "registry"
+
+    def _chunk(self, output: Output, answers: _Answers) -> Chunk:
+        timeline = output.timeline
+        return Chunk(
+            text=output.text,
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            prompt_tokens=output.prompt_tokens,
+            completion_tokens=output.completion_tokens,
+            cached_tokens=output.cached_tokens,
+            logprobs=output.logprobs,
+            index=self._under_way[output.request_id][1],
+            stages=Stages.of(timeline, self._id, answers.tier, answers.began) if timeline else None,
+        )
+
+    async def _prompt(self, call: Call) -> tuple[int, ...]:
+        if call.messages is not None:
+            adapter = call.adapters[0] if call.adapters else None  # of a mix, the first one's template
+            if self._templates.knows(adapter):
+                return self._templates.render(call.messages, adapter)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._fetchers, self._templates.render, call.messages, adapter)
+        if call.prompt is None:
+            raise InvalidRequest("Give messages or a prompt.")
+        if isinstance(call.prompt, tuple):
+            return call.prompt
+        return tuple(self._engine.tokenizer(call.prompt).input_ids)
+
+    def _time_load(self, adapter: str, step: str) -> AbstractContextManager[None]:
+        return self._engine.meter.load(adapter, step)
+
+    def _work(self, ready: "Future[Engine]") -> None:
+        """The engine's thread: makes it, and steps it until it dies."""
+        try:
+            engine = self._make_engine()
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        ready.set_result(engine)
+        while not engine.dead:
+            engine.wait(IDLE_SECONDS)
+            for output in engine.step():
+                self._deliver(output)
+
+    def _make_engine(self) -> "Engine":
+        from swapmeet_serving.engine import Engine
+
+        settings = self._settings
+        return Engine(
+            settings.base,
+            fetch=self._folders.fetch,
+            adapter_bytes=settings.adapter_bytes,
+            kv_bytes=settings.kv_bytes,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            threads=settings.threads,
+            device=settings.device,
+            quantization=settings.fingerprint.quantization,
+            exact=settings.exact,
+        )
+
+    def _deliver(self, output: Output) -> None:
+        found = self._under_way.get(output.request_id)
+        if found:
+            answers, _ = found
+            answers.loop.call_soon_threadsafe(answers.outputs.put_nowait, output)
