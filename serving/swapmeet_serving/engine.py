@@ -14,8 +14,10 @@ from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapter_loader import AdapterLoader
 from swapmeet_serving.adapters import Adapters
 from swapmeet_serving.base_model import load_base
-from swapmeet_serving.detokenizer import Detokenizer, TextStream
+from swapmeet_serving.constraints import Constraint
+from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.grammars import Grammar, Grammars
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
@@ -79,7 +81,8 @@ class Engine:
         self.context_length = model.context_length
         self._eos = model.eos
         self._vocabulary = model.vocabulary
-        self._special = frozenset(self.tokenizer.all_special_ids)
+        self._special = special_ids(self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, model.vocabulary, model.eos)
         kernels = kernels_for(model, kv_bytes, exact=exact)
         self._runner = Runner(model, kernels)
         self._wake = threading.Event()
@@ -124,6 +127,14 @@ class Engine:
         """Whether a step failed, after which nothing is answered any more."""
         return self._death is not None
 
+    def compile(self, constraint: Constraint) -> Grammar:
+        """What a request's `grammar` may be. For any thread but the one that steps: it can take a second.
+
+        Raises:
+            InvalidRequest: the constraint can not be enforced; the message says why.
+        """
+        return self._grammars.compile(constraint)
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 
@@ -135,7 +146,7 @@ class Engine:
         """
         self._check_prompt(request.prompt)
         sequence = Sequence.of(request, self._scheduler.room)
-        text = TextStream(Detokenizer(self.tokenizer, self._special), request.sampling.stop)
+        text = TextStream(Detokenizer(self.tokenizer, self._special - request.shown), request.sampling.stop)
         with self._lock:
             if self._death:
                 raise _dead(self._death)
@@ -209,10 +220,15 @@ class Engine:
 
     def _emit(self, sequence: Sequence, token: int) -> Output:
         sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text
+        matcher = sequence.matcher
+        if matcher and matcher.problem:  # the token was chosen without it
+            return self._end(sequence, "error", error=_unfollowed(sequence, matcher.problem))
         sequence.tokens.append(token)
-        ended = token in self._eos and not sampling.ignore_eos
+        if matcher:
+            matcher.advance(token)
+        ended = token in self._eos and not (sampling.ignore_eos and not matcher)
         text = "" if ended else stream.add(token)
-        if ended or stream.stopped:
+        if ended or stream.stopped or (matcher and matcher.complete):
             return self._end(sequence, "stop", (token,), text)
         if sequence.completion_tokens == sequence.max_tokens:
             return self._end(sequence, "length", (token,), text)
@@ -253,6 +269,12 @@ def _output(
 ) -> Output:
     prompt, completion = len(sequence.request.prompt), sequence.completion_tokens
     return Output(sequence.request.id, tokens, text, reason, error, prompt, completion)
+
+
+def _unfollowed(sequence: Sequence, problem: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The answer's grammar can not be enforced after {sequence.completion_tokens} tokens: {problem}. Simplify it."
+    )
 
 
 def _dead(cause: Exception) -> EngineDead:

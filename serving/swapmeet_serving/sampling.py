@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from swapmeet_serving.grammars import allowed
 from swapmeet_serving.sequence import Sampling, Sequence
 
 HEAD = 512
@@ -15,6 +16,7 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
     A sampled token depends on its own logits, the sequence's seed and the token's place, and on nothing else.
     """
+    logits = constrain(logits, sequences)
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, sequence in enumerate(sequences):
         if sequence.request.sampling.temperature > 0:
@@ -22,6 +24,18 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
             point = random.Random(place).random()  # noqa: S311 (repeatable, not secret)
             tokens[row] = _draw(*distribution(logits[row], sequence.request.sampling), point)
     return tokens
+
+
+def constrain(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """The logits, with those at -inf that a sequence's grammar forbids; the very same tensor where none has one."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.matcher]
+    if not rows:
+        return logits
+    matchers = [sequence.matcher for sequence in sequences if sequence.matcher]
+    forbidden = torch.from_numpy(~allowed(matchers, logits.shape[1])).to(logits.device)
+    constrained = logits.clone()
+    constrained[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+    return constrained
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,12 @@
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from swapmeet_serving.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from swapmeet_serving.grammars import Grammar, Matcher
 
 DEFAULT_MAX_TOKENS = 1024
 """Where a request states no `max_tokens`: pages are set aside for all of them, so not the whole context."""
@@ -49,12 +52,18 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt in token ids; `adapter` is an adapter's identity, or None for the bare base."""
+    """One prompt in token ids; `adapter` is an adapter's identity, or None for the bare base.
+
+    The answer keeps to `grammar` (from `Engine.compile`), if there is one, and its text shows the special
+    tokens `shown`.
+    """
 
     id: str
     prompt: tuple[int, ...]
     adapter: str | None = None
     sampling: Sampling = GREEDY
+    grammar: "Grammar | None" = None
+    shown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +92,13 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     cached: int = 0
     seed: int = field(init=False)
+    matcher: "Matcher | None" = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
         given = self.request.sampling.seed
         self.seed = secrets.randbits(64) if given is None else given
+        self.matcher = self.request.grammar.matcher() if self.request.grammar else None
 
     @classmethod
     def of(cls, request: Request, room: int) -> "Sequence":
