@@ -51,8 +51,11 @@ class Constraint:
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> "Constraint":
         """JSON that is valid against a schema, its properties in the schema's order."""
-        _check_divisors(schema)
-        return cls("json_schema", json.dumps({**schema, "x-guidance": LAYOUT}, ensure_ascii=False))
+        try:
+            _check_divisors(schema)
+            return cls("json_schema", json.dumps({**schema, "x-guidance": LAYOUT}, ensure_ascii=False))
+        except RecursionError as error:
+            raise InvalidRequest("The JSON schema is nested too deeply.") from error
 
     @classmethod
     def json_object(cls) -> "Constraint":
@@ -113,11 +116,11 @@ def nested_repetitions(pattern: str) -> int:
     open_groups: list[tuple[int, int]] = [(1, 0)]  # product of counts below, and their depth, per open group
     last = (1, 0)
     for found in re.finditer(r"\\.|\[(?:\\.|[^\\\]])+\]|\{(?:\d*,)?(\d+),?\}|[()]|.", pattern, re.S):
-        token = found[0]
-        if token == "(":
+        piece = found[0]
+        if piece == "(":
             open_groups.append((1, 0))
             last = (1, 0)
-        elif token == ")" and len(open_groups) > 1:
+        elif piece == ")" and len(open_groups) > 1:
             last = open_groups.pop()
         elif found[1]:
             last = (last[0] * max(1, int(found[1])), last[1] + 1)

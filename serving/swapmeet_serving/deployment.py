@@ -21,14 +21,18 @@ from swapmeet_serving.calls import Call, Chunk
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.sequence import Output, Request
+from swapmeet_serving.tools.calling import ToolCalling
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
     from swapmeet_serving.engine import Engine
+    from swapmeet_serving.grammars import Grammar
 
 IDLE_SECONDS = 1.0
 FETCHERS = 8
+COMPILERS = 2
+"""Threads that compile grammars: few, because they take the engine's cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class ReplicaSettings:
         cpus: what Ray sets aside for the replica.
         threads: CPU threads of a forward pass; all of the machine's if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
+        tool_format: how chat templates that know tools have calls written; "auto" looks at their text.
     """
 
     base: Path
@@ -57,6 +62,7 @@ class ReplicaSettings:
     cpus: float = 1
     threads: int | None = None
     exact: bool = False
+    tool_format: str = "auto"
 
 
 class Replica:
@@ -70,7 +76,9 @@ class Replica:
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
         self._thread.start()
         self._engine = ready.result()
-        self._templates = ChatTemplates(self._engine.tokenizer, self.fetch)
+        self._templates = ChatTemplates(self._engine.tokenizer, self.fetch, settings.tool_format)
+        self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
+        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
         self._streams: dict[str, _Stream] = {}
 
@@ -100,7 +108,10 @@ class Replica:
             ServingError: the call can not be answered.
             RegistryError: its adapter can not be had.
         """
-        request = Request(call.request_id, await self._prompt(call), call.adapter, call.sampling)
+        prompt, grammar, tools = await self._prompt(call), await self._grammar(call), self._tools.stream(call)
+        request = Request(
+            call.request_id, prompt, call.adapter, call.sampling, grammar=grammar, shown=self._tools.shown(call)
+        )
         if request.id in self._streams:
             raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
@@ -111,7 +122,7 @@ class Replica:
                 output = await stream.outputs.get()
                 if output.error:
                     raise output.error
-                yield _chunk(output)
+                yield tools.read(_chunk(output)) if tools else _chunk(output)
                 if output.finish_reason:
                     return
         finally:
@@ -130,6 +141,7 @@ class Replica:
             chunks[-1],
             text="".join(chunk.text for chunk in chunks),
             token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+            tool_calls=tuple(made for chunk in chunks for made in chunk.tool_calls),
         )
 
     async def describe(self) -> dict[str, Any]:
@@ -153,15 +165,20 @@ class Replica:
 
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
+            asked = call.messages, call.adapter, call.tools.functions if call.tools else ()
             if self._templates.knows(call.adapter):
-                return self._templates.render(call.messages, call.adapter)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._fetchers, self._templates.render, call.messages, call.adapter)
+                return self._templates.render(*asked)
+            return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._templates.render, *asked)
         if call.prompt is None:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
             return call.prompt
         return tuple(self._engine.tokenizer(call.prompt).input_ids)
+
+    async def _grammar(self, call: Call) -> "Grammar | None":
+        if not call.constraint and not call.tools:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._compilers, self._tools.grammar, call)
 
     def _work(self, ready: "Future[Engine]") -> None:
         """The engine's thread: makes it, and steps it until it dies."""

@@ -17,7 +17,7 @@ from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.errors import InvalidRequest
 
 MOST_KEPT = 64
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 20_000,

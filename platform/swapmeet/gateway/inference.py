@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from swapmeet.gateway.errors import InvalidRequest, describe_error
 from swapmeet.gateway.services import Services, authorize, services
+from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation
 from swapmeet_registry import NotFound, Version
 from swapmeet_serving import Call, Chunk, Sampling
@@ -26,7 +27,7 @@ async def chat_completions(body: ChatCompletion, backend: Backend) -> Response:
     """Answer a conversation, whole or streamed."""
     call = await _call(body, backend, body.max_completion_tokens or body.max_tokens)
     messages = tuple(message.as_template_input() for message in body.messages)
-    return await _answer(replace(call, messages=messages), body, backend, _ChatShape())
+    return await _answer(replace(call, messages=messages, tools=body.tool_use()), body, backend, _ChatShape())
 
 
 @router.post("/completions")
@@ -78,7 +79,12 @@ async def _call(body: Generation, backend: Services, max_tokens: int | None) -> 
         stop=tuple(body.stop),
         ignore_eos=body.ignore_eos,
     )
-    return Call(request_id=uuid.uuid4().hex, adapter=version.pinned if version else None, sampling=sampling)
+    return Call(
+        request_id=uuid.uuid4().hex,
+        adapter=version.pinned if version else None,
+        sampling=sampling,
+        constraint=body.constraint(),
+    )
 
 
 async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shape") -> Response:
@@ -91,7 +97,7 @@ async def _answer(call: Call, body: Generation, backend: Services, shape: "_Shap
         events = _events(first, chunks, head, shape, body)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     whole = await backend.replicas.answer(call)
-    choice = shape.choice(whole.text, whole.finish_reason)
+    choice = add_tool_calls(shape.choice(whole.text, whole.finish_reason), whole)
     if body.return_token_ids:
         choice["token_ids"] = list(whole.token_ids)
     return JSONResponse(head.object(shape.whole, [choice], _usage(whole)), headers=headers)
@@ -103,7 +109,7 @@ async def _events(
     """Server-sent events of one answer; a failure in mid-answer ends it with an error event."""
 
     def part(chunk: Chunk) -> str:
-        choice = shape.delta(chunk.text, chunk.finish_reason)
+        choice = add_tool_calls(shape.delta(chunk.text, chunk.finish_reason), chunk)
         if body.return_token_ids:
             choice["token_ids"] = list(chunk.token_ids)
         return _event(head.object(shape.part, [choice]))

@@ -2,15 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from swapmeet.gateway.message_wire import Message, Text
+from swapmeet.gateway.output_wire import StructuredOutput
+from swapmeet.gateway.tool_wire import Tools
 
-def _encodable(text: str) -> str:
-    text.encode()  # a lone surrogate is no text that a tokenizer could read; pydantic tells the field
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 """A parameter that is not served yet, but which many clients send at its neutral value."""
 
@@ -23,35 +20,10 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class TextPart(BaseModel):
-    """A part of a message's content; only text is served."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
-    name: Text | None = None
-
-    def as_template_input(self) -> dict[str, str]:
-        """The form that chat templates take: `developer` is OpenAI's newer word for `system`."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        return turn | ({"name": self.name} if self.name else {})
-
-
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
 
 
-class Generation(BaseModel):
+class Generation(StructuredOutput, BaseModel):
     """What chat and plain completions share.
 
     `top_k`, `ignore_eos` and `return_token_ids` extend OpenAI's form, under the names that vLLM gives them.
@@ -89,7 +61,7 @@ class Generation(BaseModel):
         return given
 
 
-class ChatCompletion(Generation):
+class ChatCompletion(Tools, Generation):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
