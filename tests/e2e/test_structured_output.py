@@ -39,7 +39,7 @@ def client(
 
 @pytest.fixture(scope="module")
 def options(client: Any) -> dict[str, Any]:
-    return {"model": client.models.list().data[0].id, "messages": QUESTION, "max_tokens": 160, "temperature": 0}
+    return {"model": client.models.list().data[0].id, "messages": QUESTION, "max_tokens": 120, "temperature": 0}
 
 
 @pytest.mark.slow
@@ -86,11 +86,13 @@ def test_tools(client: Any, options: dict[str, Any]) -> None:
 
     result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees, cloudy"}
     conversation = [*QUESTION, choice.message.model_dump(exclude_none=True), result]
-    last = client.chat.completions.create(tools=[WEATHER, NOON], **options | {"messages": conversation})
+    last = client.chat.completions.create(
+        tools=[WEATHER, NOON], **options | {"messages": conversation, "max_tokens": 16}
+    )
     assert last.choices[0].message.content or last.choices[0].message.tool_calls
 
     import openai
 
     strict = openai.pydantic_function_tool(Report)
-    parsed = client.chat.completions.parse(tools=[strict], tool_choice="required", **options)
+    parsed = client.chat.completions.parse(tools=[strict], tool_choice="required", parallel_tool_calls=False, **options)
     assert all(isinstance(each.function.parsed_arguments, Report) for each in parsed.choices[0].message.tool_calls)
