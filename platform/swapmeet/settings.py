@@ -18,7 +18,8 @@ OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
 class Settings(BaseSettings):
     """What an operator may set. Sizes are in bytes.
 
-    `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower.
+    `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower. `tool_format`
+    says how models with chat templates for tools write calls, where the template's text does not tell.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port.
     """
 
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     kv_memory: int = Field(1 << 30, ge=1 << 20)
     exact: bool = False
     metrics_public: bool = False
+    tool_format: Literal["auto", "hermes", "llama", "mistral"] = "auto"
     ray_address: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")

@@ -3,24 +3,54 @@
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.mix import Mix, mix_of
 from swapmeet_serving.sequence import GREEDY, FinishReason, Sampling, Timeline, TokenLogprob
 
-Message = Mapping[str, str]
-"""One turn of a conversation, with `role` and `content`."""
+Message = Mapping[str, Any]
+"""One turn of a conversation as chat templates take it: `role` and `content`, and perhaps `tool_calls`, whose
+arguments are objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The functions that a model may call, each with `name`, and perhaps `description`, `parameters` and `strict`.
+
+    Attributes:
+        required: whether the answer must be a call.
+        function: the only one that may be called, and then must be.
+        parallel: whether one answer may make several calls.
+    """
+
+    functions: tuple[Mapping[str, Any], ...]
+    required: bool = False
+    function: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model made; `arguments` is the JSON text of an object."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One prompt's generations as a replica takes them: `messages`, or a `prompt` in text or token ids.
 
+    The answer keeps to `constraint`, unless it calls one of the `tools`, which go with messages only.
+
     Attributes:
         adapter: `TENANT/NAME@sha256:HEX`, a mix of several, or None for the bare base.
         n: how many answers, each sampled with a seed of its own.
-        tenant: whose call it is; `share` is the tenant's weight among tenants.
         echo: begin each answer with its prompt's text and, if asked for, log-probabilities.
+        tenant: whose call it is; `share` is the tenant's weight among tenants.
     """
 
     request_id: str
@@ -32,6 +62,13 @@ class Call:
     echo: bool = False
     tenant: str = ""
     share: float = 1.0
+    constraint: Constraint | None = None
+    tools: ToolUse | None = None
+
+    @property
+    def template_from(self) -> str | None:
+        """The adapter whose chat template is used: of a mix, the first."""
+        return self.adapters[0] if self.adapters else None
 
     @property
     def mix(self) -> Mix:
@@ -87,9 +124,10 @@ class Chunk:
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     prompt_tokens: int
     completion_tokens: int
+    tool_calls: tuple[ToolCall, ...] = ()
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
@@ -103,4 +141,5 @@ def join(pieces: Several[Chunk]) -> Chunk:
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
         logprobs=tuple(each for piece in pieces for each in piece.logprobs),
+        tool_calls=tuple(made for piece in pieces for made in piece.tool_calls),
     )

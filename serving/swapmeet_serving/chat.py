@@ -7,6 +7,9 @@ from typing import Any
 
 from swapmeet_serving.calls import Message
 from swapmeet_serving.errors import InvalidRequest, NoChatTemplate
+from swapmeet_serving.tools import HERMES, ToolFormat, format_for
+from swapmeet_serving.tools.format import Function
+from swapmeet_serving.tools.prompt import as_plain_text
 
 TEMPLATE_FILE = "chat_template.jinja"
 MOST_KEPT = 4096
@@ -16,10 +19,16 @@ class ChatTemplates:
     """The templates of adapters seen before, and how to find the others.
 
     An adapter's identity stands for its content, so what was found once stays true.
+
+    Args:
+        tokenizer: of transformers; its template is the base's.
+        fetch: gives the folder of an adapter's files.
+        tool_format: the name of the form in which templates that know tools have them; "auto" looks at each.
     """
 
-    def __init__(self, tokenizer: Any, fetch: Callable[[str], Path]) -> None:
+    def __init__(self, tokenizer: Any, fetch: Callable[[str], Path], tool_format: str = "auto") -> None:
         self._tokenizer = tokenizer
+        self._tool_format = tool_format
         self._fetch = fetch
         self._found: dict[str | None, str | None] = {None: tokenizer.chat_template}
         self._lock = Lock()
@@ -28,8 +37,14 @@ class ChatTemplates:
         """Whether `render` can answer at once, without fetching the adapter."""
         return adapter in self._found
 
-    def render(self, messages: Sequence[Message], adapter: str | None) -> tuple[int, ...]:
-        """The prompt that asks for the next assistant's turn.
+    def tool_format(self, adapter: str | None) -> ToolFormat:
+        """How tools are called: as the template shows it, or in the form in which `render` says it."""
+        return format_for(self._template(adapter) or "", self._tool_format) or HERMES
+
+    def render(
+        self, messages: Sequence[Message], adapter: str | None, functions: Sequence[Function] = ()
+    ) -> tuple[int, ...]:
+        """The prompt that asks for the next assistant's turn, which may call these functions.
 
         Raises:
             NoChatTemplate: neither the adapter nor the base has a template.
@@ -38,9 +53,13 @@ class ChatTemplates:
         template = self._template(adapter)
         if not template:
             raise NoChatTemplate("This base has no chat template. Use completions with a prompt instead.")
+        tools = [_as_tool(function) for function in functions]
+        turns = [dict(message) for message in messages]
+        if not format_for(template, self._tool_format):
+            turns, tools = as_plain_text(turns, tools), []
         try:
             tokens = self._tokenizer.apply_chat_template(
-                list(messages), chat_template=template, add_generation_prompt=True, return_dict=False
+                turns, tools=tools or None, chat_template=template, add_generation_prompt=True, return_dict=False
             )
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(f"The chat template refuses these messages: {error}") from error
@@ -58,3 +77,8 @@ class ChatTemplates:
                 self._found = {None: self._tokenizer.chat_template}
             self._found[adapter] = template
         return template
+
+
+def _as_tool(function: Function) -> dict[str, Any]:
+    shown = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+    return {"type": "function", "function": {"parameters": {"type": "object", "properties": {}}} | shown}

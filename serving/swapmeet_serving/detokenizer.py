@@ -7,6 +7,12 @@ HALF = "�"
 """What a tokenizer writes for bytes that are not (yet) a character."""
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """All tokens that a text leaves out, whether or not the tokenizer has a name for their role."""
+    marked = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset({*tokenizer.all_special_ids, *marked})
+
+
 class Detokenizer:
     """Turns one sequence's tokens into text piece by piece; the pieces join to the decoded whole.
 
@@ -45,7 +51,7 @@ class Detokenizer:
         return text
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
 

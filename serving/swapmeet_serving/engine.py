@@ -16,8 +16,10 @@ from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapter_loader import AdapterLoader
 from swapmeet_serving.adapters import Adapters
 from swapmeet_serving.base_model import load_base
-from swapmeet_serving.detokenizer import Detokenizer, TextStream
+from swapmeet_serving.constraints import Constraint
+from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.grammars import Grammar, Grammars
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
@@ -86,7 +88,8 @@ class Engine:
         self.context_length = model.context_length
         self._eos = model.eos
         self._vocabulary = model.vocabulary
-        self._special = frozenset(self.tokenizer.all_special_ids)
+        self._special = special_ids(self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, model.vocabulary, model.eos)
         self._logprobs = Logprobs(TokenBytes(self.tokenizer), self._special)
         kernels = kernels_for(model, kv_bytes, exact=exact)
         self._runner = Runner(model, kernels)
@@ -160,6 +163,14 @@ class Engine:
             *self.meter.families({"device": self.resident, **tiers}),
         ]
 
+    def compile(self, constraint: Constraint) -> Grammar:
+        """What a request's `grammar` may be. For any thread but the one that steps: it can take a second.
+
+        Raises:
+            InvalidRequest: the constraint can not be enforced; the message says why.
+        """
+        return self._grammars.compile(constraint)
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 
@@ -172,7 +183,7 @@ class Engine:
         """
         self._check_tokens(request)
         sequence = Sequence.of(request, self._scheduler.room)
-        text = TextStream(Detokenizer(self.tokenizer, self._special), request.sampling.stop)
+        text = TextStream(Detokenizer(self.tokenizer, self._special - request.shown), request.sampling.stop)
         with self._lock:
             if self._death:
                 raise _dead(self._death)
@@ -266,13 +277,18 @@ class Engine:
 
     def _emit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> Output:
         sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text
+        matcher = sequence.matcher
+        if matcher and matcher.problem:  # the token was chosen without it
+            return self._end(sequence, "error", error=_unfollowed(sequence, matcher.problem))
         if not sequence.max_tokens:
             return self._end(sequence, "length")
         sequence.append(token)
-        ended = token in self._eos and not sampling.ignore_eos
+        if matcher:
+            matcher.advance(token)
+        ended = token in self._eos and not (sampling.ignore_eos and not matcher)
         text = "" if ended else stream.add(token)
         output = _output(sequence, (token,), text, (logprob,) if logprob else ())
-        if ended or stream.stopped:
+        if ended or stream.stopped or (matcher and matcher.complete):
             return self._end(sequence, "stop", output)
         if sequence.completion_tokens == sequence.max_tokens:
             return self._end(sequence, "length", output)
@@ -319,6 +335,12 @@ def _output(
         cached_tokens=sequence.cached_prompt or 0,
         logprobs=logprobs,
         prompt_logprobs=of_prompt,
+    )
+
+
+def _unfollowed(sequence: Sequence, problem: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The answer's grammar can not be enforced after {sequence.completion_tokens} tokens: {problem}. Simplify it."
     )
 
 

@@ -23,12 +23,16 @@ from swapmeet_serving.echo import Echo
 from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.metrics import Family
 from swapmeet_serving.sequence import Output, Request
+from swapmeet_serving.tools.calling import CallReader, ToolCalling
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine
+    from swapmeet_serving.grammars import Grammar
 
 IDLE_SECONDS = 1.0
 FETCHERS = 8
+COMPILERS = 2
+"""Threads that compile grammars: few, because they take the engine's cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class ReplicaSettings:
         cpus: what Ray sets aside for the replica.
         threads: CPU threads of a forward pass; all of the machine's if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
+        tool_format: how chat templates that know tools have calls written; "auto" looks at their text.
     """
 
     base: Path
@@ -57,6 +62,7 @@ class ReplicaSettings:
     cpus: float = 1
     threads: int | None = None
     exact: bool = False
+    tool_format: str = "auto"
 
 
 @dataclass(slots=True)
@@ -65,6 +71,9 @@ class _Answers:
 
     call: Call
     prompt: tuple[int, ...]
+    grammar: "Grammar | None"
+    shown: frozenset[int]
+    readers: list[CallReader] | None
     echo: Echo | None
     tier: Tier | None
     began: float
@@ -76,9 +85,12 @@ class _Answers:
         call = self.call
         names = [f"{call.request_id}/{index}" if index else call.request_id for index in range(call.n)]
         return {
-            name: Request(name, self.prompt, call.adapter, call.sampling.of_choice(index), call.tenant, call.share)
+            name: Request(
+                name, self.prompt, call.adapter, call.sampling.of_choice(index), call.tenant, call.share,
+                self.grammar, self.shown,
+            )
             for index, name in enumerate(names)
-        }
+        }  # fmt: skip
 
 
 class Replica:
@@ -94,7 +106,9 @@ class Replica:
         )
         self._thread.start()
         self._engine = ready.result()
-        self._templates = ChatTemplates(self._engine.tokenizer, self._folders.fetch)
+        self._templates = ChatTemplates(self._engine.tokenizer, self._folders.fetch, settings.tool_format)
+        self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
+        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
         self._under_way: dict[str, tuple[_Answers, int]] = {}  # by request
 
@@ -122,6 +136,8 @@ class Replica:
                 if output.error:
                     raise output.error
                 chunk = self._chunk(output, answers)
+                if answers.readers:
+                    chunk = answers.readers[chunk.index].read(chunk)
                 if answers.echo and chunk.index not in begun:
                     begun.add(chunk.index)
                     chunk = answers.echo.before(chunk, output.prompt_logprobs)
@@ -167,9 +183,10 @@ class Replica:
         if call.n > self._settings.max_queue:
             raise InvalidRequest(f"n is {call.n}, and {self._settings.max_queue} answers are the most at once.")
         tier = self._tier(call)
-        prompt = await self._prompt(call)
+        prompt, grammar = await self._prompt(call), await self._grammar(call)
+        readers = [self._tools.reader(call) for _ in range(call.n)] if call.tools else None
         echo = Echo.of(call.prompt, prompt, self._engine.tokenizer) if call.echo else None
-        answers = _Answers(call, prompt, echo, tier, began)
+        answers = _Answers(call, prompt, grammar, self._tools.shown(call), readers, echo, tier, began)
         requests = answers.requests()
         if not requests.keys().isdisjoint(self._under_way):
             raise InvalidRequest(f"A request with the id {call.request_id} is under way. Choose another.")
@@ -210,16 +227,20 @@ class Replica:
 
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
-            adapter = call.adapters[0] if call.adapters else None  # of a mix, the first one's template
-            if self._templates.knows(adapter):
-                return self._templates.render(call.messages, adapter)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._fetchers, self._templates.render, call.messages, adapter)
+            asked = call.messages, call.template_from, call.tools.functions if call.tools else ()
+            if self._templates.knows(call.template_from):
+                return self._templates.render(*asked)
+            return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._templates.render, *asked)
         if call.prompt is None:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
             return call.prompt
         return tuple(self._engine.tokenizer(call.prompt).input_ids)
+
+    async def _grammar(self, call: Call) -> "Grammar | None":
+        if not call.constraint and not call.tools:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._compilers, self._tools.grammar, call)
 
     def _time_load(self, adapter: str, step: str) -> AbstractContextManager[None]:
         return self._engine.meter.load(adapter, step)

@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from swapmeet_serving.grammars import allowed
 from swapmeet_serving.sequence import Sampling, Sequence
 
 HEAD = 512
@@ -17,6 +18,7 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     """
     if any(each.adjustments for each in sequences):
         logits = adjust(logits, sequences)
+    logits = constrain(logits, sequences)
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, sequence in enumerate(sequences):
         if sequence.request.sampling.temperature > 0:
@@ -43,6 +45,18 @@ def adjust(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     values = torch.where(values < 0, values * factor, values / factor)
     adjusted.view(-1)[places] = values - deduction
     return adjusted
+
+
+def constrain(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """The logits, with those at -inf that a sequence's grammar forbids; the very same tensor where none has one."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.matcher]
+    if not rows:
+        return logits
+    matchers = [sequence.matcher for sequence in sequences if sequence.matcher]
+    forbidden = torch.from_numpy(~allowed(matchers, logits.shape[1])).to(logits.device)
+    constrained = logits.clone()
+    constrained[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+    return constrained
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

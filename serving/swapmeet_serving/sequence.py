@@ -5,11 +5,14 @@ import secrets
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from swapmeet_serving.adjustments import Adjustments
 from swapmeet_serving.errors import InvalidRequest
 from swapmeet_serving.mix import Mix, mix_of
+
+if TYPE_CHECKING:
+    from swapmeet_serving.grammars import Grammar, Matcher
 
 DEFAULT_MAX_TOKENS = 1024
 """Where a request states no `max_tokens`: pages are set aside for all of them, so not the whole context."""
@@ -103,6 +106,8 @@ class Request:
         adapter: an adapter's identity, a mix of several, or None for the bare base.
         tenant: whose request it is; tenants share the engine fairly, and no cached prefix.
         share: the tenant's weight among tenants.
+        grammar: what the answer keeps to, if anything; from `Engine.compile`.
+        shown: special tokens that the answer's text shows.
 
     Raises:
         InvalidRequest: the mix or the share makes no sense.
@@ -114,6 +119,8 @@ class Request:
     sampling: Sampling = GREEDY
     tenant: str = ""
     share: float = 1.0
+    grammar: "Grammar | None" = None
+    shown: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         mix_of(self.adapter)
@@ -218,6 +225,7 @@ class Sequence:
     seed: int = field(init=False)
     mix: Mix = field(init=False)
     timeline: Timeline = field(default_factory=Timeline)
+    matcher: "Matcher | None" = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
@@ -226,6 +234,7 @@ class Sequence:
         self.adjustments = Adjustments(sampling, self.request.prompt) if adjusts else None
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.mix = tuple(sorted(mix_of(self.request.adapter)))
+        self.matcher = self.request.grammar.matcher() if self.request.grammar else None
 
     @classmethod
     def of(cls, request: Request, room: int) -> "Sequence":

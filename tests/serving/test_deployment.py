@@ -1,6 +1,7 @@
 """The replica: by itself, and once under a real Ray Serve."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 from swapmeet_registry import BaseMismatch, NotFound, Registry
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
 from swapmeet_serving import Call, Chunk, Sampling
+from swapmeet_serving.calls import ToolUse
+from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate, Overloaded
 from swapmeet_serving.replica import Replica, ReplicaSettings
@@ -295,3 +298,34 @@ def test_under_ray_serve(handle: Any, pinned: Callable[[str], str]) -> None:
 
     described = handle.describe.remote().result(timeout_s=30)
     assert set(described["resident_adapters"]) == {pinned("one"), pinned("two")}
+
+
+def test_constraints_and_tools(replica: Replica, settings: ReplicaSettings) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    add = {"name": "add", "parameters": schema}
+    bound = Sampling(max_tokens=80)
+    calls = [
+        Call("regex", prompt="Hello", sampling=bound, constraint=Constraint.regex("[0-9]{5}")),
+        Call("required", messages=MESSAGES, sampling=bound, tools=ToolUse((add,), required=True, parallel=False)),
+        Call("auto", messages=MESSAGES, sampling=SHORT, tools=ToolUse((add,))),
+        Call("free", messages=MESSAGES, sampling=SHORT),
+    ]
+    regex, required, auto, free = ask(replica, *calls)
+    assert len("".join(chunk.text for chunk in regex)) == 5
+    assert "".join(chunk.text for chunk in required) == ""
+    (made,) = [each for chunk in required for each in chunk.tool_calls]
+    assert (made.index, made.name, json.loads(made.arguments)["a"] in (1, 2)) == (0, "add", True)
+    assert required[-1].finish_reason == "tool_calls"
+    assert auto[-1].finish_reason == free[-1].finish_reason == "length"
+    assert auto[0].prompt_tokens > free[0].prompt_tokens, "the functions are in the prompt"
+    (whole,) = asyncio.run(replica.answer(calls[1]))
+    assert (whole.text, len(whole.tool_calls), whole.finish_reason) == ("", 1, "tool_calls")
+
+    with pytest.raises(InvalidRequest, match="Unimplemented keys"):
+        ask(replica, Call("1", prompt="Hello", constraint=Constraint.json_schema({"not": {}})))
+    bad = {"name": "bad", "parameters": {"properties": {"a": {"not": {}}}}}
+    with pytest.raises(InvalidRequest, match=r"tools\.0\.function\.parameters: .*Unimplemented keys"):
+        ask(replica, Call("1", messages=MESSAGES, tools=ToolUse((bad,), required=True)))
+    with pytest.raises(InvalidRequest, match="Tools go with messages"):
+        ask(replica, Call("1", prompt="Hello", tools=ToolUse((add,))))
+    assert not replica._streams

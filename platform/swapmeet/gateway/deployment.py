@@ -118,6 +118,7 @@ def build(settings: Settings, base: Base) -> Application:
             adapter_bytes=settings.adapter_memory,
             kv_bytes=settings.kv_memory,
             exact=settings.exact,
+            tool_format=settings.tool_format,
         ),
         board,
     )

@@ -15,6 +15,7 @@ from swapmeet.gateway.answers import ChatShape, Head, Shape, Tally, TextShape
 from swapmeet.gateway.choices import answer, generate
 from swapmeet.gateway.errors import InvalidRequest, describe_error
 from swapmeet.gateway.services import Services, authorize, services
+from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
 from swapmeet_registry import NotFound
 from swapmeet_serving import Call, Chunk, Sampling
@@ -31,7 +32,7 @@ async def chat_completions(body: ChatCompletion, backend: Backend, tenant: Tenan
     """Answer a conversation, whole or streamed."""
     call = await _call(body, backend, tenant)
     messages = tuple(message.as_template_input() for message in body.messages)
-    return await _answer([replace(call, messages=messages)], body, backend, ChatShape())
+    return await _answer([replace(call, messages=messages, tools=body.tool_use())], body, backend, ChatShape())
 
 
 @router.post("/completions")
@@ -96,7 +97,15 @@ async def _call(body: Generation, backend: Services, tenant: str) -> Call:
         logprobs=body.alternatives,
         prompt_logprobs=body.alternatives if body.echoes else None,
     )
-    return Call(request_id=uuid.uuid4().hex, adapter=mix, sampling=sampling, n=body.n, echo=body.echoes, tenant=tenant)
+    return Call(
+        request_id=uuid.uuid4().hex,
+        adapter=mix,
+        sampling=sampling,
+        n=body.n,
+        echo=body.echoes,
+        tenant=tenant,
+        constraint=body.constraint(),
+    )
 
 
 async def _answer(calls: list[Call], body: Generation, backend: Services, shape: Shape) -> Response:
@@ -112,7 +121,7 @@ async def _answer(calls: list[Call], body: Generation, backend: Services, shape:
     tally, choices = Tally(body.n), []
     for whole in await answer(backend.replicas, calls):
         tally.add(whole)
-        choices.append(shape.choice(whole) | _token_ids(whole, body))
+        choices.append(add_tool_calls(shape.choice(whole), whole) | _token_ids(whole, body))
     return JSONResponse(head.object(shape.whole, choices, usage=tally.usage), headers=headers)
 
 
@@ -128,7 +137,7 @@ async def _events(
 
     def part(chunk: Chunk) -> str:
         tally.add(chunk)
-        return event(shape.delta(chunk) | _token_ids(chunk, body))
+        return event(add_tool_calls(shape.delta(chunk), chunk) | _token_ids(chunk, body))
 
     try:
         for choice in shape.opening(choices):

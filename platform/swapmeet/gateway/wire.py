@@ -2,25 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from swapmeet.gateway.message_wire import Message, Text
+from swapmeet.gateway.output_wire import StructuredOutput
+from swapmeet.gateway.tool_wire import Tools
 
-def _encodable(text: str) -> str:
-    text.encode()  # a lone surrogate is no text that a tokenizer could read; pydantic tells the field
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -42,46 +30,10 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class TextPart(BaseModel):
-    """A part of a message's content; only text is served."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-    text: Text
-
-
-def _only_text(content: Any) -> Any:
-    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    others = sorted({str(kind) for kind in kinds if kind not in (None, "text")})
-    if others:
-        raise _refusal(f"only text is served; leave out the parts of type {', '.join(others)}")
-    return content
-
-
-Content = Annotated[Text | list[TextPart], BeforeValidator(_only_text)]
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: Text | None = None
-
-    def as_template_input(self) -> dict[str, str]:
-        """The form that chat templates take: `developer` is OpenAI's newer word for `system`."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        return turn | ({"name": self.name} if self.name else {})
-
-
 Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
 
 
-class Generation(BaseModel):
+class Generation(StructuredOutput, BaseModel):
     """What chat and plain completions share.
 
     `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `return_token_ids` and `continuous_usage_stats` extend
@@ -150,7 +102,7 @@ class Generation(BaseModel):
         return options
 
 
-class ChatCompletion(Generation):
+class ChatCompletion(Tools, Generation):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
