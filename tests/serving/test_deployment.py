@@ -328,4 +328,4 @@ def test_constraints_and_tools(replica: Replica, settings: ReplicaSettings) -> N
         ask(replica, Call("1", messages=MESSAGES, tools=ToolUse((bad,), required=True)))
     with pytest.raises(InvalidRequest, match="Tools go with messages"):
         ask(replica, Call("1", prompt="Hello", tools=ToolUse((add,))))
-    assert not replica._streams
+    assert not replica._under_way
