@@ -22,6 +22,11 @@ class Call:
     adapter: str | None = None
     sampling: Sampling = GREEDY
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that a replica needs for it."""
+        return (self.adapter,) if self.adapter else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

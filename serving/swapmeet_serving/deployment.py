@@ -6,12 +6,13 @@ the error itself.
 """
 
 import asyncio
+import os
 import shutil
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving.calls import Call, Chunk
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.heartbeat import Heartbeat
+from swapmeet_serving.routing import Report
 from swapmeet_serving.sequence import Output, Request
 
 if TYPE_CHECKING:
@@ -27,8 +30,36 @@ if TYPE_CHECKING:
 
     from swapmeet_serving.engine import Engine
 
+DEPLOYMENT = "Replica"
 IDLE_SECONDS = 1.0
+REPORT_SECONDS = 1.0
+HEALTH_SECONDS = 3.0
+DRAIN_POLL_SECONDS = 0.5
+LOOK_BACK_SECONDS = 15.0
 FETCHERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many replicas there are, and how they come and go. Times are in seconds.
+
+    Attributes:
+        min_replicas: at least so many; with 0, the first call after a pause waits for a replica to start.
+        max_replicas: at most so many.
+        target_requests: calls under way for each replica that scaling aims at.
+        upscale_delay: how long there must be too many calls before a replica is added.
+        downscale_delay: how long there must be too few before one is taken away.
+        drain: how long a replica that is to go may go on with its answers.
+        max_queued: most calls that one gateway holds back because no replica takes them.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_requests: float = 32
+    upscale_delay: float = 10
+    downscale_delay: float = 600
+    drain: float = 60
+    max_queued: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +74,8 @@ class ReplicaSettings:
         cpus: what Ray sets aside for the replica.
         threads: CPU threads of a forward pass; all of the machine's if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
+        step_timeout: seconds after which a step counts as stuck and the replica is replaced.
+        scaling: how many replicas there are.
     """
 
     base: Path
@@ -57,6 +90,8 @@ class ReplicaSettings:
     cpus: float = 1
     threads: int | None = None
     exact: bool = False
+    step_timeout: float = 120
+    scaling: Scaling = Scaling()
 
 
 class Replica:
@@ -64,6 +99,8 @@ class Replica:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
+        self._heartbeat = Heartbeat(settings.step_timeout)
+        self._reports = 0
         self._registry = Registry(settings.registry)
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         ready: Future[Engine] = Future()
@@ -140,16 +177,32 @@ class Replica:
             "context_length": self._engine.context_length,
             "resident_adapters": self._engine.resident,
             "requests": self._engine.requests,
+            "process": os.getpid(),
         }
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica when this raises.
 
         Raises:
-            EngineDead: the engine's thread ended.
+            EngineDead: the engine's thread ended, or is stuck in a step.
         """
         if not self._thread.is_alive():
             raise EngineDead("The engine's thread ended; this replica must be replaced.")
+        self._heartbeat.check()
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Ray Serve every second, for the request routers."""
+        self._reports += 1
+        load = self._engine.load
+        report = Report(
+            self._reports,
+            adapters=tuple(sorted({*self._engine.resident, *load.wanted})),
+            running=load.running,
+            waiting=load.waiting,
+            free_pages=load.free_pages,
+            steps_per_second=round(self._heartbeat.rate(), 1),
+        )
+        return asdict(report)
 
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
@@ -173,7 +226,9 @@ class Replica:
         ready.set_result(engine)
         while not engine.dead:
             engine.wait(IDLE_SECONDS)
-            for output in engine.step():
+            with self._heartbeat.step():
+                outputs = engine.step()
+            for output in outputs:
                 self._deliver(output)
 
     def _make_engine(self) -> "Engine":
@@ -209,18 +264,37 @@ def _chunk(output: Output) -> Chunk:
     return Chunk(output.text, output.token_ids, output.finish_reason, output.prompt_tokens, output.completion_tokens)
 
 
-def build_replicas(settings: ReplicaSettings) -> "Application":
+def build_replicas(settings: ReplicaSettings, replica: type[Replica] = Replica) -> "Application":
     """The replica as a Ray Serve application, to bind into a gateway or to run by itself."""
     from ray import serve
+    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-    # More calls than the engine takes, so that it answers `Overloaded` instead of calls piling up unseen.
+    from swapmeet_serving.request_router import AdapterRouter
+
+    scaling = settings.scaling
     replicas = serve.deployment(
-        name="Replica",
+        name=DEPLOYMENT,
+        # More calls than the engine takes, so that it answers `Overloaded` instead of calls piling up unseen.
         max_ongoing_requests=settings.max_batch + 2 * settings.max_queue,
+        max_queued_requests=scaling.max_queued,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            target_ongoing_requests=scaling.target_requests,
+            upscale_delay_s=scaling.upscale_delay,
+            downscale_delay_s=scaling.downscale_delay,
+            look_back_period_s=max(LOOK_BACK_SECONDS, scaling.upscale_delay),
+        ),
+        request_router_config=RequestRouterConfig(
+            request_router_class=AdapterRouter, request_routing_stats_period_s=REPORT_SECONDS
+        ),
+        graceful_shutdown_timeout_s=scaling.drain,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
+        health_check_period_s=HEALTH_SECONDS,
         ray_actor_options={
             "num_cpus": settings.cpus,
             "num_gpus": 1 if settings.device.startswith("cuda") else 0,
         },
-    )(Replica)
+    )(replica)
     application: Application = replicas.bind(settings)
     return application

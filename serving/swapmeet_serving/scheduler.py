@@ -59,6 +59,11 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
+    @property
+    def free_pages(self) -> int:
+        """KV pages that nobody holds."""
+        return self._pages.free
+
     def check(self, sequence: Sequence, coming: int = 0) -> None:
         """Refuse what can never run, or what would lengthen a queue that is full with those coming.
 

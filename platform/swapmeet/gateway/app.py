@@ -7,6 +7,7 @@ from fastapi import Depends, FastAPI, Response
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
 from swapmeet.gateway import inference
+from swapmeet.gateway.admission import TooManyRequests
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, install_error_handlers
 from swapmeet.gateway.services import Services, services
@@ -19,7 +20,7 @@ def create_app(backend: Services) -> FastAPI:
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit)
     app.state.services = backend
-    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest)
+    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest, TooManyRequests)
     app.include_router(inference.router)
 
     @app.get("/healthz")
@@ -29,12 +30,12 @@ def create_app(backend: Services) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz(response: Response, backend: Annotated[Services, Depends(services)]) -> dict[str, str]:
-        """An engine replica answers."""
+        """Requests are answered; where no engine runs because nobody asked, `asleep`, which this does not end."""
         try:
-            await backend.replicas.describe()
+            state = await backend.replicas.state()
         except Exception as error:
             response.status_code = 503
             return {"status": "unavailable", "reason": type(error).__name__}
-        return {"status": "ready"}
+        return {"status": state}
 
     return app

@@ -4,13 +4,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import ray
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, ReplicaState
 
+from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
 from swapmeet.keys import Keys
@@ -19,64 +24,114 @@ from swapmeet.settings import Settings, load_settings
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
-from swapmeet_serving.deployment import ReplicaSettings, build_replicas
-from swapmeet_serving.errors import EngineDead
+from swapmeet_serving.deployment import ReplicaSettings, Scaling, build_replicas
+from swapmeet_serving.errors import EngineDead, Overloaded
+
+
+SCALING = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+ATTEMPTS = 2
+"""How often a call is sent when the replica it was sent to dies before it gave anything."""
 
 
 @contextmanager
 def _replica_errors() -> Iterator[None]:
-    """Map the death of a replica to an error of ours."""
+    """Map what Ray raises on the way to a replica to errors of ours; the replica's own pass."""
     try:
         yield
-    except RayActorError as error:
-        raise EngineDead("The engine that was answering is gone. Ask again.") from error
+    except (RayActorError, grpc.RpcError) as error:
+        raise _Gone("The engine that was answering is gone. Ask again.") from error
+    except BackPressureError as error:
+        raise Overloaded("All engines are busy, and as many requests wait as may. Try again later.") from error
+    except DeploymentUnavailableError as error:
+        raise EngineDead("No engine could be started. The server's log says why.") from error
+
+
+class _Gone(EngineDead):
+    """The replica's process ended, and the call with it."""
 
 
 class ServeReplicas:
-    """Engine replicas behind a Ray Serve handle."""
+    """Engine replicas behind a Ray Serve handle.
+
+    A call whose replica dies before anything was answered is sent once more, to another; after that its caller, who
+    has read a part of another answer, is told.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self.handle = handle
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
         """Stream one answer; leaving early cancels it in the replica."""
-        stream: Any = self.handle.options(stream=True).generate.remote(call)
-        try:
-            with _replica_errors():
-                async for chunk in stream:
-                    yield chunk
-        finally:
-            stream.cancel()
+        for attempt in range(1, ATTEMPTS + 1):
+            begun = False
+            stream: Any = self.handle.options(stream=True).generate.remote(call)
+            try:
+                with _replica_errors():
+                    async for chunk in stream:
+                        begun = True
+                        yield chunk
+                return
+            except _Gone:
+                if begun or attempt == ATTEMPTS:
+                    raise
+            finally:
+                stream.cancel()
 
     async def answer(self, call: Call) -> Chunk:
         """The whole answer as one chunk."""
-        with _replica_errors():
-            whole: Chunk = await self.handle.answer.remote(call)
-        return whole
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with _replica_errors():
+                    whole: Chunk = await self.handle.answer.remote(call)
+                return whole
+            except _Gone:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def describe(self) -> dict[str, Any]:
         """Ask one replica what it holds."""
-        description = await self.handle.describe.remote()
+        with _replica_errors():
+            description = await self.handle.describe.remote()
         return dict(description)
+
+    async def state(self) -> str:
+        """`ready`, or `asleep` where the first call starts a replica; asks Ray Serve, so that it wakes nobody.
+
+        Raises:
+            EngineDead: no replica runs, and none is to come.
+        """
+        status = await run_in_threadpool(serve.status)
+        deployment = status.applications[self.handle.app_name].deployments[self.handle.deployment_name]
+        if deployment.replica_states.get(ReplicaState.RUNNING):
+            return "ready"
+        if deployment.status in SCALING:
+            return "asleep"
+        raise EngineDead(f"No engine runs ({deployment.status.value}): {deployment.message}")
+
+
+def services_of(settings: Settings, base: Base, replicas: DeploymentHandle[Any]) -> Services:
+    """What the gateway's app stands on, in the process that it runs in."""
+    registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
+    return Services(registry, keys, base.fingerprint, ServeReplicas(replicas), Admission(settings.caller_requests))
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress()
 class Gateway:
-    """Builds the FastAPI app inside the replica, where registry and database are reached."""
+    """The gateway under Ray Serve's HTTP proxy; the app is built inside the replica."""
 
     def __init__(self, settings: Settings, base: Base, replicas: DeploymentHandle[Any]) -> None:
-        registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
-        self.services = Services(registry, keys, base.fingerprint, ServeReplicas(replicas))
+        self.services = services_of(settings, base, replicas)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
         return create_app(self.services)
 
 
-def build(settings: Settings, base: Base) -> Application:
-    """The whole application: gateway and engine replicas."""
-    replicas = build_replicas(
+def build_engines(settings: Settings, base: Base) -> Application:
+    """The engine replicas alone."""
+    return build_replicas(
         ReplicaSettings(
             base=base.path,
             fingerprint=base.fingerprint,
@@ -87,13 +142,29 @@ def build(settings: Settings, base: Base) -> Application:
             max_queue=settings.max_queue,
             adapter_bytes=settings.adapter_memory,
             kv_bytes=settings.kv_memory,
+            threads=settings.threads,
             exact=settings.exact,
+            step_timeout=settings.step_timeout,
+            scaling=Scaling(
+                min_replicas=settings.min_replicas,
+                max_replicas=settings.max_replicas,
+                target_requests=settings.target_requests,
+                upscale_delay=settings.upscale_delay,
+                downscale_delay=settings.downscale_delay,
+                drain=settings.drain,
+                max_queued=settings.max_queue,
+            ),
         )
     )
+
+
+def build(settings: Settings, base: Base) -> Application:
+    """The whole application: gateway and engine replicas."""
     gateway: Any = Gateway
-    # More than the engine takes, so that it answers `overloaded` instead of calls piling up unseen.
-    room = settings.max_batch + 4 * settings.max_queue
-    application: Application = gateway.options(max_ongoing_requests=room).bind(settings, base, replicas)
+    # More than the engines take, so that they answer `overloaded` instead of calls piling up unseen.
+    room = settings.max_replicas * (settings.max_batch + 4 * settings.max_queue)
+    options = gateway.options(max_ongoing_requests=room, graceful_shutdown_timeout_s=settings.drain)
+    application: Application = options.bind(settings, base, build_engines(settings, base))
     return application
 
 

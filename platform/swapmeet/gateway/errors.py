@@ -22,6 +22,7 @@ STATUS = {
     "adapter_too_large": 400,
     "adapter_unsupported": 400,
     "no_chat_template": 400,
+    "rate_limit_exceeded": 429,
     "overloaded": 503,
     "engine_dead": 503,
     "store_unavailable": 503,
@@ -33,11 +34,18 @@ STATUS = {
 HTTP_CODES = {413: "request_too_large"}
 TYPES = {
     413: "invalid_request_error",
+    429: "rate_limit_error",
     401: "authentication_error",
     404: "invalid_request_error",
     400: "invalid_request_error",
 }
-RETRY_AFTER = {"overloaded": "1", "engine_dead": "5", "store_unavailable": "5", "database_unavailable": "5"}
+RETRY_AFTER = {
+    "rate_limit_exceeded": "1",
+    "overloaded": "1",
+    "engine_dead": "5",
+    "store_unavailable": "5",
+    "database_unavailable": "5",
+}
 FINAL = {"corrupt", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 

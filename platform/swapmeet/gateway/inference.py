@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from swapmeet.gateway.errors import InvalidRequest, describe_error
-from swapmeet.gateway.services import Services, authorize, services
+from swapmeet.gateway.services import Services, admit, authorize, services
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation
 from swapmeet_registry import NotFound, Version
 from swapmeet_serving import Call, Chunk, Sampling
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
 Backend = Annotated[Services, Depends(services)]
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", dependencies=[Depends(admit)])
 async def chat_completions(body: ChatCompletion, backend: Backend) -> Response:
     """Answer a conversation, whole or streamed."""
     call = await _call(body, backend, body.max_completion_tokens or body.max_tokens)
@@ -29,7 +29,7 @@ async def chat_completions(body: ChatCompletion, backend: Backend) -> Response:
     return await _answer(replace(call, messages=messages), body, backend, _ChatShape())
 
 
-@router.post("/completions")
+@router.post("/completions", dependencies=[Depends(admit)])
 async def completions(body: Completion, backend: Backend) -> Response:
     """Continue a text, whole or streamed."""
     call = await _call(body, backend, body.max_tokens)
