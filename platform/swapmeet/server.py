@@ -102,6 +102,9 @@ def _engines(settings: Settings, base: Base) -> Iterator["FastAPI"]:
         except RuntimeError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ServerFailed(f"The engine did not start: {reason}") from error
-        yield create_app(services_of(settings, base, handle))
+        try:
+            yield create_app(services_of(settings, base, handle))
+        finally:
+            handle.shutdown()  # its thread reports to Ray, and would start another Ray once ours has ended
     finally:
         serve.delete(APPLICATION)  # not serve.shutdown(): a cluster may be others', too, and our own ends with us
