@@ -2,9 +2,9 @@
 
     python benchmarks/serving/overhead.py [--concurrency 1 8] [--requests 30] [--tokens 16]
 
-One tiny random model is asked twice with the same prompts: the engine alone in this process, and the whole platform over
-HTTP with streaming. Each of `concurrency` clients asks again as soon as its answer ends. A tiny model's own time
-is near nothing, so the difference of the medians is what the layers cost.
+One tiny random model is asked twice with the same prompts: the engine alone in one process, and a server as `swapmeet
+up` starts it, over HTTP with streaming. Each of `concurrency` clients asks again as soon as its answer ends. A tiny
+model's own time is near nothing, so the difference of the medians is what the layers cost.
 """
 
 import argparse
@@ -138,9 +138,10 @@ def platform_side(base: Path, options: argparse.Namespace) -> dict[str, tuple[fl
     import httpx
 
     body = {"model": base.name, "prompt": PROMPT, "max_tokens": options.tokens, "ignore_eos": True, "stream": True}
-    with up(base) as (url, key), httpx.Client(
-        base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False
-    ) as client:
+    with (
+        up(base) as (url, key),
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False) as client,
+    ):
 
         def ask() -> tuple[float, float]:
             start = time.perf_counter()
@@ -163,7 +164,19 @@ def up(base: Path) -> Iterator[tuple[str, str]]:
         port = str(probe.getsockname()[1])
     environment = os.environ | {"SWAPMEET_THREADS": "1", "SWAPMEET_KV_MEMORY": str(64 << 20), "SWAPMEET_DEVICE": "cpu"}
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "swapmeet", "up", "--base", str(base), "--home", home, "--port", port, "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "swapmeet",
+            "up",
+            "--base",
+            str(base),
+            "--home",
+            home,
+            "--port",
+            port,
+            "--json",
+        ]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout
             try:

@@ -105,6 +105,6 @@ def _engines(settings: Settings, base: Base) -> Iterator["FastAPI"]:
         try:
             yield create_app(services_of(settings, base, handle))
         finally:
-            handle.shutdown()  # its thread reports to Ray, and would start another Ray once ours has ended
+            handle.shutdown()  # type: ignore[no-untyped-call]  # its thread reports to Ray, and would start another Ray once ours has ended
     finally:
         serve.delete(APPLICATION)  # not serve.shutdown(): a cluster may be others', too, and our own ends with us

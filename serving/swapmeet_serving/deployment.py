@@ -272,6 +272,7 @@ def build_replicas(settings: ReplicaSettings, replica: type[Replica] = Replica) 
     from swapmeet_serving.request_router import AdapterRouter
 
     scaling = settings.scaling
+    router: Any = {"request_router_class": AdapterRouter, "request_routing_stats_period_s": REPORT_SECONDS}
     replicas = serve.deployment(
         name=DEPLOYMENT,
         # More calls than the engine takes, so that it answers `Overloaded` instead of calls piling up unseen.
@@ -285,9 +286,7 @@ def build_replicas(settings: ReplicaSettings, replica: type[Replica] = Replica) 
             downscale_delay_s=scaling.downscale_delay,
             look_back_period_s=max(LOOK_BACK_SECONDS, scaling.upscale_delay),
         ),
-        request_router_config=RequestRouterConfig(
-            request_router_class=AdapterRouter, request_routing_stats_period_s=REPORT_SECONDS
-        ),
+        request_router_config=RequestRouterConfig(**router),
         graceful_shutdown_timeout_s=scaling.drain,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
         health_check_period_s=HEALTH_SECONDS,

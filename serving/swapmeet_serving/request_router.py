@@ -37,7 +37,7 @@ class AdapterRouter(RequestRouter):
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Replicas came, went or reported."""
-        super().update_replicas(replicas)  # type: ignore[no-untyped-call]
+        super().update_replicas(replicas)
         for replica in replicas:
             self._look(replica)
         for gone in self._known.keys() - self._replica_id_set:

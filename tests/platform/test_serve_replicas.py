@@ -158,9 +158,7 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
         before = set(await described(replicas))
         begun = asyncio.Semaphore(0)
         calls = [Call(f"d{n}", prompt="Hello", adapter=pinned("one"), sampling=LONG) for n in range(12)]
-        answers = asyncio.gather(
-            *(stream(replicas, call, begun.release) for call in calls), return_exceptions=True
-        )
+        answers = asyncio.gather(*(stream(replicas, call, begun.release) for call in calls), return_exceptions=True)
         for _ in calls:
             await begun.acquire()
         victim, load = next(iter((await described(replicas)).items()))

@@ -33,7 +33,9 @@ def bound(replicas: tuple[Candidate, ...]) -> int:
 
 
 @given(needs, candidates)
-def test_every_replica_is_ranked_once_whatever_their_order(needs: tuple[str, ...], replicas: tuple[Candidate, ...]) -> None:
+def test_every_replica_is_ranked_once_whatever_their_order(
+    needs: tuple[str, ...], replicas: tuple[Candidate, ...]
+) -> None:
     ranked = rank(needs, replicas)
     assert sorted(ranked) == sorted(each.name for each in replicas)
     assert rank(needs[::-1], replicas[::-1]) == ranked
@@ -50,7 +52,9 @@ def test_nobody_is_chosen_over_the_bound_while_another_has_room(
 
 
 @given(needs.filter(bool), candidates)
-def test_a_holder_with_room_comes_before_any_cold_replica(needs: tuple[str, ...], replicas: tuple[Candidate, ...]) -> None:
+def test_a_holder_with_room_comes_before_any_cold_replica(
+    needs: tuple[str, ...], replicas: tuple[Candidate, ...]
+) -> None:
     holders = {
         each.name
         for each in replicas
@@ -67,7 +71,9 @@ def test_the_bare_base_goes_to_the_least_busy(replicas: tuple[Candidate, ...]) -
 
 
 @given(st.sampled_from(ADAPTERS), st.lists(st.sampled_from(NAMES), min_size=2, unique=True), st.data())
-def test_a_cold_adapter_keeps_its_home_when_another_replica_goes(adapter: str, names: list[str], data: st.DataObject) -> None:
+def test_a_cold_adapter_keeps_its_home_when_another_replica_goes(
+    adapter: str, names: list[str], data: st.DataObject
+) -> None:
     idle = [Candidate(name, 0) for name in names]
     home = rank((adapter,), idle)[0]
     gone = data.draw(st.sampled_from([name for name in names if name != home]))

@@ -20,7 +20,9 @@ def create_app(backend: Services) -> FastAPI:
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit)
     app.state.services = backend
-    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest, TooManyRequests)
+    install_error_handlers(
+        app, RegistryError, ServingError, PlatformError, InvalidApiKey, InvalidRequest, TooManyRequests
+    )
     app.include_router(inference.router)
 
     @app.get("/healthz")

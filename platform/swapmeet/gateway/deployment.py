@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import ray
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -13,7 +13,6 @@ from ray.exceptions import RayActorError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
@@ -27,8 +26,8 @@ from swapmeet_serving import Call, Chunk
 from swapmeet_serving.deployment import ReplicaSettings, Scaling, build_replicas
 from swapmeet_serving.errors import EngineDead, Overloaded
 
-
-SCALING = (DeploymentStatus.HEALTHY, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING)
+SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
+"""Ray's states of a deployment that gets replicas as it needs them."""
 ATTEMPTS = 2
 """How often a call is sent when the replica it was sent to dies before it gave anything."""
 
@@ -101,9 +100,9 @@ class ServeReplicas:
         Raises:
             EngineDead: no replica runs, and none is to come.
         """
-        status = await run_in_threadpool(serve.status)
+        status: Any = await run_in_threadpool(serve.status)
         deployment = status.applications[self.handle.app_name].deployments[self.handle.deployment_name]
-        if deployment.replica_states.get(ReplicaState.RUNNING):
+        if deployment.replica_states.get("RUNNING"):
             return "ready"
         if deployment.status in SCALING:
             return "asleep"
