@@ -32,7 +32,7 @@ QUICK = {
 
 
 class Stuck(Replica):
-    """Its engine hangs once a file called `stuck` lies in the cache."""
+    """Its engine hangs once a file called `stuck` lies beside the cache."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         super().__init__(settings)
@@ -40,7 +40,7 @@ class Stuck(Replica):
         run = runner.run
 
         def hang(*arguments: Any) -> Any:
-            flag = settings.cache / "stuck"
+            flag = settings.cache.parent / "stuck"
             if flag.exists():
                 flag.unlink()  # the replica that replaces this one goes on
                 threading.Event().wait()
@@ -193,9 +193,9 @@ def test_a_stuck_engine_is_replaced(deploy: Callable[..., Any], settings: Replic
     async def stick() -> None:
         assert (await replicas.answer(Call("1", prompt="Hello", sampling=SHORT))).completion_tokens == 4
         (first,) = await described(replicas)
-        (settings.cache / "stuck").touch()
+        (settings.cache.parent / "stuck").touch()
         # Nobody has read a token of it, so it is sent once more, and waits for the replica that comes instead.
-        assert len(await asyncio.wait_for(stream(replicas, Call("2", prompt="Hello", sampling=SHORT)), 60)) == 4
+        assert len(await asyncio.wait_for(stream(replicas, Call("2", prompt="Hello", sampling=SHORT)), 120)) == 4
         (second,) = await described(replicas)
         assert first != second
 
