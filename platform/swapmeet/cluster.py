@@ -8,11 +8,21 @@ from contextlib import contextmanager
 from swapmeet.errors import ServerFailed
 from swapmeet.settings import Settings
 
+SERVE = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
+"""Switches of Ray Serve that it reads from the environment alone: tokens go by gRPC, not through the object store, and
+change no thread; an engine that is dead or stuck ends at once, because there is nothing that it could finish."""
+
 
 @contextmanager
 def ray_running(settings: Settings) -> Iterator[None]:
     """Have Ray within the block; what was started here ends with it, what ran before stays."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ({"RAY_USAGE_STATS_ENABLED": "0"} | SERVE).items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():

@@ -4,21 +4,22 @@ import logging
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-
-import httpx
+from typing import TYPE_CHECKING
 
 from swapmeet.cluster import ray_running
 from swapmeet.errors import AlreadyRunning, PortInUse, ServerFailed
 from swapmeet.preparation import prepare
 from swapmeet.settings import Settings
 from swapmeet_registry.bases import Base, BaseLibrary
+from swapmeet_serving.board import BOARD
 
-READY_SECONDS = 300
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 APPLICATION = "swapmeet"
 Tell = Callable[[str], None]
 
@@ -43,23 +44,11 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
     key = prepare(settings)
     base = BaseLibrary(settings.folder, tell).find(settings.base)
     with ray_running(settings):
-        from ray import serve
-        from ray.serve.config import HTTPOptions
+        from swapmeet.gateway.listener import listening
 
         tell(f"Loading {base.name} as NF4; requests will be logged in {settings.request_log}")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        _refuse_a_second(settings)
-        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
-        try:
-            _run(settings, base)
-            running = Running(f"http://{settings.host}:{settings.port}", key)
-            _wait_ready(running.url)
-            yield running
-        finally:
-            if settings.ray_address:
-                serve.delete(APPLICATION)  # a cluster of others: their applications stay
-            else:
-                serve.shutdown()  # type: ignore[no-untyped-call]
+        with _engines(settings, base) as app, listening(app, settings.host, settings.port, settings.drain):
+            yield Running(f"http://{settings.host}:{settings.port}", key)
 
 
 def up(settings: Settings, ready: Callable[[Running], None], tell: Tell) -> None:
@@ -97,27 +86,27 @@ def _refuse_a_second(settings: Settings) -> None:
         raise AlreadyRunning(f"{settings.ray_address} serves {APPLICATION} already. Use that one, or delete it first.")
 
 
-def _run(settings: Settings, base: Base) -> None:
+@contextmanager
+def _engines(settings: Settings, base: Base) -> Iterator["FastAPI"]:
+    """Have the engines under Ray Serve within the block; gives the gateway's app in front of them."""
     from ray import serve
 
-    from swapmeet.gateway.deployment import build
+    from swapmeet.gateway.deployment import build_engines, gateway_app
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _refuse_a_second(settings)
+    serve.start(proxy_location="Disabled")
     try:
-        serve.run(build(settings, base), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise ServerFailed(f"The engine did not start: {reason}") from error
-
-
-def _wait_ready(url: str) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/readyz", timeout=30, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # the proxy is not listening yet
-        time.sleep(0.2)
-    raise ServerFailed(
-        f"{url} did not become ready within {READY_SECONDS} s. Look into Ray's logs, /tmp/ray by default."
-    )
+            handle = serve.run(build_engines(settings, base), name=APPLICATION, route_prefix=None)
+        except RuntimeError as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ServerFailed(f"The engine did not start: {reason}") from error
+        board = serve.get_deployment_handle(BOARD, APPLICATION)
+        try:
+            yield gateway_app(settings, base, handle, board)
+        finally:
+            for each in (handle, board):
+                each.shutdown()  # type: ignore[no-untyped-call]  # its thread reports to Ray, and would start another Ray once ours has ended
+    finally:
+        serve.delete(APPLICATION)  # not serve.shutdown(): a cluster may be others', too, and our own ends with us

@@ -3,9 +3,9 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from swapmeet.errors import SettingsError
@@ -20,7 +20,9 @@ class Settings(BaseSettings):
 
     `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower. `tool_format`
     says how models with chat templates for tools write calls, where the template's text does not tell.
-    `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port.
+    `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
+    seconds. `min_replicas` may be 0: after `downscale_delay` without a call the last engine ends, and the next call
+    waits until one has started. `drain` is how long answers under way may go on when a server or replica stops.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -36,12 +38,27 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1)
     adapter_memory: int = Field(1 << 30, ge=1 << 20)
     kv_memory: int = Field(1 << 30, ge=1 << 20)
+    caller_requests: int = Field(256, ge=1)
     exact: bool = False
     metrics_public: bool = False
     tool_format: Literal["auto", "hermes", "llama", "mistral"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_requests: float = Field(32, gt=0)
+    upscale_delay: float = Field(10, ge=0)
+    downscale_delay: float = Field(600, ge=0)
+    drain: float = Field(30, ge=0)
+    step_timeout: float = Field(120, gt=0)
     ray_address: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas})")
+        return self
 
     @property
     def folder(self) -> Path:

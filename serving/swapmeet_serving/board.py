@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+BOARD = "Board"
 POST_SECONDS = 2.0
 EXPIRY_SECONDS = 15.0
 
@@ -101,6 +102,6 @@ def build_board() -> "Application":
     """The board as a Ray Serve application, to bind into replicas and gateway."""
     from ray import serve
 
-    board = serve.deployment(name="Board", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Board)
+    board = serve.deployment(name=BOARD, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Board)
     application: Application = board.bind()
     return application

@@ -35,6 +35,16 @@ from swapmeet_serving.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine has to do: requests, KV pages left, and adapters that waiting requests want."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    wanted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Live:
     sequence: Sequence
     text: TextStream
@@ -129,6 +139,16 @@ class Engine:
     def requests(self) -> int:
         """How many requests are under way."""
         return len(self._live)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do, and for which adapters."""
+        return Load(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + len(self._arrivals),
+            free_pages=self._scheduler.free_pages,
+            wanted=tuple({adapter for each in tuple(self._scheduler.waiting) for adapter in each.adapters}),
+        )
 
     @property
     def busy(self) -> bool:

@@ -5,12 +5,13 @@ them. Errors leave `generate` as they were raised.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from swapmeet_serving.calls import Call, Chunk, Stages, Tier, join
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.echo import Echo
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.heartbeat import Heartbeat
 from swapmeet_serving.metrics import Family
+from swapmeet_serving.routing import Report
 from swapmeet_serving.sequence import Output, Request
 from swapmeet_serving.tools.calling import CallReader, ToolCalling
 
@@ -33,6 +36,29 @@ IDLE_SECONDS = 1.0
 FETCHERS = 8
 COMPILERS = 2
 """Threads that compile grammars: few, because they take the engine's cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many replicas there are, and how they come and go. Times are in seconds.
+
+    Attributes:
+        min_replicas: at least so many; with 0, the first call after a pause waits for a replica to start.
+        max_replicas: at most so many.
+        target_requests: calls under way for each replica that scaling aims at.
+        upscale_delay: how long there must be too many calls before a replica is added.
+        downscale_delay: how long there must be too few before one is taken away.
+        drain: how long a replica that is to go may go on with its answers.
+        max_queued: most calls that one gateway holds back because no replica takes them.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_requests: float = 32
+    upscale_delay: float = 10
+    downscale_delay: float = 600
+    drain: float = 60
+    max_queued: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +74,8 @@ class ReplicaSettings:
         threads: CPU threads of a forward pass; all of the machine's if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
         tool_format: how chat templates that know tools have calls written; "auto" looks at their text.
+        step_timeout: seconds after which a step counts as stuck and the replica is replaced.
+        scaling: how many replicas there are.
     """
 
     base: Path
@@ -63,6 +91,8 @@ class ReplicaSettings:
     threads: int | None = None
     exact: bool = False
     tool_format: str = "auto"
+    step_timeout: float = 120
+    scaling: Scaling = Scaling()
 
 
 @dataclass(slots=True)
@@ -99,6 +129,8 @@ class Replica:
     def __init__(self, settings: ReplicaSettings, id: str = "alone") -> None:  # noqa: A002 - the word of traces
         self._settings = settings
         self._id = id
+        self._heartbeat = Heartbeat(settings.step_timeout)
+        self._reports = 0
         ready: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
         self._folders = AdapterFolders(
@@ -166,16 +198,32 @@ class Replica:
             "context_length": self._engine.context_length,
             "resident_adapters": self._engine.resident,
             "requests": self._engine.requests,
+            "process": os.getpid(),
         }
 
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica when this raises.
 
         Raises:
-            EngineDead: the engine's thread ended.
+            EngineDead: the engine's thread ended, or is stuck in a step.
         """
         if not self._thread.is_alive():
             raise EngineDead("The engine's thread ended; this replica must be replaced.")
+        self._heartbeat.check()
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Ray Serve every second, for the request routers."""
+        self._reports += 1
+        load = self._engine.load
+        report = Report(
+            self._reports,
+            adapters=tuple(sorted({*self._engine.resident, *load.wanted})),
+            running=load.running,
+            waiting=load.waiting,
+            free_pages=load.free_pages,
+            steps_per_second=round(self._heartbeat.rate(), 1),
+        )
+        return asdict(report)
 
     async def _begin(self, call: Call) -> _Answers:
         """Have the engine take a call, all of its answers or none."""
@@ -255,7 +303,9 @@ class Replica:
         ready.set_result(engine)
         while not engine.dead:
             engine.wait(IDLE_SECONDS)
-            for output in engine.step():
+            with self._heartbeat.step():
+                outputs = engine.step()
+            for output in outputs:
                 self._deliver(output)
 
     def _make_engine(self) -> "Engine":

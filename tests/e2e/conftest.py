@@ -89,7 +89,7 @@ def serving(free_port: Callable[[], int]) -> Callable[..., Any]:
         finally:
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
-            errors = process.communicate(timeout=60)[1]
+            errors = process.communicate(timeout=60)[1] if process.returncode is None else ""
         assert process.returncode == 0, errors
         assert time.monotonic() - began < 60
 

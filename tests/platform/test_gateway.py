@@ -14,7 +14,7 @@ from swapmeet.gateway.services import Services
 from swapmeet.keys import Keys
 from swapmeet_registry import BaseMismatch, Fingerprint, Registry
 from swapmeet_serving import Call, Candidate, Chunk, TokenLogprob, join
-from swapmeet_serving.errors import ContextTooLong, Overloaded
+from swapmeet_serving.errors import ContextTooLong, EngineDead, Overloaded
 
 DIGEST = "sha256:" + "0" * 64
 BASE = Fingerprint(name="tiny", weights=DIGEST, tokenizer=DIGEST)
@@ -40,9 +40,12 @@ class Scripted:
         return tuple(join([each for each in chunks if each.index == index]) for index in range(call.n))
 
     async def describe(self) -> dict[str, Any]:
-        if not self.script:
-            raise RuntimeError("no replica")
         return {}
+
+    async def state(self) -> str:
+        if not self.script:
+            raise EngineDead("no replica")
+        return "ready"
 
 
 def chunk(text: str, finish: str | None = None, made: int = 1, **more: Any) -> Chunk:

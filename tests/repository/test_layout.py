@@ -40,6 +40,7 @@ EDGE = {
     "swapmeet_serving.logprobs",
     "swapmeet_serving.lora_linear",
     "swapmeet_serving.lora_weights",
+    "swapmeet_serving.request_router",
     "swapmeet_serving.runner",
     "swapmeet_serving.sampling",
     "swapmeet_serving.step_plan",

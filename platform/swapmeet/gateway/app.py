@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Response
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
 from swapmeet.gateway import inference, metrics
+from swapmeet.gateway.admission import TooManyRequests
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
 from swapmeet.gateway.http_meter import HttpMeter
@@ -30,9 +31,8 @@ def create_app(backend: Services, http: HttpMeter | None = None, *, metrics_publ
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestTrace, meter=http)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
-    install_error_handlers(
-        app, RegistryError, ServingError, PlatformError, InvalidApiKey, PermissionDenied, InvalidRequest
-    )
+    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, TooManyRequests)
+    install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
     app.include_router(inference.router)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(authorize_operator)])
 
@@ -43,12 +43,12 @@ def create_app(backend: Services, http: HttpMeter | None = None, *, metrics_publ
 
     @app.get("/readyz")
     async def readyz(response: Response, backend: Annotated[Services, Depends(services)]) -> dict[str, str]:
-        """An engine replica answers."""
+        """Requests are answered; where no engine runs because nobody asked, `asleep`, which this does not end."""
         try:
-            await backend.replicas.describe()
+            state = await backend.replicas.state()
         except Exception as error:
             response.status_code = 503
             return {"status": "unavailable", "reason": type(error).__name__}
-        return {"status": "ready"}
+        return {"status": state}
 
     return app

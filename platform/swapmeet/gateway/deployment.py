@@ -6,13 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import ray
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.request_trace import log_to
@@ -25,22 +29,39 @@ from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.board import Board, Poster, build_board, poster_to, process_id
 from swapmeet_serving.deployment import build_replicas
-from swapmeet_serving.errors import EngineDead
+from swapmeet_serving.errors import EngineDead, Overloaded
 from swapmeet_serving.metrics import Snapshot
-from swapmeet_serving.replica import ReplicaSettings
+from swapmeet_serving.replica import ReplicaSettings, Scaling
+
+SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
+"""Ray's states of a deployment that gets replicas as it needs them."""
+ATTEMPTS = 2
+"""How often a call is sent when the replica it was sent to dies before it gave anything."""
 
 
 @contextmanager
 def _replica_errors() -> Iterator[None]:
-    """Map the death of a replica to an error of ours."""
+    """Map what Ray raises on the way to a replica to errors of ours; the replica's own pass."""
     try:
         yield
-    except RayActorError as error:
-        raise EngineDead("The engine that was answering is gone. Ask again.") from error
+    except (RayActorError, grpc.RpcError) as error:
+        raise _Gone("The engine that was answering is gone. Ask again.") from error
+    except BackPressureError as error:
+        raise Overloaded("All engines are busy, and as many requests wait as may. Try again later.") from error
+    except DeploymentUnavailableError as error:
+        raise EngineDead("No engine could be started. The server's log says why.") from error
+
+
+class _Gone(EngineDead):
+    """The replica's process ended, and the call with it."""
 
 
 class ServeReplicas:
-    """Engine replicas behind a Ray Serve handle."""
+    """Engine replicas behind a Ray Serve handle.
+
+    A call whose replica dies before anything was answered is sent once more, to another; after that its caller, who
+    has read a part of another answer, is told.
+    """
 
     def __init__(
         self, handle: DeploymentHandle[Any], board: DeploymentHandle[Board], here: Callable[[], Snapshot]
@@ -51,28 +72,41 @@ class ServeReplicas:
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream a call's answers; leaving early cancels them in the replica."""
-        stream: Any = self.handle.options(stream=True).generate.remote(call)
-        try:
-            with _replica_errors():
-                async for chunk in stream:
-                    yield chunk
-        finally:
-            stream.cancel()
+        for attempt in range(1, ATTEMPTS + 1):
+            begun = False
+            stream: Any = self.handle.options(stream=True).generate.remote(call)
+            try:
+                with _replica_errors():
+                    async for chunk in stream:
+                        begun = True
+                        yield chunk
+                return
+            except _Gone:
+                if begun or attempt == ATTEMPTS:
+                    raise
+            finally:
+                stream.cancel()
 
     async def answer(self, call: Call) -> tuple[Chunk, ...]:
         """The whole answers, each as one chunk; leaving early cancels them in the replica."""
-        response: Any = self.handle.answer.remote(call)
-        try:
-            with _replica_errors():
-                whole: tuple[Chunk, ...] = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        return whole
+        for attempt in range(1, ATTEMPTS + 1):
+            response: Any = self.handle.answer.remote(call)
+            try:
+                with _replica_errors():
+                    whole: tuple[Chunk, ...] = await response
+                return whole
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except _Gone:
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def describe(self) -> dict[str, Any]:
         """Ask one replica what it holds."""
-        description = await self.handle.describe.remote()
+        with _replica_errors():
+            description = await self.handle.describe.remote()
         return dict(description)
 
     async def measurements(self) -> list[Snapshot]:
@@ -81,32 +115,51 @@ class ServeReplicas:
         here = self._here()
         return [here, *(each for each in posted if (each.role, each.id) != (here.role, here.id))]
 
+    async def state(self) -> str:
+        """`ready`, or `asleep` where the first call starts a replica; asks Ray Serve, so that it wakes nobody.
+
+        Raises:
+            EngineDead: no replica runs, and none is to come.
+        """
+        status: Any = await run_in_threadpool(serve.status)
+        deployment = status.applications[self.handle.app_name].deployments[self.handle.deployment_name]
+        if deployment.replica_states.get("RUNNING"):
+            return "ready"
+        if deployment.status in SCALING:
+            return "asleep"
+        raise EngineDead(f"No engine runs ({deployment.status.value}): {deployment.message}")
+
+
+def gateway_app(
+    settings: Settings, base: Base, replicas: DeploymentHandle[Any], board: DeploymentHandle[Board]
+) -> FastAPI:
+    """The gateway's app in the one process that answers requests."""
+    meter = HttpMeter()
+    log_to(settings.request_log)
+    return _app(settings, base, ServeReplicas(replicas, board, lambda: _measured("up", meter)), meter)
+
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress()
 class Gateway:
-    """Builds the FastAPI app inside the replica, where registry and database are reached."""
+    """The gateway under Ray Serve's HTTP proxy, one of several; the app is built inside the replica."""
 
     def __init__(
         self, settings: Settings, base: Base, replicas: DeploymentHandle[Any], board: DeploymentHandle[Board]
     ) -> None:
-        self.settings = settings
-        self.meter = HttpMeter()
-        self.poster = Poster("gateway", process_id(), self.meter.families, poster_to(board))
-        registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
-        behind = ServeReplicas(replicas, board, self.poster.snapshot)
-        self.services = Services(registry, keys, base.fingerprint, behind)
+        meter = HttpMeter()
+        self.poster = Poster("gateway", process_id(), meter.families, poster_to(board))
         log_to(_own_log(settings.request_log))
+        self.app = _app(settings, base, ServeReplicas(replicas, board, self.poster.snapshot), meter)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        return create_app(self.services, self.meter, metrics_public=self.settings.metrics_public)
+        return self.app
 
 
-def build(settings: Settings, base: Base) -> Application:
-    """The whole application: gateway, engine replicas, and the board for what both measure."""
-    board = build_board()
-    replicas = build_replicas(
+def build_engines(settings: Settings, base: Base, board: Application | None = None) -> Application:
+    """The engine replicas, and the board for what they measure."""
+    return build_replicas(
         ReplicaSettings(
             base=base.path,
             fingerprint=base.fingerprint,
@@ -117,15 +170,32 @@ def build(settings: Settings, base: Base) -> Application:
             max_queue=settings.max_queue,
             adapter_bytes=settings.adapter_memory,
             kv_bytes=settings.kv_memory,
+            threads=settings.threads,
             exact=settings.exact,
             tool_format=settings.tool_format,
+            step_timeout=settings.step_timeout,
+            scaling=Scaling(
+                min_replicas=settings.min_replicas,
+                max_replicas=settings.max_replicas,
+                target_requests=settings.target_requests,
+                upscale_delay=settings.upscale_delay,
+                downscale_delay=settings.downscale_delay,
+                drain=settings.drain,
+                max_queued=settings.max_queue,
+            ),
         ),
-        board,
+        board or build_board(),
     )
+
+
+def build(settings: Settings, base: Base) -> Application:
+    """The whole application: gateways, engine replicas, and the board for what both measure."""
     gateway: Any = Gateway
-    # More than the engine takes, so that it answers `overloaded` instead of calls piling up unseen.
-    room = settings.max_batch + 4 * settings.max_queue
-    application: Application = gateway.options(max_ongoing_requests=room).bind(settings, base, replicas, board)
+    board = build_board()
+    # More than the engines take, so that they answer `overloaded` instead of calls piling up unseen.
+    room = settings.max_replicas * (settings.max_batch + 4 * settings.max_queue)
+    options = gateway.options(max_ongoing_requests=room, graceful_shutdown_timeout_s=settings.drain)
+    application: Application = options.bind(settings, base, build_engines(settings, base, board), board)
     return application
 
 
@@ -137,6 +207,16 @@ def application(args: dict[str, Any]) -> Application:
     settings = load_settings(**args)
     prepare(settings)
     return build(settings, BaseLibrary(settings.folder).find(settings.base))
+
+
+def _app(settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter) -> FastAPI:
+    registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
+    services = Services(registry, keys, base.fingerprint, replicas, Admission(settings.caller_requests))
+    return create_app(services, meter, metrics_public=settings.metrics_public)
+
+
+def _measured(name: str, meter: HttpMeter) -> Snapshot:
+    return Snapshot("gateway", name, tuple(meter.families()))
 
 
 def _own_log(path: Path) -> Path:

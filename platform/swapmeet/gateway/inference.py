@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from swapmeet.gateway.answers import ChatShape, Head, Shape, Tally, TextShape
 from swapmeet.gateway.choices import answer, generate
 from swapmeet.gateway.errors import InvalidRequest, describe_error
-from swapmeet.gateway.services import Services, authorize, services
+from swapmeet.gateway.services import Services, admit, authorize, services
 from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
 from swapmeet_registry import NotFound
@@ -27,7 +27,7 @@ Backend = Annotated[Services, Depends(services)]
 Tenant = Annotated[str, Depends(authorize)]
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", dependencies=[Depends(admit)])
 async def chat_completions(body: ChatCompletion, backend: Backend, tenant: Tenant) -> Response:
     """Answer a conversation, whole or streamed."""
     call = await _call(body, backend, tenant)
@@ -35,7 +35,7 @@ async def chat_completions(body: ChatCompletion, backend: Backend, tenant: Tenan
     return await _answer([replace(call, messages=messages, tools=body.tool_use())], body, backend, ChatShape())
 
 
-@router.post("/completions")
+@router.post("/completions", dependencies=[Depends(admit)])
 async def completions(body: Completion, backend: Backend, tenant: Tenant) -> Response:
     """Continue texts, whole or streamed."""
     call = await _call(body, backend, tenant)

@@ -116,6 +116,10 @@ class TracedReplicas:
         """What a replica holds."""
         return await self._replicas.describe()
 
+    async def state(self) -> str:
+        """Whether a replica runs."""
+        return await self._replicas.state()
+
     async def measurements(self) -> list[Snapshot]:
         """What every process measured."""
         return await self._replicas.measurements()

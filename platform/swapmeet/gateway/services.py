@@ -1,17 +1,20 @@
 """What the gateway's routes stand on, so that the app can be built with any of them replaced."""
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
 
-from fastapi import Request
+from fastapi import Depends, Request
 
+from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
 from swapmeet.keys import Holder, Keys
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.metrics import Snapshot
+
+CALLER_REQUESTS = 256
 
 
 class Replicas(Protocol):
@@ -29,15 +32,19 @@ class Replicas(Protocol):
     async def measurements(self) -> list[Snapshot]:
         """What every replica measured, and every other gateway."""
 
+    async def state(self) -> str:
+        """`ready` or `asleep`; raises where nobody could answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Registry, keys, the hosted base and the replicas."""
+    """Registry, keys, the hosted base, the replicas, and who may ask how much at once."""
 
     registry: Registry
     keys: Keys
     base: Fingerprint
     replicas: Replicas
+    admission: Admission = field(default_factory=lambda: Admission(CALLER_REQUESTS))
 
 
 def services(request: Request) -> Services:
@@ -50,6 +57,12 @@ def services(request: Request) -> Services:
 def authorize(request: Request) -> str:
     """Let a request pass only with a known key; gives its tenant."""
     return _holder(request).tenant
+
+
+async def admit(request: Request, tenant: Annotated[str, Depends(authorize)]) -> AsyncIterator[None]:
+    """Count a request of a tenant's, until its answer has gone out."""
+    with services(request).admission.admit(tenant):
+        yield
 
 
 def authorize_operator(request: Request) -> None:

@@ -1,0 +1,241 @@
+"""Engine replicas under a real Ray Serve: where calls go, and what happens when replicas come, go and die."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet.cluster import SERVE
+from swapmeet_registry import Registry
+from swapmeet_registry.fingerprint import fingerprint
+from swapmeet_serving import Call, Chunk, Sampling
+from swapmeet_serving.deployment import ServedReplica, build_replicas
+from swapmeet_serving.errors import EngineDead, Overloaded
+from swapmeet_serving.replica import ReplicaSettings, Scaling
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),  # Ray's
+]
+SHORT = Sampling(max_tokens=4, ignore_eos=True)
+LONG = Sampling(max_tokens=400, ignore_eos=True)
+QUICK = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+}
+
+
+class Stuck(ServedReplica):
+    """Its engine hangs once a file called `stuck` lies beside the cache."""
+
+    def __init__(self, settings: ReplicaSettings, board: Any = None) -> None:
+        super().__init__(settings, board)
+        runner: Any = self._engine._runner
+        run = runner.run
+
+        def hang(*arguments: Any) -> Any:
+            flag = settings.cache.parent / "stuck"
+            if flag.exists():
+                flag.unlink()  # the replica that replaces this one goes on
+                threading.Event().wait()
+            return run(*arguments)
+
+        runner.run = hang
+
+
+@pytest.fixture(scope="module")
+def settings(
+    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> ReplicaSettings:
+    folder = tmp_path_factory.mktemp("platform")
+    url, here = f"file://{folder}/registry", fingerprint(tiny_llama, "tiny")
+    for seed, name in enumerate(("one", "two", "three")):
+        Registry(url).push(random_lora(tiny_llama, folder / name, rank=8, seed=seed), f"acme/{name}", base=here)
+    return ReplicaSettings(
+        base=tiny_llama,
+        fingerprint=here,
+        registry=url,
+        cache=folder / "cache",
+        adapter_bytes=8 << 20,
+        kv_bytes=16 << 20,
+        threads=1,
+        cpus=0.1,
+        scaling=Scaling(min_replicas=2, max_replicas=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def pinned(settings: ReplicaSettings) -> Callable[[str], str]:
+    registry = Registry(settings.registry)
+    return lambda name: registry.resolve(f"acme/{name}").pinned
+
+
+@pytest.fixture(scope="module")
+def deploy() -> Iterator[Callable[..., Any]]:
+    """`deploy(settings)`: the replicas as the gateway sees them; `replica` may be a class of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (SERVE | QUICK).items():
+            patch.setenv(name, value)
+        import ray
+        from ray import serve
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        serve.start(proxy_location="Disabled")
+
+        def run(settings: ReplicaSettings, replica: type[ServedReplica] = ServedReplica) -> Any:
+            from swapmeet.gateway.deployment import ServeReplicas
+
+            serve.delete("test")  # whatever the test before has left
+            built = build_replicas(settings, None, replica)
+            handle = serve.run(built, name="test", route_prefix=None, logging_config={"log_level": "ERROR"})
+            handles.append(handle)
+            return ServeReplicas(handle, no_board, no_board)
+
+        handles: list[Any] = []
+        no_board: Any = None
+        yield run
+        for handle in handles:
+            handle.shutdown()
+        serve.delete("test")
+        ray.shutdown()
+
+
+async def described(replicas: Any) -> dict[int, dict[str, Any]]:
+    """What each replica holds, by process."""
+    found = await replicas.handle.broadcast("describe").results_async()
+    return {each["process"]: each for each in found}
+
+
+async def stream(replicas: Any, call: Call, begun: Callable[[], object] = lambda: None) -> list[Chunk]:
+    chunks = []
+    async for chunk in replicas.generate(call):
+        chunks.append(chunk)
+        if len(chunks) == 1:
+            begun()
+    return chunks
+
+
+async def until(what: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not await what():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
+
+
+def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
+    deploy: Callable[..., Any], settings: ReplicaSettings, pinned: Callable[[str], str]
+) -> None:
+    replicas = deploy(settings)
+
+    async def cold() -> None:
+        for n in range(3):
+            for name in ("one", "two", "three"):
+                await replicas.answer(Call(f"{n}{name}", prompt="Hello", adapter=pinned(name), sampling=SHORT))
+        held = [set(each["resident_adapters"]) for each in (await described(replicas)).values()]
+        assert len(held) == 2
+        assert not held[0] & held[1]
+        assert held[0] | held[1] == {pinned(name) for name in ("one", "two", "three")}
+
+    async def hot() -> None:
+        calls = [Call(f"hot{n}", prompt="Hello", adapter=pinned("one"), sampling=LONG) for n in range(12)]
+        answers = asyncio.gather(*(stream(replicas, call) for call in calls))
+
+        async def spread() -> bool:
+            return all(each["requests"] for each in (await described(replicas)).values())
+
+        await until(spread)
+        assert [len(each) for each in await answers] == [400] * 12
+        assert all(pinned("one") in each["resident_adapters"] for each in (await described(replicas)).values())
+
+    async def death() -> None:
+        from ray.exceptions import RayActorError
+
+        before = set(await described(replicas))
+        begun = asyncio.Semaphore(0)
+        calls = [Call(f"d{n}", prompt="Hello", adapter=pinned("one"), sampling=LONG) for n in range(12)]
+        answers = asyncio.gather(*(stream(replicas, call, begun.release) for call in calls), return_exceptions=True)
+        for _ in calls:
+            await begun.acquire()
+        victim, load = next(iter((await described(replicas)).items()))
+        os.kill(victim, signal.SIGKILL)
+        # Nothing of this one is out yet, so it may be sent again, and whoever asks next is not sent to the dead.
+        whole = await replicas.answer(Call("whole", prompt="Hello", adapter=pinned("one"), sampling=LONG))
+        assert whole.completion_tokens == 400
+        results = await answers
+        lost = [each for each in results if isinstance(each, BaseException)]
+        assert all(isinstance(each, EngineDead) for each in lost), lost
+        assert 0 < len(lost) <= load["requests"]
+        assert all(len(each) == 400 for each in results if not isinstance(each, BaseException))
+
+        async def recovered() -> bool:
+            try:
+                return len(set(await described(replicas)) - {victim}) == 2
+            except RayActorError:
+                return False  # not known to be dead yet
+
+        await until(recovered)
+        assert before - {victim} < set(await described(replicas))
+        assert await replicas.state() == "ready"
+
+    asyncio.run(cold())
+    asyncio.run(hot())
+    asyncio.run(death())
+
+
+def test_a_stuck_engine_is_replaced(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
+    replicas = deploy(replace(settings, step_timeout=1, scaling=Scaling()), Stuck)
+
+    async def stick() -> None:
+        assert (await replicas.answer(Call("1", prompt="Hello", sampling=SHORT))).completion_tokens == 4
+        (first,) = await described(replicas)
+        (settings.cache.parent / "stuck").touch()
+        # Nobody has read a token of it, so it is sent once more, and waits for the replica that comes instead.
+        assert len(await asyncio.wait_for(stream(replicas, Call("2", prompt="Hello", sampling=SHORT)), 120)) == 4
+        (second,) = await described(replicas)
+        assert first != second
+
+    asyncio.run(stick())
+
+
+def test_down_to_zero_and_up_again_with_a_bounded_queue(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
+    scaling = Scaling(min_replicas=0, max_replicas=1, upscale_delay=0, downscale_delay=1, max_queued=2)
+    replicas = deploy(replace(settings, scaling=scaling))
+
+    async def cycle() -> None:
+        assert await replicas.state() == "asleep"
+        calls = [Call(f"c{n}", prompt="Hello", sampling=SHORT) for n in range(5)]
+        results = await asyncio.gather(*(replicas.answer(call) for call in calls), return_exceptions=True)
+        refused = [each for each in results if isinstance(each, Overloaded)]
+        assert len(refused) == 3, results
+        assert all(each.completion_tokens == 4 for each in results if each not in refused)
+        assert await replicas.state() == "ready"
+
+        async def asleep() -> bool:
+            return await replicas.state() == "asleep"
+
+        await until(asleep)
+        assert (await replicas.answer(Call("again", prompt="Hello", sampling=SHORT))).completion_tokens == 4
+
+    asyncio.run(cycle())
+
+
+def test_a_replica_that_goes_finishes_its_answers(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
+    from ray import serve
+
+    replicas = deploy(replace(settings, scaling=Scaling()))
+
+    async def drain() -> None:
+        begun = asyncio.Event()
+        answer = asyncio.create_task(stream(replicas, Call("1", prompt="Hello", sampling=LONG), begun.set))
+        await begun.wait()
+        await asyncio.to_thread(serve.delete, "test")
+        assert len(await answer) == 400
+
+    asyncio.run(drain())
