@@ -1,8 +1,19 @@
-"""`adapter_model.safetensors`: complete LoRA pairs of finite numbers, and nothing else. Works without torch."""
+"""`adapter_model.safetensors`: the parts of an adapter by the base's modules, and nothing else. Works without torch.
+
+    MODULE.lora_A.weight, …lora_B.weight [, …lora_B.bias]   a pair on a linear layer
+    MODULE.lora_embedding_A, …lora_embedding_B              a pair on an embedding
+    MODULE.lora_magnitude_vector                            beside either, with DoRA
+    MODULE.weight, MODULE.bias                              a norm, the embedding or the output head, trained in full
+    MODULE.token_adapter.trainable_tokens_delta             rows of the embedding, trained one by one
+    MODULE.base_layer.weight                                the base's own, which PEFT saves beside a pair on either end
+
+each after `base_model.model.`.
+"""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,18 +26,46 @@ MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 CHUNK = 4 << 20
 
-_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_([AB])\.weight")
+ENDS = ("embed_tokens", "lm_head")
+"""Input and output embeddings, by the names that PEFT knows them under."""
+
+Modules = Mapping[str, tuple[int, ...]]
+"""The shapes of a base's weights by module name: outputs and inputs, tokens and width, or a norm's width."""
+
+_DIMENSIONS = {
+    "lora_A.weight": 2,
+    "lora_B.weight": 2,
+    "lora_B.bias": 1,
+    "lora_embedding_A": 2,
+    "lora_embedding_B": 2,
+    "lora_magnitude_vector": 1,
+    "token_adapter.trainable_tokens_delta": 2,
+    "base_layer.weight": 2,
+    "base_layer.bias": 1,
+    "bias": 1,
+}
+_MODULE = r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*?"
+_KEY = re.compile(rf"base_model\.model\.({_MODULE})\.({'|'.join(map(re.escape, _DIMENSIONS))}|weight)")
 _EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """How to read a dtype's bits, and where its exponent stands: all ones mean NaN or infinity (IEEE 754)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two factors of one linear layer: A is rank by inputs, B is outputs by rank."""
+    """The two factors of one layer: A is rank by inputs, B is outputs by rank.
+
+    Attributes:
+        embedding: the inputs are tokens.
+        magnitude: DoRA's, one number for each output.
+        bias: B's, one number for each output.
+    """
 
     module: str
     a: TensorEntry
     b: TensorEntry
+    embedding: bool = False
+    magnitude: TensorEntry | None = None
+    bias: TensorEntry | None = None
 
     @property
     def rank(self) -> int:
@@ -35,72 +74,180 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs and inputs of the layer."""
-        return self.b.shape[0], self.a.shape[1]
+        """The shape of the layer's weight."""
+        outputs, inputs = self.b.shape[0], self.a.shape[1]
+        return (inputs, outputs) if self.embedding else (outputs, inputs)
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """Its tensors."""
+        return tuple(entry for entry in (self.a, self.b, self.magnitude, self.bias) if entry is not None)
 
 
-def read_pairs(path: Path, config: LoraConfig) -> tuple[Pair, ...]:
-    """The pairs of an adapter's weights, sorted by module name, each as the configuration says.
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A module's own parameters by name, instead of the base's."""
+
+    module: str
+    parameters: dict[str, TensorEntry]
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """Its tensors."""
+        return tuple(self.parameters.values())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """Rows of an embedding's weight, instead of the base's."""
+
+    module: str
+    rows: TensorEntry
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """All parts of an adapter, each sorted by module name.
+
+    Attributes:
+        pairs: low-rank products.
+        saved: modules trained in full.
+        copies: what PEFT saved of the base beside a pair; equal to the base's, unless that was trained, too.
+        tokens: single rows of embeddings.
+        entries: the tensors in the order of their bytes, which begin at `data_start` of the file.
+    """
+
+    pairs: tuple[Pair, ...]
+    saved: tuple[Whole, ...]
+    copies: tuple[Whole, ...]
+    tokens: tuple[TrainedTokens, ...]
+    entries: tuple[TensorEntry, ...]
+    data_start: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained."""
+        trained = [entry for part in (*self.pairs, *self.saved) for entry in part.entries]
+        return sum(prod(entry.shape) for entry in (*trained, *(part.rows for part in self.tokens)))
+
+
+def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
+    """The parts of an adapter's weights, as the configuration says; reads no tensor data.
 
     Raises:
-        Refused: the file is unsound, or a tensor is unknown, unpaired, of a wrong shape or not finite.
+        Refused: the file is unsound, or a tensor is unknown, incomplete or of a wrong shape.
     """
     header = read_header(path, max_header=MAX_HEADER, max_tensors=MAX_TENSORS)
-    halves: dict[str, dict[str, TensorEntry]] = {}
+    modules: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
-        module, factor = _place(entry)
-        halves.setdefault(module, {})[factor] = entry
-    if not halves:
+        module, part = _place(entry)
+        modules.setdefault(module, {})[part] = entry
+    pairs, saved, copies, tokens = [], [], [], []
+    for module, parts in sorted(modules.items()):
+        own = {part: entry for part, entry in parts.items() if part in ("weight", "bias")}
+        below = {part: entry for part, entry in parts.items() if part.startswith("base_layer.")}
+        delta = parts.get("token_adapter.trainable_tokens_delta")
+        rest = {part: entry for part, entry in parts.items() if part not in {*own, *below} and entry is not delta}
+        if rest:
+            pairs.append(_pair(module, rest, config))
+        if below or (own and not config.saves(module)):
+            copies.append(_copy(module, own, below, pair=bool(rest)))
+        elif own:
+            saved.append(_saved(module, own))
+        if delta is not None:
+            tokens.append(_tokens(module, delta, config, alone=len(parts) == 1))
+    if not pairs and not saved and not tokens:
         raise Refused(f"{path.name} holds no LoRA weights. Save a trained adapter.")
-    pairs = tuple(_pair(module, half, config) for module, half in sorted(halves.items()))
+    if tokens and any(part.module.endswith(ENDS) for part in (*pairs, *saved, *copies)):
+        raise Refused(f"{FILE}: trained tokens beside another change of {' or '.join(ENDS)} are not supported.")
+    _require_all(config, saved, tokens)
+    return LoraWeights(tuple(pairs), tuple(saved), tuple(copies), tuple(tokens), header.tensors, header.data_start)
+
+
+def require_finite(path: Path, weights: LoraWeights) -> None:
+    """Read all numbers.
+
+    Raises:
+        Refused: one is not finite.
+    """
     with path.open("rb") as stream:
-        for entry in header.tensors:
-            stream.seek(header.data_start + entry.start)
+        for entry in weights.entries:
+            stream.seek(weights.data_start + entry.start)
             _require_finite(stream, entry)
-    return pairs
 
 
-def require_shapes(pairs: tuple[Pair, ...], modules: Mapping[str, tuple[int, int]], base: str) -> None:
-    """Check that each pair fits the linear layer of its name.
+def require_shapes(weights: LoraWeights, modules: Modules, base: str) -> None:
+    """Check that each part fits the module of its name.
 
     Args:
-        pairs: what `read_pairs` gives.
-        modules: outputs and inputs of the base's linear layers by module name.
+        weights: what `read_weights` gives.
+        modules: the shapes of the base's weights.
         base: the base's name, for the message.
 
     Raises:
-        Refused: the base has no such layer, or one of another shape.
+        Refused: the base has no such module, or one of another shape.
     """
-    for pair in pairs:
-        shape = modules.get(pair.module)
-        if shape is None:
-            raise Refused(f"The adapter changes {pair.module}, and {base} has no such linear layer.")
-        if pair.shape != tuple(shape):
-            raise Refused(
-                f"The adapter's {pair.module} is {pair.shape[0]} by {pair.shape[1]} (outputs by inputs), but in {base} "
-                f"it is {shape[0]} by {shape[1]}."
-            )
+    for pair in weights.pairs:
+        _require_shape(pair.module, pair.shape, modules, base, "embedding" if pair.embedding else "linear layer")
+    for whole in (*weights.saved, *weights.copies):
+        for name, entry in whole.parameters.items():
+            shape = modules.get(whole.module, ())[: 1 if name == "bias" else None]
+            _require_shape(whole.module, entry.shape, {whole.module: shape} if shape else {}, base, "module")
+    for part in weights.tokens:
+        _require_shape(part.module, (max(part.ids) + 1, *part.rows.shape[1:]), modules, base, "embedding", rows=True)
+
+
+def _require_shape(
+    module: str, found: tuple[int, ...], modules: Modules, base: str, kind: str, *, rows: bool = False
+) -> None:
+    shape = modules.get(module)
+    if shape is None:
+        raise Refused(f"The adapter changes {module}, and {base} has no such {kind}.")
+    if tuple(shape) == found or (rows and len(shape) == 2 and found[0] <= shape[0] and found[1] == shape[1]):
+        return
+    if module.endswith(ENDS) and len(shape) == 2 and found[0] != shape[0] and found[1:] == tuple(shape[1:]):
+        raise Refused(
+            f"The adapter's {module} has {found[0]} tokens, and {base} has {shape[0]}. An adapter whose vocabulary "
+            "grew or shrank does not fit; train it with the base's own tokenizer and without resizing embeddings."
+        )
+    raise Refused(f"The adapter's {module} is {_by(found)}, but in {base} it is {_by(shape)}.")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " by ".join(map(str, shape))
 
 
 def _place(entry: TensorEntry) -> tuple[str, str]:
     found = _KEY.fullmatch(entry.name)
     if not found:
         raise Refused(
-            f"{FILE} holds {entry.name[:200]!r}, which is not LoRA on a linear layer. Only tensors named "
-            "base_model.model.MODULE.lora_A.weight and …lora_B.weight are supported."
+            f"{FILE} holds {entry.name[:200]!r}, which is no part of a LoRA adapter that Swapmeet knows. Only LoRA "
+            "on linear layers and embeddings, DoRA, and modules and tokens trained in full are supported."
         )
     if entry.dtype not in _EXPONENTS:
         raise Refused(f"{FILE}: {entry.name} has the dtype {entry.dtype}. Save the adapter as {', '.join(_EXPONENTS)}.")
-    if len(entry.shape) != 2 or 0 in entry.shape:
-        raise Refused(f"{FILE}: {entry.name} has the shape {list(entry.shape)}; a LoRA factor is a matrix.")
+    wanted = _DIMENSIONS.get(found[2])
+    if 0 in entry.shape or len(entry.shape) not in ((wanted,) if wanted else (1, 2)):
+        kind = "a vector" if wanted == 1 else "a matrix" if wanted == 2 else "a vector or a matrix"
+        raise Refused(f"{FILE}: {entry.name} has the shape {list(entry.shape)}; it should be {kind}.")
     return found[1], found[2]
 
 
-def _pair(module: str, half: dict[str, TensorEntry], config: LoraConfig) -> Pair:
-    if len(half) != 2:
-        missing = "B" if "A" in half else "A"
-        raise Refused(f"{FILE}: {module} lacks its lora_{missing}. Save the adapter again.")
-    pair = Pair(module, half["A"], half["B"])
+def _pair(module: str, parts: dict[str, TensorEntry], config: LoraConfig) -> Pair:
+    embedding = any(part.startswith("lora_embedding") for part in parts)
+    if module.endswith(ENDS) and embedding is not module.endswith(ENDS[0]):
+        raise Refused(f"{FILE}: {module} has LoRA of another kind of layer. Save the adapter again.")
+    if embedding and config.lora_bias:
+        raise Refused("adapter_config.json has lora_bias, which PEFT does not know on embeddings.")
+    a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    magnitude, bias = "lora_magnitude_vector", "lora_B.bias"
+    needed = {a, b, *([magnitude] if config.use_dora else []), *([bias] if config.lora_bias else [])}
+    if missing := sorted(needed - parts.keys()):
+        raise Refused(f"{FILE}: {module} lacks its {missing[0].removesuffix('.weight')}. Save the adapter again.")
+    if extra := sorted(parts.keys() - needed):
+        raise Refused(f"{FILE}: {module} has a {extra[0]}, which adapter_config.json does not account for.")
+    pair = Pair(module, parts[a], parts[b], embedding, parts.get(magnitude), parts.get(bias))
     if pair.b.shape[1] != pair.rank:
         raise Refused(
             f"{FILE}: {module} has A of rank {pair.rank} and B of rank {pair.b.shape[1]}; they must be equal."
@@ -109,9 +256,57 @@ def _pair(module: str, half: dict[str, TensorEntry], config: LoraConfig) -> Pair
         raise Refused(
             f"{FILE}: {module} has rank {pair.rank}, but adapter_config.json gives it rank {config.rank(module)}."
         )
+    for entry in (pair.magnitude, pair.bias):
+        if entry is not None and entry.shape != pair.b.shape[:1]:
+            raise Refused(f"{FILE}: {entry.name} has {entry.shape[0]} numbers, and B has {pair.b.shape[0]} outputs.")
     if not config.targets(module):
         raise Refused(f"{FILE} holds weights for {module}, which adapter_config.json's target_modules does not name.")
+    if config.saves(module):
+        raise Refused(f"adapter_config.json's modules_to_save names {module}, which has LoRA weights; it can't be both.")
     return pair
+
+
+def _copy(module: str, own: dict[str, TensorEntry], below: dict[str, TensorEntry], *, pair: bool) -> Whole:
+    """PEFT saves the ends of the model beside their pairs, and without pairs where a vocabulary was resized."""
+    given = below if pair else own
+    if not module.endswith(ENDS) or (own and below) or not given:
+        name = next(iter((own or below).values())).name
+        raise Refused(
+            f"{FILE} holds {name}, which adapter_config.json does not account for. Name the module in modules_to_save."
+        )
+    return Whole(module, {part.removeprefix("base_layer."): entry for part, entry in given.items()})
+
+
+def _saved(module: str, own: dict[str, TensorEntry]) -> Whole:
+    if "weight" in own and len(own["weight"].shape) == 2 and not module.endswith(ENDS):
+        raise Refused(
+            f"{FILE} holds {module} trained in full (modules_to_save), which Swapmeet supports for norms, "
+            f"{' and '.join(ENDS)} only. Adapt it with LoRA instead."
+        )
+    if "weight" not in own or len({entry.shape[0] for entry in own.values()}) > 1:
+        raise Refused(f"{FILE}: {module} should have a weight, and a bias as long or none. Save the adapter again.")
+    return Whole(module, own)
+
+
+def _tokens(module: str, rows: TensorEntry, config: LoraConfig, *, alone: bool) -> TrainedTokens:
+    ids = config.tokens(module)
+    if not ids or not alone or not module.endswith(ENDS):
+        raise Refused(f"{FILE} holds {rows.name}, which adapter_config.json does not account for.")
+    if len(ids) != rows.shape[0] or len(set(ids)) != len(ids):
+        raise Refused(
+            f"{FILE}: {rows.name} has {rows.shape[0]} rows, and adapter_config.json's trainable_token_indices names "
+            f"{len(set(ids))} different tokens; it must name each row's token once."
+        )
+    return TrainedTokens(module, rows, tuple(ids))
+
+
+def _require_all(config: LoraConfig, saved: list[Whole], tokens: list[TrainedTokens]) -> None:
+    """What the configuration names must be there: PEFT would not load it, and nothing may be left out in silence."""
+    for name in config.modules_to_save or ():
+        if not any(whole.module.endswith(name) for whole in saved):
+            raise Refused(f"adapter_config.json's modules_to_save names {name}, of which {FILE} holds no weights.")
+    if config.trainable_token_indices and not tokens:
+        raise Refused(f"adapter_config.json has trainable_token_indices, of which {FILE} holds no weights.")
 
 
 def _require_finite(stream: BinaryIO, entry: TensorEntry) -> None:

@@ -89,7 +89,7 @@ class Engine:
             AdapterBank(adapter_bytes),
             self._loader,
             fetch,
-            lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, kernels),
+            lambda folder, identity: open_lora(folder, identity, model.layers, kernels),
         )
         self._scheduler = Scheduler(
             KvPages(kernels.pages, PAGE),
