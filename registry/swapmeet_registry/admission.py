@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapmeet_registry import lora_config, lora_weights
+from swapmeet_registry import lora_config, lora_parts, lora_weights
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.manifest import FILE_NAME, Lora, StoredFile
@@ -37,7 +37,7 @@ class Admitted:
     provenance: Provenance | None
 
 
-def admit(folder: Path, base: Fingerprint, modules: lora_weights.Modules | None = None) -> Admitted:
+def admit(folder: Path, base: Fingerprint, modules: lora_parts.Modules | None = None) -> Admitted:
     """Check an adapter's folder.
 
     Args:
@@ -55,7 +55,7 @@ def admit(folder: Path, base: Fingerprint, modules: lora_weights.Modules | None 
         config = lora_config.parse((folder / lora_config.FILE).read_bytes())
         weights = lora_weights.read_weights(folder / lora_weights.FILE, config)
         if modules is not None:
-            lora_weights.require_shapes(weights, modules, base.name)
+            lora_parts.require_shapes(weights, modules, base.name)
         lora_weights.require_finite(folder / lora_weights.FILE, weights)
         return Admitted(folder, files, _lora(config, weights), Provenance.read(folder))
 
@@ -100,7 +100,7 @@ def _hashed(path: Path) -> StoredFile:
         return StoredFile(path=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
 
 
-def _lora(config: lora_config.LoraConfig, weights: lora_weights.LoraWeights) -> Lora:
+def _lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
     targets = config.target_modules
     return Lora(
         rank=config.r,

@@ -6,7 +6,7 @@ PEFT invents is refused by name as soon as it is used. To support another part, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -115,8 +115,12 @@ class LoraConfig(BaseModel):
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
     def saves(self, module: str) -> bool:
-        """Whether a module, by its full name, was trained in full."""
-        return any(module.endswith(name) for name in self.modules_to_save or ())
+        """Whether a module, by its full name, or one that it is in, was trained in full.
+
+        PEFT compares the ends of names, whether at a dot or not.
+        """
+        names = tuple(self.modules_to_save or ())
+        return any(module[:end].endswith(names) for end in (*_dots(module), len(module)))
 
     def tokens(self, module: str) -> list[int] | None:
         """Which rows of an embedding, by its full name, were trained one by one."""
@@ -148,6 +152,10 @@ def parse(data: bytes) -> LoraConfig:
         return LoraConfig.model_validate(kept)
     except ValidationError as error:
         raise Refused(f"{FILE}: {first_error(error)}") from error
+
+
+def _dots(name: str) -> Iterator[int]:
+    return (place for place, letter in enumerate(name) if letter == ".")
 
 
 def _off(value: Any) -> bool:

@@ -11,26 +11,19 @@ each after `base_model.model.`.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 from swapmeet_registry.errors import Refused
+from swapmeet_registry.lora_config import FILE as CONFIG
 from swapmeet_registry.lora_config import LoraConfig
+from swapmeet_registry.lora_parts import ENDS, LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.safetensors_file import TensorEntry, read_header
 
 FILE = "adapter_model.safetensors"
 MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 CHUNK = 4 << 20
-
-ENDS = ("embed_tokens", "lm_head")
-"""Input and output embeddings, by the names that PEFT knows them under."""
-
-Modules = Mapping[str, tuple[int, ...]]
-"""The shapes of a base's weights by module name: outputs and inputs, tokens and width, or a norm's width."""
 
 _DIMENSIONS = {
     "lora_A.weight": 2,
@@ -48,88 +41,6 @@ _MODULE = r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*?"
 _KEY = re.compile(rf"base_model\.model\.({_MODULE})\.({'|'.join(map(re.escape, _DIMENSIONS))}|weight)")
 _EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 """How to read a dtype's bits, and where its exponent stands: all ones mean NaN or infinity (IEEE 754)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The two factors of one layer: A is rank by inputs, B is outputs by rank.
-
-    Attributes:
-        embedding: the inputs are tokens.
-        magnitude: DoRA's, one number for each output.
-        bias: B's, one number for each output.
-    """
-
-    module: str
-    a: TensorEntry
-    b: TensorEntry
-    embedding: bool = False
-    magnitude: TensorEntry | None = None
-    bias: TensorEntry | None = None
-
-    @property
-    def rank(self) -> int:
-        """The rank of the product."""
-        return self.a.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the layer's weight."""
-        outputs, inputs = self.b.shape[0], self.a.shape[1]
-        return (inputs, outputs) if self.embedding else (outputs, inputs)
-
-    @property
-    def entries(self) -> tuple[TensorEntry, ...]:
-        """Its tensors."""
-        return tuple(entry for entry in (self.a, self.b, self.magnitude, self.bias) if entry is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A module's own parameters by name, instead of the base's."""
-
-    module: str
-    parameters: dict[str, TensorEntry]
-
-    @property
-    def entries(self) -> tuple[TensorEntry, ...]:
-        """Its tensors."""
-        return tuple(self.parameters.values())
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedTokens:
-    """Rows of an embedding's weight, instead of the base's."""
-
-    module: str
-    rows: TensorEntry
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoraWeights:
-    """All parts of an adapter, each sorted by module name.
-
-    Attributes:
-        pairs: low-rank products.
-        saved: modules trained in full.
-        copies: what PEFT saved of the base beside a pair; equal to the base's, unless that was trained, too.
-        tokens: single rows of embeddings.
-        entries: the tensors in the order of their bytes, which begin at `data_start` of the file.
-    """
-
-    pairs: tuple[Pair, ...]
-    saved: tuple[Whole, ...]
-    copies: tuple[Whole, ...]
-    tokens: tuple[TrainedTokens, ...]
-    entries: tuple[TensorEntry, ...]
-    data_start: int
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers were trained."""
-        trained = [entry for part in (*self.pairs, *self.saved) for entry in part.entries]
-        return sum(prod(entry.shape) for entry in (*trained, *(part.rows for part in self.tokens)))
 
 
 def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
@@ -159,10 +70,9 @@ def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
             tokens.append(_tokens(module, delta, config, alone=len(parts) == 1))
     if not pairs and not saved and not tokens:
         raise Refused(f"{path.name} holds no LoRA weights. Save a trained adapter.")
-    if tokens and any(part.module.endswith(ENDS) for part in (*pairs, *saved, *copies)):
-        raise Refused(f"{FILE}: trained tokens beside another change of {' or '.join(ENDS)} are not supported.")
-    _require_all(config, saved, tokens)
-    return LoraWeights(tuple(pairs), tuple(saved), tuple(copies), tuple(tokens), header.tensors, header.data_start)
+    weights = LoraWeights(tuple(pairs), tuple(saved), tuple(copies), tuple(tokens), header.tensors, header.data_start)
+    _require_all(config, weights)
+    return weights
 
 
 def require_finite(path: Path, weights: LoraWeights) -> None:
@@ -175,47 +85,6 @@ def require_finite(path: Path, weights: LoraWeights) -> None:
         for entry in weights.entries:
             stream.seek(weights.data_start + entry.start)
             _require_finite(stream, entry)
-
-
-def require_shapes(weights: LoraWeights, modules: Modules, base: str) -> None:
-    """Check that each part fits the module of its name.
-
-    Args:
-        weights: what `read_weights` gives.
-        modules: the shapes of the base's weights.
-        base: the base's name, for the message.
-
-    Raises:
-        Refused: the base has no such module, or one of another shape.
-    """
-    for pair in weights.pairs:
-        _require_shape(pair.module, pair.shape, modules, base, "embedding" if pair.embedding else "linear layer")
-    for whole in (*weights.saved, *weights.copies):
-        for name, entry in whole.parameters.items():
-            shape = modules.get(whole.module, ())[: 1 if name == "bias" else None]
-            _require_shape(whole.module, entry.shape, {whole.module: shape} if shape else {}, base, "module")
-    for part in weights.tokens:
-        _require_shape(part.module, (max(part.ids) + 1, *part.rows.shape[1:]), modules, base, "embedding", rows=True)
-
-
-def _require_shape(
-    module: str, found: tuple[int, ...], modules: Modules, base: str, kind: str, *, rows: bool = False
-) -> None:
-    shape = modules.get(module)
-    if shape is None:
-        raise Refused(f"The adapter changes {module}, and {base} has no such {kind}.")
-    if tuple(shape) == found or (rows and len(shape) == 2 and found[0] <= shape[0] and found[1] == shape[1]):
-        return
-    if module.endswith(ENDS) and len(shape) == 2 and found[0] != shape[0] and found[1:] == tuple(shape[1:]):
-        raise Refused(
-            f"The adapter's {module} has {found[0]} tokens, and {base} has {shape[0]}. An adapter whose vocabulary "
-            "grew or shrank does not fit; train it with the base's own tokenizer and without resizing embeddings."
-        )
-    raise Refused(f"The adapter's {module} is {_by(found)}, but in {base} it is {_by(shape)}.")
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " by ".join(map(str, shape))
 
 
 def _place(entry: TensorEntry) -> tuple[str, str]:
@@ -238,32 +107,35 @@ def _pair(module: str, parts: dict[str, TensorEntry], config: LoraConfig) -> Pai
     embedding = any(part.startswith("lora_embedding") for part in parts)
     if module.endswith(ENDS) and embedding is not module.endswith(ENDS[0]):
         raise Refused(f"{FILE}: {module} has LoRA of another kind of layer. Save the adapter again.")
-    if embedding and config.lora_bias:
-        raise Refused("adapter_config.json has lora_bias, which PEFT does not know on embeddings.")
     a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     magnitude, bias = "lora_magnitude_vector", "lora_B.bias"
     needed = {a, b, *([magnitude] if config.use_dora else []), *([bias] if config.lora_bias else [])}
     if missing := sorted(needed - parts.keys()):
         raise Refused(f"{FILE}: {module} lacks its {missing[0].removesuffix('.weight')}. Save the adapter again.")
     if extra := sorted(parts.keys() - needed):
-        raise Refused(f"{FILE}: {module} has a {extra[0]}, which adapter_config.json does not account for.")
+        raise Refused(f"{FILE} holds {parts[extra[0]].name}, which {CONFIG} does not account for.")
     pair = Pair(module, parts[a], parts[b], embedding, parts.get(magnitude), parts.get(bias))
+    _require_sound(pair, config)
+    return pair
+
+
+def _require_sound(pair: Pair, config: LoraConfig) -> None:
+    module, configured = pair.module, config.rank(pair.module)
     if pair.b.shape[1] != pair.rank:
         raise Refused(
             f"{FILE}: {module} has A of rank {pair.rank} and B of rank {pair.b.shape[1]}; they must be equal."
         )
-    if pair.rank != config.rank(module):
-        raise Refused(
-            f"{FILE}: {module} has rank {pair.rank}, but adapter_config.json gives it rank {config.rank(module)}."
-        )
+    if pair.rank != configured:
+        raise Refused(f"{FILE}: {module} has rank {pair.rank}, but {CONFIG} gives it rank {configured}.")
     for entry in (pair.magnitude, pair.bias):
         if entry is not None and entry.shape != pair.b.shape[:1]:
             raise Refused(f"{FILE}: {entry.name} has {entry.shape[0]} numbers, and B has {pair.b.shape[0]} outputs.")
     if not config.targets(module):
-        raise Refused(f"{FILE} holds weights for {module}, which adapter_config.json's target_modules does not name.")
+        raise Refused(f"{FILE} holds weights for {module}, which {CONFIG}'s target_modules does not name.")
     if config.saves(module):
-        raise Refused(f"adapter_config.json's modules_to_save names {module}, which has LoRA weights; it can't be both.")
-    return pair
+        raise Refused(
+            f"{CONFIG}'s modules_to_save names {module}, which has LoRA weights. A module has one or the other."
+        )
 
 
 def _copy(module: str, own: dict[str, TensorEntry], below: dict[str, TensorEntry], *, pair: bool) -> Whole:
@@ -271,9 +143,7 @@ def _copy(module: str, own: dict[str, TensorEntry], below: dict[str, TensorEntry
     given = below if pair else own
     if not module.endswith(ENDS) or (own and below) or not given:
         name = next(iter((own or below).values())).name
-        raise Refused(
-            f"{FILE} holds {name}, which adapter_config.json does not account for. Name the module in modules_to_save."
-        )
+        raise Refused(f"{FILE} holds {name}, which {CONFIG} does not account for. Name the module in modules_to_save.")
     return Whole(module, {part.removeprefix("base_layer."): entry for part, entry in given.items()})
 
 
@@ -291,22 +161,24 @@ def _saved(module: str, own: dict[str, TensorEntry]) -> Whole:
 def _tokens(module: str, rows: TensorEntry, config: LoraConfig, *, alone: bool) -> TrainedTokens:
     ids = config.tokens(module)
     if not ids or not alone or not module.endswith(ENDS):
-        raise Refused(f"{FILE} holds {rows.name}, which adapter_config.json does not account for.")
+        raise Refused(f"{FILE} holds {rows.name}, which {CONFIG} does not account for.")
     if len(ids) != rows.shape[0] or len(set(ids)) != len(ids):
         raise Refused(
-            f"{FILE}: {rows.name} has {rows.shape[0]} rows, and adapter_config.json's trainable_token_indices names "
+            f"{FILE}: {rows.name} has {rows.shape[0]} rows, and {CONFIG}'s trainable_token_indices names "
             f"{len(set(ids))} different tokens; it must name each row's token once."
         )
     return TrainedTokens(module, rows, tuple(ids))
 
 
-def _require_all(config: LoraConfig, saved: list[Whole], tokens: list[TrainedTokens]) -> None:
+def _require_all(config: LoraConfig, weights: LoraWeights) -> None:
     """What the configuration names must be there: PEFT would not load it, and nothing may be left out in silence."""
     for name in config.modules_to_save or ():
-        if not any(whole.module.endswith(name) for whole in saved):
-            raise Refused(f"adapter_config.json's modules_to_save names {name}, of which {FILE} holds no weights.")
-    if config.trainable_token_indices and not tokens:
-        raise Refused(f"adapter_config.json has trainable_token_indices, of which {FILE} holds no weights.")
+        if not any(config.saves(whole.module) and name in whole.module for whole in weights.saved):
+            raise Refused(f"{CONFIG}'s modules_to_save names {name}, of which {FILE} holds no weights.")
+    if config.trainable_token_indices and not weights.tokens:
+        raise Refused(f"{CONFIG} has trainable_token_indices, of which {FILE} holds no weights.")
+    if weights.tokens and sum(module.endswith(ENDS) for module in weights.modules) > len(weights.tokens):
+        raise Refused(f"{FILE}: trained tokens beside another change of {' or '.join(ENDS)} are not supported.")
 
 
 def _require_finite(stream: BinaryIO, entry: TensorEntry) -> None:

@@ -22,7 +22,7 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.heads import Heads
-from swapmeet_registry.lora_weights import Modules
+from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
@@ -69,7 +69,7 @@ class Registry:
             alias: pointed to the new version in the same step.
             license: instead of the one in `swapmeet.json`.
             tags: instead of those in `swapmeet.json`.
-            modules: the shapes of the base's weights, where known (`bases.module_shapes`), to check the adapter's against.
+            modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights.

@@ -160,7 +160,7 @@ class EmbeddingPart:
             y = self.tokens.embed(x, y, scale)
         if self.pair is None:
             return y
-        inner = functional.embedding(x, self.pair.down).unflatten(0, (-1, rows))
+        inner = functional.embedding(x.view(-1, rows), self.pair.down)
         added = torch.bmm(inner, self.pair.up.expand(len(inner), -1, -1)).flatten(0, 1)
         if self.dora is not None:
             y, added = self.dora.gain * y, self.dora.gain * added
@@ -226,7 +226,7 @@ class PartsStep:
 
 def product(x: torch.Tensor, pair: "LoraPair", rows: int) -> torch.Tensor:
     """x Aᵀ Bᵀ, unscaled: (n, in) to (n, out), as a batch of equal products of `rows` each."""
-    batch = x.unflatten(0, (-1, rows))
+    batch = x.view(-1, rows, x.shape[-1])
     inner = torch.bmm(batch, pair.down.expand(len(batch), -1, -1))
     up = pair.up.expand(len(batch), -1, -1)
     return (torch.bmm(inner, up) if pair.shift is None else torch.baddbmm(pair.shift, inner, up)).flatten(0, 1)

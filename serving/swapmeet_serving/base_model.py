@@ -16,10 +16,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
+from swapmeet_serving.adapter_parts import Other
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import Kernels
 from swapmeet_serving.lora_linear import LoraLinear, Rows
-from swapmeet_serving.lora_weights import Layers, Other
+from swapmeet_serving.lora_weights import Layers
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
             "output_attentions", "output_hidden_states", "return_dict", "past_key_values"}  # fmt: skip

@@ -20,14 +20,19 @@ def linear_gain(
         magnitude: (out,) float32.
     """
     adapted = weight.float() + scaling * functional.linear(down.contiguous(), up.t()).t()
-    return magnitude / torch.linalg.norm(adapted, dim=1)
+    return magnitude / _norms(adapted)
 
 
 def embedding_gain(
     weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float, magnitude: torch.Tensor
 ) -> torch.Tensor:
     """As `linear_gain`, for an embedding's (tokens, width) weight, in the order of `DoraEmbeddingLayer`."""
-    return magnitude / torch.linalg.norm(weight.t() + scaling * (down @ up).t(), dim=1)
+    return magnitude / _norms(weight.t() + scaling * (down @ up).t())
+
+
+def _norms(weight: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.norm(weight, dim=1)
+    return norms
 
 
 def served_weight(layer: nn.Module) -> torch.Tensor:
@@ -55,4 +60,5 @@ def _unpacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
     codes = torch.cat([bytes_ & 0xF, bytes_ >> 4], dim=1).view(outputs // 32, inputs // 2, 32, 2)
     codes = codes.transpose(1, 2).reshape(outputs, inputs)
     scales = state.absmax.view(inputs // state.blocksize, outputs).t().float()
-    return state.code.float()[codes.int()] * scales.repeat_interleave(state.blocksize, dim=1)
+    weight: torch.Tensor = state.code.float()[codes.int()] * scales.repeat_interleave(state.blocksize, dim=1)
+    return weight

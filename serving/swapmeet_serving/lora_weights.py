@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from swapmeet_registry import lora_config, lora_weights
+from swapmeet_registry import lora_config, lora_parts, lora_weights
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.lora_config import LoraConfig
-from swapmeet_registry.lora_weights import LoraWeights, Pair, TrainedTokens, Whole
+from swapmeet_registry.lora_parts import LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.safetensors_file import TensorEntry
 from swapmeet_serving.adapter_parts import Dora, EmbeddingPart, LinearPart, NormPart, Other, Part, Parts, TokenRows
 from swapmeet_serving.dora import embedding_gain, linear_gain, served_weight
@@ -119,7 +119,9 @@ class LoraFile:
     @property
     def size(self) -> int:
         """Bytes it takes in memory."""
-        own = sum(_parameter(self.layers[whole.module]).element_size() * _numbers(whole.entries) for whole in self.wholes)
+        own = sum(
+            _parameter(self.layers[whole.module]).element_size() * _numbers(whole.entries) for whole in self.wholes
+        )
         others = [entry for pair in self.weights.pairs if pair.embedding for entry in pair.entries]
         others += [entry for pair in self._linear for entry in (pair.magnitude, pair.bias) if entry]
         others += [tokens.rows for tokens in self.weights.tokens]
@@ -162,7 +164,7 @@ class LoraFile:
     def _pair(self, read: Read, pair: Pair, part: Part | None) -> LoraPair:
         a, b = (read(entry.name).to(torch.float32, copy=True) for entry in (pair.a, pair.b))
         down, up, scaling = a.t(), b.t(), self.config.scale(pair.module)
-        dora, shift = None, pair.bias and read(pair.bias.name).float()
+        dora, shift = None, None if pair.bias is None else read(pair.bias.name).float()
         if pair.magnitude is not None:
             layer = (part and part.whole) or self.layers[pair.module]
             gain_of = embedding_gain if pair.embedding else linear_gain
@@ -183,7 +185,7 @@ def open_lora(folder: Path, identity: str, layers: Layers, holder: Holder) -> Lo
         if not path.is_file():
             raise Refused(f"It has no {path.name}. Save it with PEFT as safetensors.")
         weights = lora_weights.read_weights(path, config)
-        lora_weights.require_shapes(weights, layers.shapes, "this base")
+        lora_parts.require_shapes(weights, layers.shapes, "this base")
         for pair in weights.pairs:
             if pair.embedding is not isinstance(layers[pair.module], nn.Embedding):
                 raise Refused(f"The adapter's {pair.module} is of another kind than in this base.")
@@ -195,11 +197,11 @@ def open_lora(folder: Path, identity: str, layers: Layers, holder: Holder) -> Lo
 def with_parameters(layer: nn.Module, read: Read, whole: Whole) -> nn.Module:
     """A layer like the base's, with other parameters; it shares all else."""
     own, like = copy.copy(layer), _parameter(layer)
-    own._parameters = {  # noqa: SLF001 - torch has no public way to share a module's other state
-        **layer._parameters,  # noqa: SLF001
+    own._parameters = {  # torch has no public way to share all else
+        **layer._parameters,
         **{part: nn.Parameter(read(entry.name).to(like), False) for part, entry in whole.parameters.items()},
     }
-    own._forward_hooks = OrderedDict()  # noqa: SLF001 - it must not take part in what is hooked to the base's
+    own._forward_hooks = OrderedDict()  # it must not take part in what is hooked to the base's
     return own
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from swapmeet_registry.fingerprint import weight_files
-from swapmeet_registry.lora_weights import ENDS
+from swapmeet_registry.lora_parts import ENDS
 from swapmeet_registry.safetensors_file import read_header
 
 

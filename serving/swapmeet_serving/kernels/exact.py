@@ -20,6 +20,7 @@ from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.lora_weights import LoraPair, LoraPairs
 from swapmeet_serving.step_plan import Segment, Span, StepPlan, kept_rows, row, segments_of
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ExactLora:
     """An adapter's pairs, and its other parts, by module."""
