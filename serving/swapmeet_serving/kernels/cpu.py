@@ -144,16 +144,14 @@ class CpuKernels:
         """All rows' adapters in one go."""
         layout = self._layout
         assert layout is not None, "no step is under way"
-        last = module.rows == "last"
+        x, last = x.contiguous(), module.rows == "last"
         if layout.parts is not None:
-            rows_of = (each.view(-1, each.shape[-1]) for each in (x.contiguous(), result))
-            layout.parts.change(module.name, *rows_of, last=last)
+            layout.parts.change(module.name, x.view(-1, x.shape[-1]), result.view(-1, result.shape[-1]), last=last)
         rank = layout.ranks[module.index]
         if not rank:
             return
         segments = layout.last_segments if last else layout.segments
         rows = layout.kept if last else layout.rows
-        x = x.contiguous()
         sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
         if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
             raise RuntimeError(f"{module.name} gives {result.shape} in {result.dtype} where {rows} rows were expected")
