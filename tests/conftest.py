@@ -58,27 +58,27 @@ def _save_tokenizer(folder: Path) -> int:
     return int(bpe.get_vocab_size())
 
 
-def make_tiny(folder: Path, architecture: str, seed: int = 0) -> Path:
+def make_tiny(folder: Path, architecture: str, seed: int = 0, **changes: Any) -> Path:
     """A two-layer random model with every width a multiple of 64 (NF4's block) and a working tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     vocabulary = _save_tokenizer(folder)
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=architecture == "llama",
-        initializer_range=0.15,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": architecture == "llama",
+        "initializer_range": 0.15,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = AutoConfig.for_model(architecture, **settings | changes)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():  # biases start at zero, which would hide a forgotten one
@@ -121,9 +121,12 @@ def random_lora() -> Callable[..., Path]:
             lora = peft.LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM", **config)
             torch.manual_seed(seed)
             wrapped = peft.get_peft_model(model, lora)
-            for name, parameter in wrapped.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.05)
+            with torch.no_grad():
+                for name, parameter in wrapped.named_parameters():
+                    if "lora_B" in name or "lora_embedding" in name:
+                        parameter.normal_(0, 0.05)
+                    elif parameter.requires_grad and "lora_A" not in name:  # starts as the base's
+                        parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
             wrapped.save_pretrained(folder)
         return folder
 

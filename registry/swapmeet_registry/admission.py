@@ -9,11 +9,10 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapmeet_registry import lora_config, lora_weights
+from swapmeet_registry import lora_config, lora_parts, lora_weights
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.manifest import FILE_NAME, Lora, StoredFile
@@ -38,13 +37,13 @@ class Admitted:
     provenance: Provenance | None
 
 
-def admit(folder: Path, base: Fingerprint, modules: Mapping[str, tuple[int, int]] | None = None) -> Admitted:
+def admit(folder: Path, base: Fingerprint, modules: lora_parts.Modules | None = None) -> Admitted:
     """Check an adapter's folder.
 
     Args:
         folder: what PEFT's `save_pretrained()` wrote, with or without `swapmeet.json`.
         base: the base it is meant for, for messages.
-        modules: outputs and inputs of the base's linear layers by module name, where known.
+        modules: the shapes of the base's weights by module name, where known.
 
     Raises:
         Refused: something is unsound or unsupported; the message names it and the way out.
@@ -54,10 +53,11 @@ def admit(folder: Path, base: Fingerprint, modules: Mapping[str, tuple[int, int]
         # Digests come first: a store takes only bytes that have them, so what is checked is what is published.
         files = tuple(_hashed(path) for path in _published(folder))
         config = lora_config.parse((folder / lora_config.FILE).read_bytes())
-        pairs = lora_weights.read_pairs(folder / lora_weights.FILE, config)
+        weights = lora_weights.read_weights(folder / lora_weights.FILE, config)
         if modules is not None:
-            lora_weights.require_shapes(pairs, modules, base.name)
-        return Admitted(folder, files, _lora(config, pairs), Provenance.read(folder))
+            lora_parts.require_shapes(weights, modules, base.name)
+        lora_weights.require_finite(folder / lora_weights.FILE, weights)
+        return Admitted(folder, files, _lora(config, weights), Provenance.read(folder))
 
 
 def _published(folder: Path) -> list[Path]:
@@ -100,13 +100,14 @@ def _hashed(path: Path) -> StoredFile:
         return StoredFile(path=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
 
 
-def _lora(config: lora_config.LoraConfig, pairs: tuple[lora_weights.Pair, ...]) -> Lora:
+def _lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
     targets = config.target_modules
     return Lora(
         rank=config.r,
-        max_rank=max(pair.rank for pair in pairs),
+        max_rank=max((pair.rank for pair in weights.pairs), default=config.r),
         alpha=config.lora_alpha,
         target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
         rslora=config.use_rslora,
-        parameters=sum(pair.rank * sum(pair.shape) for pair in pairs),
+        dora=config.use_dora,
+        parameters=weights.parameters,
     )

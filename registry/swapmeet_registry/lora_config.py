@@ -6,7 +6,7 @@ PEFT invents is refused by name as soon as it is used. To support another part, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,13 +25,13 @@ UNSUPPORTED = {
     "arrow_config": "Arrow routing",
     "auto_mapping": "a model class imported by name (train with task_type CAUSAL_LM)",
     "layer_replication": "replicated layers",
+    "ensure_weight_tying": "one adapter for tied layers",
+    "kasa_config": "KaSA",
     "layers_to_transform": "a choice of layers (write target_modules with full module names)",
-    "lora_bias": "a bias in B",
-    "modules_to_save": "modules trained in full",
+    "megatron_config": "Megatron layers",
+    "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trained tokens",
     "use_bdlora": "block-diagonal LoRA",
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
 }
 """Parts of PEFT that are refused under a name that their users know; any other key is refused under its own."""
@@ -44,6 +44,7 @@ _PATTERN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.d])+")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=100_000)]
 
 
 def _plain_pattern(key: str) -> str:
@@ -69,7 +70,7 @@ Pattern = Annotated[Text, AfterValidator(_plain_pattern)]
 
 
 class LoraConfig(BaseModel):
-    """What PEFT saves for LoRA on linear layers, without the parts that are switched off."""
+    """What PEFT saves for LoRA, without the parts that are switched off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -81,6 +82,10 @@ class LoraConfig(BaseModel):
     rank_pattern: dict[Pattern, Rank] = {}
     alpha_pattern: dict[Pattern, Alpha] = {}
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    modules_to_save: list[Text] | None = None
+    trainable_token_indices: Tokens | dict[Text, Tokens] | None = None
     fan_in_fan_out: Literal[False] = False
     bias: Literal["none"] = "none"
     # The rest says nothing of the arithmetic once training is over. Initializations that change the base's
@@ -109,6 +114,20 @@ class LoraConfig(BaseModel):
             return True
         return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
 
+    def saves(self, module: str) -> bool:
+        """Whether a module, by its full name, or one that it is in, was trained in full.
+
+        PEFT compares the ends of names, whether at a dot or not.
+        """
+        names = tuple(self.modules_to_save or ())
+        return any(module[:end].endswith(names) for end in (*_dots(module), len(module)))
+
+    def tokens(self, module: str) -> list[int] | None:
+        """Which rows of an embedding, by its full name, were trained one by one."""
+        if isinstance(self.trainable_token_indices, dict):
+            return next((ids for key, ids in self.trainable_token_indices.items() if module.endswith(key)), None)
+        return self.trainable_token_indices
+
 
 def parse(data: bytes) -> LoraConfig:
     """Read the bytes of an `adapter_config.json`.
@@ -133,6 +152,10 @@ def parse(data: bytes) -> LoraConfig:
         return LoraConfig.model_validate(kept)
     except ValidationError as error:
         raise Refused(f"{FILE}: {first_error(error)}") from error
+
+
+def _dots(name: str) -> Iterator[int]:
+    return (place for place, letter in enumerate(name) if letter == ".")
 
 
 def _off(value: Any) -> bool:

@@ -34,7 +34,7 @@ class Lora(BaseModel):
         alpha: LoRA's alpha; the scale is alpha / rank, or alpha / sqrt(rank) with `rslora`.
         target_modules: module name suffixes, or one pattern, as in the adapter's configuration.
         rslora: rank-stabilized scaling (arXiv 2312.03732).
-        dora: weight-decomposed LoRA (arXiv 2402.09353); admission refuses it so far.
+        dora: weight-decomposed LoRA (arXiv 2402.09353).
         parameters: number of adapter weights.
     """
 

@@ -9,7 +9,7 @@ that it names is there.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_registry.version import AliasMove, Listing, Version
-
-Modules = Mapping[str, tuple[int, int]]
-"""Outputs and inputs of a base's linear layers by module name."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class Registry:
             alias: pointed to the new version in the same step.
             license: instead of the one in `swapmeet.json`.
             tags: instead of those in `swapmeet.json`.
-            modules: the base's linear layers, where known, to check the adapter's shapes against.
+            modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights.

@@ -16,10 +16,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
 from swapmeet_serving import attention
+from swapmeet_serving.adapter_parts import Other
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import Kernels
 from swapmeet_serving.lora_linear import LoraLinear, Rows
-from swapmeet_serving.lora_weights import PREFIX
+from swapmeet_serving.lora_weights import Layers
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
             "output_attentions", "output_hidden_states", "return_dict", "past_key_values"}  # fmt: skip
@@ -36,14 +37,12 @@ class BaseModel:
     Attributes:
         model: the transformers model, its linear layers wrapped.
         kv_layers: KV heads and their width by layer.
-        linears: the linear modules that adapters can be served on, by name.
-        embeddings: input and output embeddings, by the names PEFT may save copies of them under.
+        layers: those that adapters can be served on.
     """
 
     model: Any
     kv_layers: dict[int, tuple[int, int]]
-    linears: dict[str, nn.Linear]
-    embeddings: dict[str, torch.Tensor]
+    layers: Layers
     dtype: torch.dtype
     device: str
     context_length: int
@@ -70,15 +69,15 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     _check_config(model.config.get_text_config(), kind)
     # bitsandbytes' CPU kernel has no layout for odd widths
     keep_unpacked(model, lambda layer: layer.out_features % 32 or layer.in_features % 64)
-    kv_layers, rows = _observe(model, kind)
-    embeddings = _embeddings(model)
-    linears = _wrap_linears(model, rows)
+    kv_layers, rows, others = _observe(model, kind)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    layers = Layers(_wrap_linears(model, rows), others, head if tied else None)
     config = model.config.get_text_config()
     return BaseModel(
         model=model,
         kv_layers=kv_layers,
-        linears=linears,
-        embeddings=embeddings,
+        layers=layers,
         dtype=model.dtype,
         device=device,
         context_length=config.max_position_embeddings,
@@ -113,14 +112,15 @@ def _rope_types(parameters: Any) -> set[str]:
     return {str(each.get("rope_type")) for each in [parameters, *nested]}
 
 
-def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[str, Rows]]:
-    """Run three tokens, of which the last one's logits are wanted; refuses what attention does not support.
+def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[str, Rows], dict[str, Other]]:
+    """Run a few tokens, of which the last one's logits are wanted; refuses what attention does not support.
 
     On the CPU, this pass also lets bitsandbytes repack the weights for inference.
 
     Returns:
-        Each layer's KV heads and width, and by the linear layers' names which rows they see. A layer that sees
-        others (an expert's, say), or computes in another type, is left out: no adapter can be served on it.
+        Each layer's KV heads and width; by the linear layers' names which rows they see; the embedding, and norms. A
+        layer that sees others (an expert's, say), or computes in another type, is left out: no adapter can be served
+        on it.
     """
     seen: dict[int, tuple[int, int]] = {}
     needs: set[str] = set()
@@ -146,34 +146,55 @@ def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[st
             f"Models of type {kind} can not be served: transformers gives them no attention interface."
         ) from error
     set_attend(model, attend)
-    rows, hooks = _note_rows(model)
-    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-    places = torch.arange(3, device=model.device)
+    config = model.config.get_text_config()
+    heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
+    count = next(count for count in (3, 4, 5) if count not in heads)  # tells tokens from heads in a shape
+    rows, others, hooks = _note_rows(model, count)
+    ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
+    places = torch.arange(count, device=model.device)
     with torch.inference_mode():
-        model(input_ids=ids, position_ids=places[None], use_cache=False, logits_to_keep=places[2:])
+        model(input_ids=ids, position_ids=places[None], use_cache=False, logits_to_keep=places[-1:])
     for hook in hooks:
         hook.remove()
     if set(seen) != set(range(model.config.get_text_config().num_hidden_layers)):
         needs.add("layers without attention, or attention outside transformers' interface")
     if needs:
         raise BaseUnsupported(f"Models of type {kind} can not be served: they need {', '.join(sorted(needs))}.")
-    return seen, rows
+    return seen, rows, others
 
 
-def _note_rows(model: Any) -> tuple[dict[str, Rows], list[Any]]:
-    """Hooks that tell which of a pass' three rows each linear layer sees, and where they tell it."""
+def _note_rows(model: Any, count: int) -> tuple[dict[str, Rows], dict[str, Other], list[Any]]:
+    """Hooks that tell which of a pass' `count` rows each layer sees, and where they tell it."""
     rows: dict[str, Rows] = {}
+    others: dict[str, Other] = {}
 
-    def note(name: str) -> Any:
-        def hook(module: Any, inputs: Any, result: torch.Tensor) -> None:
-            seen: Rows | None = {3: "all", 1: "last"}.get(inputs[0].numel() // module.in_features)  # type: ignore[assignment]
-            if seen and inputs[0].dtype == result.dtype == model.dtype:
-                rows[name] = seen
+    def note_linear(name: str, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+        seen: Rows | None = {count: "all", 1: "last"}.get(x.numel() // module.in_features)  # type: ignore[assignment]
+        if seen and x.dtype == result.dtype == model.dtype:
+            rows[name] = seen
 
-        return hook
+    def note_other(name: str, module: nn.Module, x: torch.Tensor, result: torch.Tensor) -> None:
+        axes = [axis for axis in range(1, min(3, x.dim())) if x.shape[axis] == count]
+        if len(axes) == 1 and x.shape[0] == 1 and result.dtype == model.dtype:
+            others[name] = Other(module, axes[0])
 
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return rows, [module.register_forward_hook(note(name)) for name, module in linears]
+    def hooked(name: str, note: Any) -> Any:
+        return lambda module, inputs, result: note(name, module, inputs[0], result)
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_hook(hooked(name, note_linear)))
+        elif module is model.get_input_embeddings() or _is_norm(module):
+            hooks.append(module.register_forward_hook(hooked(name, note_other)))
+    return rows, others, hooks
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A weight with a number for each column, perhaps a bias, and nothing below."""
+    parameters = dict(module.named_parameters())
+    vectors = all(parameter.dim() == 1 for parameter in parameters.values())
+    return vectors and "weight" in parameters and parameters.keys() <= {"weight", "bias"}
 
 
 def set_attend(model: Any, attend: attention.Attend) -> None:
@@ -201,9 +222,3 @@ def _wrap_linears(model: Any, rows: dict[str, Rows]) -> dict[str, nn.Linear]:
         wrapped = LoraLinear(module, name, index, rounds_first=isinstance(module, bnb.nn.Linear4bit), rows=rows[name])
         setattr(model.get_submodule(parent), attribute, wrapped)
     return linears
-
-
-def _embeddings(model: Any) -> dict[str, torch.Tensor]:
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights = {name: module.weight for name, module in model.named_modules() if module in ends}
-    return {f"{PREFIX}{name}{part}.weight": weight for name, weight in weights.items() for part in ("", ".base_layer")}

@@ -111,7 +111,7 @@ class Engine:
             self._bank,
             self._loader,
             fetch,
-            lambda folder, identity: open_lora(folder, identity, model.linears, model.embeddings, kernels),
+            lambda folder, identity: open_lora(folder, identity, model.layers, kernels),
             self.meter,
         )
         self._pages = KvPages(kernels.pages, PAGE)

@@ -1,61 +1,95 @@
-"""Read a PEFT LoRA folder: checked against the base's modules first, then into tensors of exact rank."""
+"""Read a PEFT LoRA folder: checked as at its publication and against the base, then into the kernels' form."""
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
-from swapmeet_registry.safetensors_file import read_header
+from swapmeet_registry import lora_config, lora_parts, lora_weights
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.lora_config import LoraConfig
+from swapmeet_registry.lora_parts import LoraWeights, Pair, TrainedTokens, Whole
+from swapmeet_registry.safetensors_file import TensorEntry
+from swapmeet_serving.adapter_parts import Dora, EmbeddingPart, LinearPart, NormPart, Other, Part, Parts, TokenRows
+from swapmeet_serving.dora import embedding_gain, linear_gain, served_weight
 from swapmeet_serving.errors import AdapterUnsupported
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-PREFIX = "base_model.model."
-UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "modules_to_save",
-    "trainable_token_indices": "trained token embeddings",
-    "lora_bias": "a bias in lora_B",
-    "layer_replication": "layer replication",
-    "alora_invocation_tokens": "activated LoRA",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "arrow_config": "arrow routing",
-    "megatron_config": "Megatron layers",
-    "target_parameters": "adapted parameters outside linear modules",
-    "ensure_weight_tying": "adapted tied embeddings",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-}
-"""Settings of PEFT's LoraConfig that change what is computed, and are refused while set."""
+Read = Callable[[str], torch.Tensor]
 
-Linears = Mapping[str, torch.nn.Linear]
-"""Every linear module of the base by name."""
 
-Embeddings = Mapping[str, torch.Tensor]
-"""The base's input and output embeddings, by the names that PEFT may save copies of them under."""
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A base's layers that adapters can be served on, by name.
+
+    Attributes:
+        linears: linear layers, the output head among them.
+        others: the embedding, and norms.
+        head: the output head's name, if it is tied to the embedding.
+    """
+
+    linears: Mapping[str, nn.Linear]
+    others: Mapping[str, Other]
+    head: str | None = None
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.linears[name] if name in self.linears else self.others[name].module
+
+    def tied(self, name: str) -> list[str]:
+        """The names of the layers that have their weight from the same tensor."""
+        ends = {self.head, *(end for end, layer in self.others.items() if isinstance(layer.module, nn.Embedding))}
+        return [end for end in ends if end and end != name] if self.head and name in ends else []
+
+    def part(self, name: str, whole: nn.Module | None = None) -> Any:
+        """A part on a layer that changes nothing yet, but perhaps the whole."""
+        if name in self.linears:
+            return LinearPart(whole)
+        layer = self.others[name]
+        if isinstance(layer.module, nn.Embedding):
+            return EmbeddingPart(layer, whole)
+        assert whole is not None, "norms have nothing but parameters"
+        return NormPart(layer, whole)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Their weights' shapes."""
+        shapes = {name: tuple(_parameter(layer.module).shape) for name, layer in self.others.items()}
+        return shapes | {name: (layer.out_features, layer.in_features) for name, layer in self.linears.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """One module's adapter: x ↦ x · down · up · scaling, with `down` (in, rank), `up` (rank, out), float32.
+    """One layer's low-rank product: x ↦ x · down · up · scaling, with `down` (in, rank), `up` (rank, out), float32.
 
     Both are transposed views of PEFT's row-major A and B.
+
+    Attributes:
+        dora: its gain on the layer, to which the product counts.
+        shift: B's bias, added before scaling.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     scaling: float
+    dora: Dora | None = None
+    shift: torch.Tensor | None = None
+
+    def to(self, device: str | torch.device) -> "LoraPair":
+        """On a device."""
+        dora, shift = self.dora and self.dora.to(torch.device(device)), self.shift
+        return LoraPair(
+            self.down.to(device), self.up.to(device), self.scaling, dora, None if shift is None else shift.to(device)
+        )
 
 
 LoraPairs = Iterator[tuple[str, LoraPair]]
-"""An adapter's pairs by the names of the base's modules, read as they are asked for."""
+"""An adapter's pairs by the names of the base's linear layers, read as they are asked for."""
 
 
 class Holder(Protocol):
@@ -63,120 +97,145 @@ class Holder(Protocol):
 
     weight_bytes: int
 
-    def hold(self, pairs: LoraPairs, weights: int) -> Any:
+    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> Any:
         """An adapter in the form that it is computed from."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """An adapter folder whose every tensor belongs to a module of the base.
+    """An adapter folder whose every tensor belongs to a layer of the base.
 
-    `copies` are the tensors that PEFT saves of the output head or the embeddings beside an adapted head.
+    `wholes` are the layers with weights of the adapter's own.
     """
 
     path: Path
-    identity: str
-    scalings: dict[str, float]
-    copies: dict[str, torch.Tensor]
-    weights: int
+    config: LoraConfig
+    weights: LoraWeights
+    wholes: tuple[Whole, ...]
+    layers: Layers
     holder: Holder
 
     @property
     def size(self) -> int:
         """Bytes it takes in memory."""
-        return self.weights * self.holder.weight_bytes
+        own = sum(
+            _parameter(self.layers[whole.module]).element_size() * _numbers(whole.entries) for whole in self.wholes
+        )
+        others = [entry for pair in self.weights.pairs if pair.embedding for entry in pair.entries]
+        others += [entry for pair in self._linear for entry in (pair.magnitude, pair.bias) if entry]
+        others += [tokens.rows for tokens in self.weights.tokens]
+        return self._paired * self.holder.weight_bytes + own + _numbers(others) * torch.float32.itemsize
+
+    @property
+    def _linear(self) -> list[Pair]:
+        return [pair for pair in self.weights.pairs if not pair.embedding]
+
+    @property
+    def _paired(self) -> int:
+        return sum(_numbers((pair.a, pair.b)) for pair in self._linear)
 
     def read(self) -> Any:
-        """Read the weights into memory, in the holder's form.
-
-        Raises:
-            AdapterUnsupported: what should be a copy of the base's weights differs from them.
-        """
+        """Read the weights into memory, in the holder's form."""
         with safe_open(self.path, framework="pt") as tensors:
-            for name, weight in self.copies.items():
-                if not torch.equal(tensors.get_tensor(name).to(weight), weight):
-                    raise AdapterUnsupported(
-                        f"{self.identity} brings a trained {name}, which is not served. Train it without."
-                    )
-            pairs = ((module, _pair(tensors.get_tensor, module, scaling)) for module, scaling in self.scalings.items())
-            return self.holder.hold(pairs, self.weights)
+            read: Read = tensors.get_tensor
+            parts = self._parts(read)
+            pairs = ((pair.module, self._pair(read, pair, parts.get(pair.module))) for pair in self._linear)
+            return self.holder.hold(pairs, self._paired, parts)
+
+    def _parts(self, read: Read) -> Parts:
+        """All but the linear layers' pairs."""
+        parts: Parts = {}
+        for whole in self.wholes:
+            own = with_parameters(self.layers[whole.module], read, whole)
+            parts[whole.module] = self.layers.part(whole.module, own)
+        for tokens in self.weights.tokens:
+            rows = _token_rows(read, tokens, _parameter(self.layers[tokens.module]))
+            parts[tokens.module] = replace(self.layers.part(tokens.module), tokens=rows)
+            if tokens.module in self.layers.others and self.layers.head:
+                parts.setdefault(self.layers.head, LinearPart(tokens=rows))
+        for pair in self.weights.pairs:
+            if pair.embedding:
+                part: Any = parts.get(pair.module) or self.layers.part(pair.module)
+                loaded = self._pair(read, pair, part).to(_parameter(self.layers[pair.module]).device)
+                parts[pair.module] = replace(part, pair=loaded, dora=loaded.dora)
+        return parts
+
+    def _pair(self, read: Read, pair: Pair, part: Part | None) -> LoraPair:
+        a, b = (read(entry.name).to(torch.float32, copy=True) for entry in (pair.a, pair.b))
+        down, up, scaling = a.t(), b.t(), self.config.scale(pair.module)
+        dora, shift = None, None if pair.bias is None else read(pair.bias.name).float()
+        if pair.magnitude is not None:
+            layer = (part and part.whole) or self.layers[pair.module]
+            gain_of = embedding_gain if pair.embedding else linear_gain
+            gain = gain_of(served_weight(layer), down, up, scaling, read(pair.magnitude.name).float())
+            dora = Dora(gain, gain - 1, getattr(layer, "bias", None))
+        return LoraPair(down, up, scaling, dora, shift)
 
 
-def open_lora(folder: Path, identity: str, linears: Linears, embeddings: Embeddings, holder: Holder) -> LoraFile:
-    """Check an adapter folder against the base's modules, reading headers only.
+def open_lora(folder: Path, identity: str, layers: Layers, holder: Holder) -> LoraFile:
+    """Check an adapter folder against the base's layers; of the tensors, only copies of the base's are read.
 
     Raises:
-        AdapterUnsupported: a part of the adapter can not be served; the message names it.
-        Refused: the weights are not a sound safetensors file.
+        AdapterUnsupported: the adapter is unsound, or can not be served on this base; the message names the part.
     """
-    config = _read_config(folder, identity)
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise AdapterUnsupported(f"{identity} has no {WEIGHTS_FILE}. Save it with PEFT as safetensors.")
-    found = {entry.name: entry.shape for entry in read_header(path).tensors}
-    copies = {name: embeddings[name] for name in found if name in embeddings}
-    expected = {name: tuple(weight.shape) for name, weight in copies.items()}
-    scalings: dict[str, float] = {}
-    for module in sorted({_module_of(name, identity) for name in found if name not in copies}):
-        if module not in linears:
-            raise AdapterUnsupported(
-                f"{identity} adapts {module}, which is no linear layer of this base that adapters "
-                "can be served on. Train it on this base, with linear target modules."
-            )
-        rank, scalings[module] = _rank_and_scaling(config, module)
-        expected[_name(module, "A")] = (rank, linears[module].in_features)
-        expected[_name(module, "B")] = (linears[module].out_features, rank)
-    for name, shape in expected.items():
-        if found.get(name) != shape:
-            raise AdapterUnsupported(
-                f"{identity} should have {name} of shape {shape} and has {found.get(name, 'none')}. "
-                "Its weights, its configuration and this base do not belong together."
-            )
-    weights = sum(math.prod(found[name]) for name in found if name not in copies)
-    return LoraFile(path, identity, scalings, copies, weights, holder)
-
-
-def _read_config(folder: Path, identity: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise AdapterUnsupported(
-            f"{identity} has no readable {CONFIG_FILE} ({error}). Save it with PEFT's save_pretrained()."
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterUnsupported(f"{identity} is not a LoRA adapter. Only PEFT's LORA type is served.")
-    parts = [part for key, part in UNSUPPORTED.items() if config.get(key)]
-    if config.get("bias", "none") != "none":
-        parts.append("trained biases")
-    if parts:
-        raise AdapterUnsupported(f"{identity} uses {', '.join(parts)}, which is not served. Train it without.")
-    return config
+        config = lora_config.parse(_bytes(folder / lora_config.FILE))
+        path = folder / lora_weights.FILE
+        if not path.is_file():
+            raise Refused(f"It has no {path.name}. Save it with PEFT as safetensors.")
+        weights = lora_weights.read_weights(path, config)
+        lora_parts.require_shapes(weights, layers.shapes, "this base")
+        for pair in weights.pairs:
+            if pair.embedding is not isinstance(layers[pair.module], nn.Embedding):
+                raise Refused(f"The adapter's {pair.module} is of another kind than in this base.")
+    except Refused as error:
+        raise AdapterUnsupported(f"{identity} can not be served. {error}") from error
+    return LoraFile(path, config, weights, (*weights.saved, *_trained(path, weights.copies, layers)), layers, holder)
 
 
-def _module_of(name: str, identity: str) -> str:
-    match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight", name)
-    if not match:
-        raise AdapterUnsupported(f"{identity} holds {name}, which is not a LoRA weight of a linear module.")
-    return match[1]
+def with_parameters(layer: nn.Module, read: Read, whole: Whole) -> nn.Module:
+    """A layer like the base's, with other parameters; it shares all else."""
+    own, like = copy.copy(layer), _parameter(layer)
+    own._parameters = {  # torch has no public way to share all else
+        **layer._parameters,
+        **{part: nn.Parameter(read(entry.name).to(like), False) for part, entry in whole.parameters.items()},
+    }
+    own._forward_hooks = OrderedDict()  # it must not take part in what is hooked to the base's
+    return own
 
 
-def _name(module: str, which: str) -> str:
-    return f"{PREFIX}{module}.lora_{which}.weight"
+def _trained(path: Path, copies: tuple[Whole, ...], layers: Layers) -> list[Whole]:
+    """Those copies of the base's ends that differ from the base; where these are tied, PEFT loads one into both."""
+    found: dict[str, Whole] = {}
+    with safe_open(path, framework="pt") as tensors:
+        for whole in copies:
+            base = layers[whole.module]
+            pairs = [(tensors.get_tensor(entry.name), getattr(base, part)) for part, entry in whole.parameters.items()]
+            if all(torch.equal(own.to(weight), weight) for own, weight in pairs):
+                continue
+            found[whole.module] = whole
+            for other in layers.tied(whole.module):
+                found.setdefault(other, Whole(other, whole.parameters))
+    return list(found.values())
 
 
-def _rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _token_rows(read: Read, tokens: TrainedTokens, weight: torch.Tensor) -> TokenRows:
+    ids, order = torch.tensor(tokens.ids, device=weight.device).sort()
+    return TokenRows(ids, read(tokens.rows.name).to(weight)[order])
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT matches them."""
-    matching = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(matching, default)
+def _parameter(layer: nn.Module) -> torch.Tensor:
+    weight: Any = layer.weight
+    return cast(torch.Tensor, weight)
 
 
-def _pair(read: Callable[[str], torch.Tensor], module: str, scaling: float) -> LoraPair:
-    a, b = (read(_name(module, which)).to(torch.float32, copy=True) for which in "AB")
-    return LoraPair(a.t(), b.t(), scaling)
+def _numbers(entries: Iterable[TensorEntry]) -> int:
+    return sum(prod(entry.shape) for entry in entries)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"It has no readable {path.name} ({error}). Save it with PEFT's save_pretrained().") from error

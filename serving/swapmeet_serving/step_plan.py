@@ -4,9 +4,9 @@ Built once a step. The tokens of all sequences are flattened into one row `[1, T
 sequences that decode, then pieces of prompts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -64,6 +64,16 @@ class StepPlan:
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring rows `start:stop` of one mix, of which each sequence has `rows` (1 while decoding)."""
+
+    start: int
+    stop: int
+    rows: int
+    terms: Terms
+
+
 def build_plan(slices: list[Slice], adapters: Callable[[str], Any], device: str = "cpu") -> StepPlan:
     """Lay out one step; `adapters` gives what the kernels hold of a pinned adapter."""
     stops = list(accumulate(each.count for each in slices))
@@ -86,6 +96,24 @@ def kept_rows(spans: tuple[Span, ...]) -> list[tuple[int, int]]:
 def mix_key(span: Span) -> tuple[tuple[int, float], ...]:
     """What spans of the same adapters and weights share."""
     return tuple((id(held), weight) for held, weight in span.terms)
+
+
+def segments_of(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Iterator[Segment]:
+    """Neighbours with one mix and one row each share a segment; every longer span is one of its own.
+
+    Spans without adapters, or without rows, have none.
+    """
+
+    def alike(pair: tuple[int, Span]) -> tuple[Any, int | None]:
+        index, span = pair
+        return mix_key(span), None if rows[index][1] - rows[index][0] == 1 else index
+
+    for _, members in groupby(enumerate(spans), key=alike):
+        indices = [index for index, _ in members]
+        start, stop = rows[indices[0]][0], rows[indices[-1]][1]
+        terms = spans[indices[0]].terms
+        if terms and stop > start:
+            yield Segment(start, stop, (stop - start) // len(indices), terms)
 
 
 def _span(piece: Slice, stop: int, adapters: Callable[[str], Any]) -> Span:

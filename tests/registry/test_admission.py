@@ -17,7 +17,10 @@ from swapmeet_registry.admission import admit
 from swapmeet_registry.lora_config import LoraConfig, parse
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+PREFIX = "base_model.model."
+MODULE = f"{PREFIX}model.layers.0.self_attn.q_proj"
+OTHER = "model.layers.0.self_attn.v_proj"
+DELTA = "token_adapter.trainable_tokens_delta"
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
 
 
@@ -122,10 +125,17 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "other task": ({"task_type": "SEQ_CLS"}, r"task_type: input should be 'CAUSAL_LM'"),
     "bias": ({"bias": "lora_only"}, r"bias: input should be 'none'"),
     "transposed": ({"fan_in_fan_out": True}, r"fan_in_fan_out: input should be False"),
-    "dora": ({"use_dora": True}, r"uses use_dora: DoRA, which Swapmeet does not support\. Train the adapter without"),
-    "modules to save": ({"modules_to_save": ["lm_head"]}, r"uses modules_to_save: modules trained in full"),
-    "lora bias": ({"lora_bias": True}, r"uses lora_bias: a bias in B"),
-    "tokens": ({"trainable_token_indices": [1]}, r"uses trainable_token_indices: trained tokens"),
+    "qalora": ({"use_qalora": True}, r"uses use_qalora: QALoRA, which Swapmeet does not support\. Train the adapter w"),
+    "arrow": ({"arrow_config": {"top_k": 3}}, r"uses arrow_config: Arrow routing"),
+    "parameters": ({"target_parameters": ["experts.w"]}, r"uses target_parameters: LoRA on bare parameters"),
+    "megatron": ({"megatron_config": {"x": 1}}, r"uses megatron_config: Megatron layers"),
+    "activated": ({"alora_invocation_tokens": [1]}, r"uses alora_invocation_tokens: activated LoRA"),
+    "tied": ({"ensure_weight_tying": True}, r"uses ensure_weight_tying: one adapter for tied layers"),
+    "dora without magnitudes": ({"use_dora": True}, r"q_proj lacks its lora_magnitude_vector"),
+    "lora bias without one": ({"lora_bias": True}, r"q_proj lacks its lora_B\.bias"),
+    "nothing saved": ({"modules_to_save": ["lm_head"]}, r"modules_to_save names lm_head, of which .* holds no weights"),
+    "no tokens": ({"trainable_token_indices": [1]}, r"trainable_token_indices, of which .* holds no weights"),
+    "negative token": ({"trainable_token_indices": [-1]}, r"trainable_token_indices.*greater than or equal to 0"),
     "layers": ({"layer_replication": [[0, 1]]}, r"uses layer_replication: replicated layers"),
     "import": (
         {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
@@ -203,20 +213,127 @@ TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "no B": ({B: None}, r"q_proj lacks its lora_B"),
     "no A": ({A: None}, r"q_proj lacks its lora_A"),
     "other inner rank": ({B: np.ones((16, 3), np.float32)}, r"A of rank 4 and B of rank 3"),
-    "vector": ({A: np.ones(32, np.float32)}, r"has the shape \[32\]; a LoRA factor is a matrix"),
+    "vector": ({A: np.ones(32, np.float32)}, r"has the shape \[32\]; it should be a matrix"),
     "empty": ({A: np.ones((0, 32), np.float32)}, r"has the shape \[0, 32\]"),
-    "convolution": ({A: np.ones((4, 32, 1, 1), np.float32)}, r"a LoRA factor is a matrix"),
+    "convolution": ({A: np.ones((4, 32, 1, 1), np.float32)}, r"it should be a matrix"),
     "nan": ({A: ones * np.nan}, r"holds a NaN or an infinity\. The training run diverged"),
     "late nan": ({B: np.array([[0.0] * 4] * 15 + [[0, 0, 0, np.nan]], np.float32)}, r"lora_B\.weight holds a NaN"),
     "double": ({A: ones.astype(np.float64)}, r"has the dtype F64\. Save the adapter as F32, F16, BF16"),
     "integers": ({A: ones.astype(np.int8)}, r"has the dtype I8"),
-    "head": ({"lm_head.weight": ones}, r"holds 'lm_head\.weight', which is not LoRA on a linear layer"),
-    "dora": ({f"{MODULE}.lora_magnitude_vector": np.ones(16, np.float32)}, r"lora_magnitude_vector', which is not"),
-    "embedding": ({"base_model.model.embed.lora_embedding_A": ones}, r"which is not LoRA"),
-    "bias": ({f"{MODULE}.lora_B.bias": np.ones(16, np.float32)}, r"lora_B\.bias', which is not"),
-    "traversal": ({"base_model.model.../../x.lora_A.weight": ones}, r"which is not LoRA"),
-    "trailing newline": ({f"{A}\n": ones}, r"which is not LoRA"),
+    "no prefix": ({"lm_head.weight": ones}, r"holds 'lm_head\.weight', which is no part of a LoRA adapter that"),
+    "magnitude": (
+        {f"{MODULE}.lora_magnitude_vector": np.ones(16, np.float32)},
+        r"lora_magnitude_vector, which adapter_",
+    ),
+    "old magnitude": (
+        {f"{MODULE}.lora_magnitude_vector.weight": np.ones(16, np.float32)},
+        r"which adapter_config\.json d",
+    ),
+    "half an embedding": ({f"{PREFIX}embed.lora_embedding_A": ones}, r"embed lacks its lora_embedding_B"),
+    "two kinds": ({f"{MODULE}.lora_embedding_A": ones}, r"q_proj lacks its lora_embedding_B"),
+    "bias": ({f"{MODULE}.lora_B.bias": np.ones(16, np.float32)}, r"lora_B\.bias, which adapter_config\.json does not"),
+    "unnamed norm": (
+        {f"{PREFIX}norm.weight": np.ones(16, np.float32)},
+        r"norm\.weight, which adapter_config\.json does",
+    ),
+    "unnamed rows": (
+        {f"{PREFIX}embed_tokens.{DELTA}": ones},
+        r"trainable_tokens_delta, which adapter_config\.json does",
+    ),
+    "traversal": ({"base_model.model.../../x.lora_A.weight": ones}, r"which is no part of a LoRA"),
+    "trailing newline": ({f"{A}\n": ones}, r"which is no part of a LoRA"),
 }
+
+
+TRAINED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "short magnitude": (
+        {f"{MODULE}.lora_magnitude_vector": np.ones(15, np.float32)},
+        {"use_dora": True, "target_modules": ["q_proj"]},
+        r"lora_magnitude_vector has 15 numbers, and B has 16 outputs",
+    ),
+    "magnitude as matrix": (
+        {f"{MODULE}.lora_magnitude_vector": np.ones((16, 1), np.float32)},
+        {"use_dora": True},
+        r"has the shape \[16, 1\]; it should be a vector",
+    ),
+    "nan magnitude": (
+        {f"{MODULE}.lora_magnitude_vector": np.full(16, np.nan, np.float32)},
+        {"use_dora": True},
+        r"lora_magnitude_vector holds a NaN",
+    ),
+    "saved layer": (
+        {f"{PREFIX}mlp.up_proj.weight": ones},
+        {"modules_to_save": ["mlp"]},
+        r"holds mlp\.up_proj trained in full .* supports for norms, embed_tokens and lm_head only",
+    ),
+    "saved and adapted": (
+        {},
+        {"modules_to_save": ["q_proj"]},
+        r"modules_to_save names model\.layers\.0\.self_attn\.q_proj, which has LoRA weights",
+    ),
+    "nan norm": (
+        {f"{PREFIX}norm.weight": np.full(16, np.inf, np.float32)},
+        {"modules_to_save": ["norm"]},
+        r"norm\.weight holds a NaN",
+    ),
+    "lone bias": ({f"{PREFIX}norm.bias": ones[0]}, {"modules_to_save": ["norm"]}, r"norm should have a weight"),
+    "too few rows": (
+        {f"{PREFIX}embed_tokens.{DELTA}": ones},
+        {"trainable_token_indices": [1, 2, 3]},
+        r"has 4 rows, and .* names 3 different tokens",
+    ),
+    "token twice": (
+        {f"{PREFIX}embed_tokens.{DELTA}": ones},
+        {"trainable_token_indices": {"embed_tokens": [1, 2, 3, 3]}},
+        r"has 4 rows, and .* names 3 different tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_unsound_parts(make_adapter: Any, tmp_path: Path, base: Fingerprint, case: str) -> None:
+    tensors, config, reason = TRAINED[case]
+    other = {name.replace("q_proj", "v_proj"): value for name, value in tensors.items() if "magnitude" in name}
+    sound = {name: np.ones(16, np.float32) for name in other}
+    with pytest.raises(Refused, match=reason):
+        admit(make_adapter(tmp_path / "adapter", tensors=tensors | sound, **config), base)
+
+
+GROWN = r"embed_tokens has 40 tokens, and tiny has 32\. An adapter whose vocabulary grew or shrank does not fit"
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "grown": ({f"{PREFIX}embed_tokens.weight": np.ones((40, 16))}, {"modules_to_save": ["embed_tokens"]}, GROWN),
+    "grown, unasked": ({f"{PREFIX}embed_tokens.weight": np.ones((40, 16))}, {}, GROWN),
+    "other width": (
+        {f"{PREFIX}embed_tokens.weight": np.ones((32, 8))},
+        {"modules_to_save": ["embed_tokens"]},
+        r"embed_tokens is 32 by 8, but in tiny it is 32 by 16",
+    ),
+    "other norm": (
+        {f"{PREFIX}norm.weight": np.ones(8)},
+        {"modules_to_save": ["norm"]},
+        r"norm is 8, but in tiny it is 16",
+    ),
+    "no such norm": (
+        {f"{PREFIX}q_norm.weight": np.ones(8)},
+        {"modules_to_save": ["q_norm"]},
+        r"tiny has no such module",
+    ),
+    "unknown token": (
+        {f"{PREFIX}embed_tokens.{DELTA}": np.ones((1, 16))},
+        {"trainable_token_indices": [32]},
+        r"embed_tokens has 33 tokens, and tiny has 32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_parts_of_another_base(make_adapter: Any, tmp_path: Path, base: Fingerprint, case: str) -> None:
+    tensors, config, reason = SHAPES[case]
+    modules = {"embed_tokens": (32, 16), "norm": (16,), **dict.fromkeys((MODULE[len(PREFIX) :], OTHER), (16, 32))}
+    weights = {name: value.astype(np.float32) for name, value in tensors.items()}
+    admit(make_adapter(tmp_path / "sound"), base, modules)
+    with pytest.raises(Refused, match=reason):
+        admit(make_adapter(tmp_path / "adapter", tensors=weights, **config), base, modules)
 
 
 @pytest.mark.parametrize("case", TENSORS)
@@ -308,7 +425,7 @@ def test_no_bit_of_the_header_flips_unseen(folder: Path, base: Fingerprint) -> N
 def test_shapes_are_held_against_the_base(folder: Path, base: Fingerprint) -> None:
     q, v = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
     admit(folder, base, {q: (16, 32), v: (16, 32), "other": (1, 1)})
-    with pytest.raises(Refused, match=r"q_proj is 16 by 32 \(outputs by inputs\), but in tiny it is 32 by 16"):
+    with pytest.raises(Refused, match=r"q_proj is 16 by 32, but in tiny it is 32 by 16"):
         admit(folder, base, {q: (32, 16), v: (16, 32)})
     with pytest.raises(Refused, match=r"changes model\.layers\.0\.self_attn\.v_proj, and tiny has no such linear"):
         admit(folder, base, {q: (16, 32)})

@@ -1,5 +1,6 @@
 """What PEFT saves can be pushed, and what is pulled loads with PEFT unchanged, with the same weights."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_registry.admission import admit
+from swapmeet_registry.bases import module_shapes
 from swapmeet_registry.fingerprint import fingerprint
 
 torch = pytest.importorskip("torch")
@@ -18,14 +20,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"rank": 3, "targets": ("q_proj", "o_proj"), "lora_alpha": 7, "use_rslora": True},
     "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 3}},
     "dropout": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"},
+    "dora": {"use_dora": True},
+    "bias": {"lora_bias": True},
+    "ends": {"targets": ("embed_tokens", "lm_head", "q_proj")},
+    "saved": {"modules_to_save": ["norm", "embed_tokens", "lm_head"]},
+    "tokens": {"trainable_token_indices": [5, 3, 9]},
 }
 
 
 def load(base: Path, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
-    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-    return {name: value.clone() for name, value in model.state_dict().items() if "lora_" in name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's remarks on tied heads and merging
+        model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+    return {
+        name: value.clone()
+        for name, value in model.state_dict().items()
+        if any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens"))
+    }
 
 
 # PEFT 0.21 asks transformers 5.23 for an attribute under its old name.
@@ -37,24 +50,13 @@ def test_an_adapter_trained_elsewhere_survives_the_way(
     folder = random_lora(tiny_llama, tmp_path / "trained", **VARIANTS[variant])
     base = fingerprint(tiny_llama, "tiny-llama")
     registry = Registry(url)
-    registry.push(folder, "acme/legal", base=base, modules=linear_shapes(tiny_llama))
+    registry.push(folder, "acme/legal", base=base, modules=module_shapes(tiny_llama))
     registry.pull("acme/legal", tmp_path / "pulled", base=base)
     sent, received = load(tiny_llama, folder), load(tiny_llama, tmp_path / "pulled")
     assert sent.keys() == received.keys()
     assert len(sent) > 0
     assert all(torch.equal(sent[name], received[name]) for name in sent)
     assert any(value.abs().sum() > 0 for name, value in received.items() if "lora_B" in name)
-
-
-def linear_shapes(base: Path) -> dict[str, tuple[int, int]]:
-    from transformers import AutoModelForCausalLM
-
-    modules = AutoModelForCausalLM.from_pretrained(base).named_modules()
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in modules
-        if isinstance(module, torch.nn.Linear)
-    }
 
 
 def test_half_precision_weights_are_admitted(
@@ -66,19 +68,34 @@ def test_half_precision_weights_are_admitted(
     weights = load_file(folder / "adapter_model.safetensors")
     for dtype in (torch.bfloat16, torch.float16):
         save_file({name: value.to(dtype) for name, value in weights.items()}, folder / "adapter_model.safetensors")
-        assert admit(folder, base, linear_shapes(tiny_qwen2)).lora.parameters == sum(
+        assert admit(folder, base, module_shapes(tiny_qwen2)).lora.parameters == sum(
             v.numel() for v in weights.values()
         )
 
 
 @pytest.mark.parametrize(
-    "config",
-    [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}, {"trainable_token_indices": [1, 2]}],
-    ids=lambda config: next(iter(config)),
+    ("config", "key"),
+    [
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"ensure_weight_tying": True, "targets": ("embed_tokens",)}, "ensure_weight_tying"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"exclude_modules": ["lm_head"]}, "exclude_modules"),
+    ],
 )
 def test_what_peft_can_and_swapmeet_can_not_is_refused_by_name(
-    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path, base: Fingerprint, config: dict[str, Any]
+    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path, base: Fingerprint, config: Any, key: str
 ) -> None:
     folder = random_lora(tiny_llama, tmp_path / "trained", **config)
-    with pytest.raises(ValueError, match=f"uses {next(iter(config))}: "):
+    with pytest.raises(ValueError, match=f"uses {key}: "):
         admit(folder, base)
+
+
+@pytest.mark.parametrize("base_name", ["tiny_llama", "tiny_qwen2"])
+def test_shapes_read_from_the_files_are_those_of_the_model(base_name: str, request: pytest.FixtureRequest) -> None:
+    """The output head too, where it is tied and so not in the files."""
+    from transformers import AutoModelForCausalLM
+
+    folder = request.getfixturevalue(base_name)
+    modules = AutoModelForCausalLM.from_pretrained(folder).named_modules()
+    wanted = {name: tuple(each.weight.shape) for name, each in modules if hasattr(each, "weight")}
+    assert module_shapes(folder) == wanted

@@ -27,8 +27,10 @@ MAY_IMPORT = {
 HEAVY = {"torch", "ray", "transformers", "peft", "bitsandbytes"}
 EDGE = {
     "swapmeet.gateway.deployment",
+    "swapmeet_serving.adapter_parts",
     "swapmeet_serving.attention",
     "swapmeet_serving.base_model",
+    "swapmeet_serving.dora",
     "swapmeet_serving.engine",
     "swapmeet_serving.kernels",
     "swapmeet_serving.kernels.cpu",

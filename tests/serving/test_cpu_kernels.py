@@ -51,7 +51,7 @@ def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
 
 
 def hold(kernels: CpuKernels, module: str, pair: LoraPair) -> Any:
-    return kernels.hold(iter([(module, pair)]), pair.down.numel() + pair.up.numel())
+    return kernels.hold(iter([(module, pair)]), pair.down.numel() + pair.up.numel(), {})
 
 
 def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
@@ -239,7 +239,7 @@ from swapmeet_serving.step_plan import Span, StepPlan
 assert threads._LIBRARY is None
 threads.compute_alone()
 kernels = CpuKernels(1, {}, torch.float32, {"m": 0})
-held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), 32)
+held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), 32, {})
 kernels.begin(StepPlan(None, None, [2], (Span(0, 3, 0, [0], ((held, 1.0),)),)))
 class M: index, rows = 0, 'all'
 result = torch.zeros(1, 3, 8)

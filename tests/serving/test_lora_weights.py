@@ -53,67 +53,121 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "trained biases"),
-        ({"lora_bias": True}, "a bias in lora_B"),
-        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
-        ({"trainable_token_indices": [3]}, "trained token embeddings"),
-        ({"layer_replication": [[0, 1]]}, "layer replication"),
-        ({"alora_invocation_tokens": [3]}, "activated LoRA"),
-        ({"use_dora": True, "modules_to_save": ["x"]}, "DoRA, modules_to_save"),
+        ({"bias": "all"}, "bias: input should be 'none'"),
+        ({"layer_replication": [[0, 1]]}, "uses layer_replication: replicated layers"),
+        ({"alora_invocation_tokens": [3]}, "uses alora_invocation_tokens: activated LoRA"),
+        ({"use_dora": True}, "lacks its lora_magnitude_vector"),
     ],
 )
-def test_unsupported_kinds(folder: Path, refusal: Refusal, setting: dict[str, Any], part: str) -> None:
+def test_what_may_not_be_published_is_not_served(
+    folder: Path, refusal: Refusal, setting: dict[str, Any], part: str
+) -> None:
+    """The registry's own checks, in its own words."""
     configure(folder, **setting)
-    assert f"uses {part}, which is not served" in str(refusal(folder))
+    assert f"{folder} can not be served. " in str(refusal(folder))
+    assert part in str(refusal(folder))
 
 
 def test_another_method(folder: Path, refusal: Refusal) -> None:
     configure(folder, peft_type="IA3")
-    assert "is not a LoRA adapter" in str(refusal(folder))
+    assert "peft_type: input should be 'LORA'" in str(refusal(folder))
 
 
-def test_files_that_are_missing_or_no_json(folder: Path, refusal: Refusal) -> None:
+def test_no_weights(folder: Path, refusal: Refusal) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert "has no adapter_model.safetensors" in str(refusal(folder))
-    (folder / "adapter_config.json").write_text("{")
+
+
+def test_no_configuration(folder: Path, refusal: Refusal) -> None:
+    (folder / "adapter_config.json").unlink()
     assert "no readable adapter_config.json" in str(refusal(folder))
 
 
+def test_a_configuration_that_is_no_json(folder: Path, refusal: Refusal) -> None:
+    (folder / "adapter_config.json").write_text("{")
+    assert "adapter_config.json is not JSON" in str(refusal(folder))
+
+
 def test_a_module_that_the_base_lacks(folder: Path, refusal: Refusal) -> None:
-    change_weights(folder, lambda w: w.update({NAME.format("A").replace("q_proj", "z_proj"): w[NAME.format("A")] * 1}))
-    assert "adapts model.layers.0.self_attn.z_proj, which is no linear layer of this base" in str(refusal(folder))
+    def rename(weights: dict[str, Any]) -> None:
+        weights |= {NAME.format(which).replace("q_proj", "z_proj"): weights.pop(NAME.format(which)) for which in "AB"}
+
+    change_weights(folder, rename)
+    configure(folder, target_modules=["q_proj", "z_proj", "lm_head"])
+    assert "changes model.layers.0.self_attn.z_proj, and this base has no such linear layer" in str(refusal(folder))
 
 
 def test_a_weight_of_another_kind(folder: Path, refusal: Refusal) -> None:
-    change_weights(folder, lambda w: w.update({"base_model.model.model.norm.weight": w[NAME.format("A")] * 1}))
-    assert "holds base_model.model.model.norm.weight, which is not a LoRA weight" in str(refusal(folder))
+    change_weights(folder, lambda w: w.update({"base_model.model.model.norm.weight": w[NAME.format("A")][0] * 1}))
+    assert "holds base_model.model.model.norm.weight, which adapter_config.json does not" in str(refusal(folder))
 
 
 def test_another_shape(folder: Path, refusal: Refusal) -> None:
     change_weights(folder, lambda w: w.update({NAME.format("B"): w[NAME.format("B")][:64].clone()}))
-    assert f"should have {NAME.format('B')} of shape (128, 4) and has (64, 4)" in str(refusal(folder))
+    assert "model.layers.0.self_attn.q_proj is 64 by 128, but in this base it is 128 by 128" in str(refusal(folder))
 
 
 def test_half_a_pair(folder: Path, refusal: Refusal) -> None:
     change_weights(folder, lambda w: w.pop(NAME.format("B")))
-    assert f"should have {NAME.format('B')} of shape (128, 4) and has none" in str(refusal(folder))
+    assert "model.layers.0.self_attn.q_proj lacks its lora_B" in str(refusal(folder))
 
 
 def test_a_rank_other_than_configured(folder: Path, refusal: Refusal) -> None:
     configure(folder, r=8)
-    assert "of shape (8, 128) and has (4, 128)" in str(refusal(folder))
+    assert "has rank 4, but adapter_config.json gives it rank 8" in str(refusal(folder))
 
 
-def test_an_output_head_that_was_trained(folder: Path, refusal: Refusal) -> None:
-    copy = "base_model.model.lm_head.base_layer.weight"
-    change_weights(folder, lambda w: w.update({copy: w[copy] + 0.1}))
-    assert f"brings a trained {copy}, which is not served" in str(refusal(folder))
+COPY = "base_model.model.lm_head.base_layer.weight"
 
 
-def test_a_refused_adapter_holds_no_room(folder: Path, refusal: Refusal, engine: Engine) -> None:
-    copy = "base_model.model.lm_head.base_layer.weight"
-    change_weights(folder, lambda w: w.update({copy: w[copy] + 0.1}))
-    refusal(folder)
+def test_a_vocabulary_that_grew(folder: Path, refusal: Refusal, engine: Engine) -> None:
+    import torch
+
+    def grow(weights: dict[str, Any]) -> None:
+        weights[COPY] = torch.cat([weights[COPY], weights[COPY][:8]])
+        name = "base_model.model.lm_head.lora_B.weight"
+        weights[name] = torch.cat([weights[name], weights[name][:8]])
+
+    change_weights(folder, grow)
+    assert "tokens, and this base has" in str(refusal(folder))
+    assert "whose vocabulary grew or shrank does not fit" in str(refusal(folder))
     assert engine.resident == []
     assert engine._adapters._bank.used == 0
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_a_copy_of_the_base_that_was_trained(
+    name: str,
+    tiny_llama: Path,
+    tiny_qwen2: Path,
+    random_lora: Callable[..., Path],
+    tmp_path: Path,
+    make_engine: Callable[..., Engine],
+    answer: Callable[..., Any],
+    reference: Callable[..., list[list[int]]],
+) -> None:
+    """PEFT loads it over the base's, and so over both ends where these are tied."""
+    prompt = tuple(range(5, 25))
+    for base in (tiny_llama, tiny_qwen2):
+        folder = random_lora(base, tmp_path / base.name, targets=(name.rpartition(".")[2], "q_proj"))
+        copy = f"base_model.model.{name}.base_layer.weight"
+        change_weights(folder, lambda w, copy=copy: w.update({copy: w[copy].flip(1).contiguous()}))
+        outputs = answer(
+            make_engine(base, compute_dtype="float32"), Request("one", prompt, str(folder), Sampling(max_tokens=16))
+        )["one"]
+        tokens = [token for output in outputs for token in output.token_ids]
+        assert [tokens] == reference(base, folder, [prompt], 16, "float32")
+
+
+def test_all_parts_count_towards_the_size(
+    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path, engine: Engine, answer: Callable[..., Any]
+) -> None:
+    saved = ["norm", "lm_head"]  # and every layer's two norms, as PEFT compares ends of names
+    folder = random_lora(
+        tiny_llama, tmp_path / "x", targets=("q_proj", "embed_tokens"), use_dora=True, modules_to_save=saved
+    )
+    answer(engine, Request("one", (5, 6), str(folder), Sampling(max_tokens=1)))
+    vocabulary, width, rank = engine._vocabulary, 128, 8
+    pairs = 2 * (2 * rank * width * 2 + 4 * width)
+    embedding = 4 * (rank * (vocabulary + width) + width)
+    assert engine._adapters._bank.size(str(folder)) == pairs + embedding + 2 * (5 * width + vocabulary * width)

@@ -9,7 +9,7 @@ import typer
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
 from swapmeet.settings import Settings, load_settings
 from swapmeet_registry import Reference, Registry
-from swapmeet_registry.bases import BaseLibrary
+from swapmeet_registry.bases import BaseLibrary, module_shapes
 
 Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
@@ -27,8 +27,16 @@ def push(
 ) -> None:
     """Publish an adapter as a new version."""
     settings = load_settings(home=home, registry=registry)
-    trained_on = BaseLibrary(settings.folder, tell).find(base).fingerprint
-    version = _registry(settings).push(folder, name, base=trained_on, alias=alias, license=license, tags=tag or ())
+    trained_on = BaseLibrary(settings.folder, tell).find(base)
+    version = _registry(settings).push(
+        folder,
+        name,
+        base=trained_on.fingerprint,
+        alias=alias,
+        license=license,
+        tags=tag or (),
+        modules=module_shapes(trained_on.path),
+    )
     result = {"name": version.name, "version": version.version, "digest": version.digest}
     show(result, f"{version} {version.digest}", json)
 

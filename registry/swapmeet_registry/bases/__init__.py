@@ -8,5 +8,6 @@ model = load_nf4(base.path)
 from swapmeet_registry.bases.catalogue import CATALOGUE, WheelBase
 from swapmeet_registry.bases.library import Base, BaseLibrary
 from swapmeet_registry.bases.nf4 import bits_per_parameter, load_nf4
+from swapmeet_registry.bases.shapes import module_shapes
 
-__all__ = ["CATALOGUE", "Base", "BaseLibrary", "WheelBase", "bits_per_parameter", "load_nf4"]
+__all__ = ["CATALOGUE", "Base", "BaseLibrary", "WheelBase", "bits_per_parameter", "load_nf4", "module_shapes"]

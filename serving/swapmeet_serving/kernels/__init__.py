@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from swapmeet_serving.adapter_parts import Parts
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import StepPlan
 
@@ -29,8 +30,10 @@ class Kernels(Protocol):
     pages: int
     whole: bool
 
-    def hold(self, pairs: LoraPairs, weights: int) -> Any:
-        """An adapter in the form that a plan's `Span.terms` take; `weights` is how many numbers it has.
+    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> Any:
+        """An adapter in the form that a plan's `Span.terms` take, with all its `parts`, also those of its pairs.
+
+        `weights` is how many numbers the pairs have.
 
         May be called on any thread. The pairs are read one by one, so that memory holds no second copy.
         """

@@ -4,7 +4,7 @@ Adapters are held in the model's dtype. What is added to a row, and what it atte
 beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
@@ -33,10 +34,12 @@ class CpuLora:
     Attributes:
         block: all weights, module after module, `down` as (in, rank) and `up` as (rank, out).
         table: (modules, 4) addresses of down and up, rank, and the scaling's bits, for the loops.
+        parts: what else it changes.
     """
 
     block: torch.Tensor
     table: Integers
+    parts: Parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +58,7 @@ class _Layout:
     longest: int
     rows: int
     kept: int
+    parts: PartsStep | None
 
 
 class CpuKernels:
@@ -84,21 +88,27 @@ class CpuKernels:
         }
         self._layout: _Layout | None = None
 
-    def hold(self, pairs: LoraPairs, weights: int) -> CpuLora:
-        """Pack an adapter's weights."""
+    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> CpuLora:
+        """Pack an adapter's weights. DoRA's gain goes into `up`, so that only what it adds to the base is left."""
+        parts = dict(parts)
         block = torch.zeros(weights + SLACK, dtype=self._dtype)
         table = np.zeros((len(self._modules), ENTRY), np.int64)
         begin = 0
         for module, pair in pairs:
             places = []
-            for part in (pair.down, pair.up):
-                place = block[begin : begin + part.numel()].view(part.shape)
-                place.copy_(part)
+            for matrix in (pair.down, pair.up if pair.dora is None else pair.up * pair.dora.gain):
+                place = block[begin : begin + matrix.numel()].view(matrix.shape)
+                place.copy_(matrix)
                 places.append(place.data_ptr())
-                begin += part.numel()
+                begin += matrix.numel()
+            if pair.dora is not None:
+                parts[module] = replace(linear_part(parts, module), dora=pair.dora.to(self._dtype))
+            if pair.shift is not None:
+                shift = (pair.shift * pair.scaling).to(self._dtype)
+                parts[module] = replace(linear_part(parts, module), shift=shift)
             table[self._modules[module]] = (*places, pair.down.shape[1], _bits(pair.scaling))
         assert begin == weights
-        return CpuLora(block, table)
+        return CpuLora(block, table, parts)
 
     def begin(self, plan: StepPlan) -> None:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
@@ -121,23 +131,27 @@ class CpuKernels:
             ),
             longest=max(span.length for span in plan.spans),
             rows=plan.spans[-1].stop,
+            parts=PartsStep.of(plan.spans),
         )
 
     def end(self) -> None:
         """Forget the layout."""
+        if self._layout is not None and self._layout.parts is not None:
+            self._layout.parts.close()
         self._layout = None
 
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         """All rows' adapters in one go."""
         layout = self._layout
         assert layout is not None, "no step is under way"
+        x, last = x.contiguous(), module.rows == "last"
+        if layout.parts is not None:
+            layout.parts.change(module.name, x.view(-1, x.shape[-1]), result.view(-1, result.shape[-1]), last=last)
         rank = layout.ranks[module.index]
         if not rank:
             return
-        last = module.rows == "last"
         segments = layout.last_segments if last else layout.segments
         rows = layout.kept if last else layout.rows
-        x = x.contiguous()
         sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
         if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
             raise RuntimeError(f"{module.name} gives {result.shape} in {result.dtype} where {rows} rows were expected")

@@ -8,28 +8,25 @@ together would change in which order sums are taken; each alone was seen to part
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part, product
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.lora_weights import LoraPair, LoraPairs
-from swapmeet_serving.step_plan import Span, StepPlan, Terms, kept_rows, mix_key, row
-
-LoraWeights = dict[str, LoraPair]
+from swapmeet_serving.step_plan import Segment, Span, StepPlan, kept_rows, row, segments_of
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Neighbouring rows `start:stop` of one mix, multiplied `rows` at a time (1 while decoding)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ExactLora:
+    """An adapter's pairs, and its other parts, by module."""
 
-    start: int
-    stop: int
-    rows: int
-    terms: Terms
+    pairs: dict[str, LoraPair]
+    parts: Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +40,11 @@ class _Group:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     slots: torch.Tensor
-    segments: tuple[_Segment, ...]
-    last_segments: tuple[_Segment, ...]
+    segments: tuple[Segment, ...]
+    last_segments: tuple[Segment, ...]
     groups: tuple[_Group, ...]
     prompts: tuple[Span, ...]
+    parts: PartsStep | None
 
 
 class ExactKernels:
@@ -64,9 +62,16 @@ class ExactKernels:
         }
         self._layout: _Layout | None = None
 
-    def hold(self, pairs: LoraPairs, weights: int) -> LoraWeights:  # noqa: ARG002 - each pair is memory of its own
-        """On the device, with scalings folded in where that changes no bit."""
-        return {module: _folded(pair, self._device) for module, pair in pairs}
+    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> ExactLora:  # noqa: ARG002 - each pair is memory of its own
+        """On the device, with scalings folded in where that changes no bit; pairs of DoRA become parts."""
+        held = ExactLora({}, dict(parts))
+        for module, pair in pairs:
+            pair = pair.to(self._device)
+            if pair.dora is None:
+                held.pairs[module] = _folded(pair)
+            else:
+                held.parts[module] = replace(linear_part(held.parts, module), dora=pair.dora, pair=pair)
+        return held
 
     def begin(self, plan: StepPlan) -> None:
         """Slots in the cache, rows by adapter, and decoding sequences by length."""
@@ -74,24 +79,30 @@ class ExactKernels:
         assert all(span.rows == 1 for span in decoding), "prompts are computed whole"
         self._layout = _Layout(
             slots=row([slot for span in plan.spans for slot in self._slots(span)], self._device),
-            segments=tuple(_segments(plan.spans, [(span.start, span.stop) for span in plan.spans])),
-            last_segments=tuple(_segments(plan.spans, kept_rows(plan.spans))),
+            segments=tuple(segments_of(plan.spans, [(span.start, span.stop) for span in plan.spans])),
+            last_segments=tuple(segments_of(plan.spans, kept_rows(plan.spans))),
             groups=tuple(self._groups(decoding)),
             prompts=tuple(span for span in plan.spans if not span.position),
+            parts=PartsStep.of(plan.spans),
         )
 
     def end(self) -> None:
         """Forget the layout."""
+        if self._layout is not None and self._layout.parts is not None:
+            self._layout.parts.close()
         self._layout = None
 
     def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         """As PEFT does: computed in float32, and added in the result's own dtype."""
-        assert self._layout is not None, "no step is under way"
+        layout, last = self._layout, module.rows == "last"
+        assert layout is not None, "no step is under way"
         wide, flat = None, result.view(-1, result.shape[-1])
-        for segment in self._layout.last_segments if module.rows == "last" else self._layout.segments:
+        if layout.parts is not None:
+            layout.parts.change(module.name, x.reshape(-1, x.shape[-1]), flat, last=last)
+        for segment in layout.last_segments if last else layout.segments:
             rows = flat[segment.start : segment.stop]
-            for weights, weight in segment.terms:
-                pair = weights.get(module.name)
+            for held, weight in segment.terms:
+                pair = held.pairs.get(module.name)
                 if pair is not None:
                     wide = x.reshape(-1, x.shape[-1]).float() if wide is None else wide
                     addend = _product(wide, segment, pair, weight)
@@ -136,35 +147,18 @@ class ExactKernels:
             yield _Group(rows, slots.flatten(1)[:, :length].contiguous())
 
 
-def _folded(pair: LoraPair, device: str) -> LoraPair:
+def _folded(pair: LoraPair) -> LoraPair:
     """Both stay transposed views of PEFT's row-major A and B: another layout would change sums in the last bit."""
-    down, up, scaling = pair.down.to(device), pair.up.to(device), pair.scaling
-    if math.frexp(scaling)[0] == 0.5:  # a power of two: folding it into B changes no bit of the product
-        up, scaling = (up.t() * scaling).t(), 1.0
-    return LoraPair(down, up, scaling)
+    if math.frexp(pair.scaling)[0] != 0.5:
+        return pair
+    # a power of two: folding it into B changes no bit of the product
+    shift = None if pair.shift is None else pair.shift * pair.scaling
+    return LoraPair(pair.down, (pair.up.t() * pair.scaling).t(), 1.0, shift=shift)
 
 
-def _segments(spans: tuple[Span, ...], rows: list[tuple[int, int]]) -> Iterator[_Segment]:
-    """Neighbours with one mix and one row each share a segment; every longer span is one of its own."""
-
-    def alike(pair: tuple[int, Span]) -> tuple[Any, int | None]:
-        index, span = pair
-        return mix_key(span), None if rows[index][1] - rows[index][0] == 1 else index
-
-    for _, members in groupby(enumerate(spans), key=alike):
-        indices = [index for index, _ in members]
-        start, stop = rows[indices[0]][0], rows[indices[-1]][1]
-        terms = spans[indices[0]].terms
-        if terms and stop > start:
-            yield _Segment(start, stop, (stop - start) // len(indices), terms)
-
-
-def _product(x: torch.Tensor, segment: _Segment, pair: LoraPair, weight: float) -> torch.Tensor:
-    """x Aᵀ Bᵀ · scaling as a batch of equal products, of which each has just one sequence's rows."""
-    n = (segment.stop - segment.start) // segment.rows
-    rows = x[segment.start : segment.stop].view(n, segment.rows, -1)
-    inner = torch.bmm(rows, pair.down.expand(n, -1, -1))
-    outer = torch.bmm(inner, pair.up.expand(n, -1, -1)).flatten(0, 1)
+def _product(x: torch.Tensor, segment: Segment, pair: LoraPair, weight: float) -> torch.Tensor:
+    """The scaled product, of which each sequence's rows are computed by themselves."""
+    outer = product(x[segment.start : segment.stop], pair, segment.rows)
     factor = pair.scaling * weight
     return outer if factor == 1.0 else outer.mul_(factor)
 
