@@ -19,7 +19,7 @@ from swapmeet_serving import attention
 from swapmeet_serving.adapter_parts import Other
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import Kernels
-from swapmeet_serving.lora_linear import LoraLinear, Rows
+from swapmeet_serving.lora_linear import LoraLinear, Rows, SharedInput
 from swapmeet_serving.lora_weights import Layers
 
 HARMLESS = {"dropout", "scaling", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position",
@@ -38,11 +38,13 @@ class BaseModel:
         model: the transformers model, its linear layers wrapped.
         kv_layers: KV heads and their width by layer.
         layers: those that adapters can be served on.
+        shared: the linear ones of these by their inputs.
     """
 
     model: Any
     kv_layers: dict[int, tuple[int, int]]
     layers: Layers
+    shared: tuple[SharedInput, ...]
     dtype: torch.dtype
     device: str
     context_length: int
@@ -51,10 +53,24 @@ class BaseModel:
 
     def attach(self, kernels: Kernels) -> None:
         """Have every layer compute adapters and attention with these kernels."""
-        for module in self.model.modules():
-            if isinstance(module, LoraLinear):
-                module.kernels = kernels
+        for each in self.shared:
+            each.kernels = kernels
         set_attend(self.model, kernels.attend)
+
+    @property
+    def groups(self) -> list[dict[str, tuple[int, ...]]]:
+        """Names and shapes of the linear layers, by their inputs."""
+        shapes = self.layers.shapes
+        return [{layer.name: shapes[layer.name] for layer in each.layers} for each in self.shared]
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """A tensor that linear layers were given, one after the other."""
+
+    x: torch.Tensor
+    rows: Rows
+    names: list[str]
 
 
 def load_base(folder: Path, device: str = "cpu", quantization: Quantization | None = None) -> BaseModel:
@@ -69,15 +85,18 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     _check_config(model.config.get_text_config(), kind)
     # bitsandbytes' CPU kernel has no layout for odd widths
     keep_unpacked(model, lambda layer: layer.out_features % 32 or layer.in_features % 64)
-    kv_layers, rows, others = _observe(model, kind)
+    kv_layers, seen, others = _observe(model, kind)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    layers = Layers(_wrap_linears(model, rows), others, head if tied else None)
+    shared = _wrap_linears(model, seen)
+    linears = {layer.name: layer.base for each in shared for layer in each.layers}
+    layers = Layers(linears, others, head if tied else None)
     config = model.config.get_text_config()
     return BaseModel(
         model=model,
         kv_layers=kv_layers,
         layers=layers,
+        shared=shared,
         dtype=model.dtype,
         device=device,
         context_length=config.max_position_embeddings,
@@ -112,15 +131,15 @@ def _rope_types(parameters: Any) -> set[str]:
     return {str(each.get("rope_type")) for each in [parameters, *nested]}
 
 
-def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[str, Rows], dict[str, Other]]:
+def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], list[_Inputs], dict[str, Other]]:
     """Run a few tokens, of which the last one's logits are wanted; refuses what attention does not support.
 
     On the CPU, this pass also lets bitsandbytes repack the weights for inference.
 
     Returns:
-        Each layer's KV heads and width; by the linear layers' names which rows they see; the embedding, and norms. A
-        layer that sees others (an expert's, say), or computes in another type, is left out: no adapter can be served
-        on it.
+        Each layer's KV heads and width; the linear layers by the inputs they share; the embedding, and norms. A layer
+        that sees other rows (an expert's, say), or computes in another type, is left out: no adapter can be served on
+        it.
     """
     seen: dict[int, tuple[int, int]] = {}
     needs: set[str] = set()
@@ -149,7 +168,7 @@ def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[st
     config = model.config.get_text_config()
     heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
     count = next(count for count in (3, 4, 5) if count not in heads)  # tells tokens from heads in a shape
-    rows, others, hooks = _note_rows(model, count)
+    inputs, others, hooks = _note_inputs(model, count)
     ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
     places = torch.arange(count, device=model.device)
     with torch.inference_mode():
@@ -160,18 +179,20 @@ def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], dict[st
         needs.add("layers without attention, or attention outside transformers' interface")
     if needs:
         raise BaseUnsupported(f"Models of type {kind} can not be served: they need {', '.join(sorted(needs))}.")
-    return seen, rows, others
+    return seen, inputs, others
 
 
-def _note_rows(model: Any, count: int) -> tuple[dict[str, Rows], dict[str, Other], list[Any]]:
+def _note_inputs(model: Any, count: int) -> tuple[list[_Inputs], dict[str, Other], list[Any]]:
     """Hooks that tell which of a pass' `count` rows each layer sees, and where they tell it."""
-    rows: dict[str, Rows] = {}
+    inputs: list[_Inputs] = []
     others: dict[str, Other] = {}
 
     def note_linear(name: str, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
         seen: Rows | None = {count: "all", 1: "last"}.get(x.numel() // module.in_features)  # type: ignore[assignment]
         if seen and x.dtype == result.dtype == model.dtype:
-            rows[name] = seen
+            if not inputs or inputs[-1].x is not x:
+                inputs.append(_Inputs(x, seen, []))
+            inputs[-1].names.append(name)
 
     def note_other(name: str, module: nn.Module, x: torch.Tensor, result: torch.Tensor) -> None:
         axes = [axis for axis in range(1, min(3, x.dim())) if x.shape[axis] == count]
@@ -187,7 +208,7 @@ def _note_rows(model: Any, count: int) -> tuple[dict[str, Rows], dict[str, Other
             hooks.append(module.register_forward_hook(hooked(name, note_linear)))
         elif module is model.get_input_embeddings() or _is_norm(module):
             hooks.append(module.register_forward_hook(hooked(name, note_other)))
-    return rows, others, hooks
+    return inputs, others, hooks
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -212,13 +233,20 @@ def _unsupported(settings: dict[str, Any]) -> set[str]:
     return found
 
 
-def _wrap_linears(model: Any, rows: dict[str, Rows]) -> dict[str, nn.Linear]:
-    """Put a `LoraLinear` in the place of each of these linear layers; returns the layers by name."""
+def _wrap_linears(model: Any, inputs: list[_Inputs]) -> tuple[SharedInput, ...]:
+    """Put a `LoraLinear` in the place of each of these linear layers."""
     import bitsandbytes as bnb
 
-    linears: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in rows}
-    for index, (name, module) in enumerate(linears.items()):
-        parent, _, attribute = name.rpartition(".")
-        wrapped = LoraLinear(module, name, index, rounds_first=isinstance(module, bnb.nn.Linear4bit), rows=rows[name])
-        setattr(model.get_submodule(parent), attribute, wrapped)
-    return linears
+    found, wrapped = [], set[str]()
+    for seen in inputs:
+        layers = []
+        for name in [name for name in seen.names if name not in wrapped]:
+            module = model.get_submodule(name)
+            layers.append(LoraLinear(module, name, rounds_first=isinstance(module, bnb.nn.Linear4bit)))
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layers[-1])
+            wrapped.add(name)
+        if layers:
+            found.append(SharedInput(layers, seen.rows))
+            found[-1].take_over()
+    return tuple(found)

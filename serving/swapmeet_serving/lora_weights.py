@@ -97,7 +97,7 @@ class Holder(Protocol):
 
     weight_bytes: int
 
-    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> Any:
+    def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> Any:
         """An adapter in the form that it is computed from."""
         ...
 
@@ -137,11 +137,12 @@ class LoraFile:
 
     def read(self) -> Any:
         """Read the weights into memory, in the holder's form."""
-        with safe_open(self.path, framework="pt") as tensors:
+        with torch.no_grad(), safe_open(self.path, framework="pt") as tensors:  # norms are of the base's parameters
             read: Read = tensors.get_tensor
             parts = self._parts(read)
             pairs = ((pair.module, self._pair(read, pair, parts.get(pair.module))) for pair in self._linear)
-            return self.holder.hold(pairs, self._paired, parts)
+            ranks = {pair.module: pair.a.shape[0] for pair in self._linear}
+            return self.holder.hold(pairs, ranks, parts)
 
     def _parts(self, read: Read) -> Parts:
         """All but the linear layers' pairs."""

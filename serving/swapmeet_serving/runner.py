@@ -25,9 +25,7 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
         return ExactKernels(pages, base.kv_layers, base.dtype, base.device)
     from swapmeet_serving.kernels.cpu import CpuKernels
 
-    return CpuKernels(
-        pages, base.kv_layers, base.dtype, {name: index for index, name in enumerate(base.layers.linears)}
-    )
+    return CpuKernels(pages, base.kv_layers, base.dtype, base.groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

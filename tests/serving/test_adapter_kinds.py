@@ -195,7 +195,7 @@ def test_logits_are_close_to_peft(
     for kind, folder in adapters.items():
         answer(engine, Request(kind, prompt, folder and str(folder), Sampling(max_tokens=1)))
         expected = peft_logits(base, folder, prompt, dtype)
-        assert (seen[-1][-1] - expected).norm() <= tolerance * expected.norm(), kind
+        assert (seen[-1].next[-1] - expected).norm() <= tolerance * expected.norm(), kind
 
 
 def peft_logits(base: Path, adapter: Path | None, prompt: tuple[int, ...], dtype: str) -> Any:

@@ -26,11 +26,20 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 @dataclass
-class Module:
-    index: int
-    rows: str = "all"
-    layer_idx: int = 0
+class Layer:
     name: str = "module"
+    layer_idx: int = 0
+
+
+@dataclass
+class Shared:
+    """Layers with one input, as the kernels see them."""
+
+    layers: list[Layer]
+    rows: str = "all"
+
+
+ALONE = Shared([Layer()])
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +60,7 @@ def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
 
 
 def hold(kernels: CpuKernels, module: str, pair: LoraPair) -> Any:
-    return kernels.hold(iter([(module, pair)]), pair.down.numel() + pair.up.numel(), {})
+    return kernels.hold(iter([(module, pair)]), {module: pair.down.shape[1]}, {})
 
 
 def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
@@ -62,31 +71,61 @@ def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
 @pytest.mark.parametrize(("inputs", "outputs"), [(576, 1536), (64, 192), (96, 40), (1, 1)])
 def test_adapters_of_any_rank_are_added_to_their_own_rows(dtype: Any, inputs: int, outputs: int) -> None:
     pairs = [pair(inputs, outputs, rank) for rank in (1, 4, 16, 20, 64, 130)]
-    kernels = CpuKernels(1, {}, dtype, {"other": 0, "module": 1})
+    kernels = CpuKernels(1, {}, dtype, [{"other": (8, 8)}, {"module": (outputs, inputs)}])
     held = [hold(kernels, "module", each) for each in pairs]
     rows = [1, 2, 5, 3, 1, 9, 4]
     adapters: list[Any] = [*held[:3], None, *held[3:]]
     spans = spans_of(rows, adapters)
     kernels.begin(plan_of(*spans))
-    x = torch.randn(1, sum(rows), inputs).to(dtype)
-    before = torch.randn(1, sum(rows), outputs).to(dtype)
+    x = torch.randn(sum(rows), inputs).to(dtype)
+    before = torch.randn(sum(rows), outputs).to(dtype)
     result = before.clone()
-    kernels.add_lora(Module(index=1), x, result)
+    kernels.add_lora(ALONE, x, [result])
     expected = before.float()
     for span, used in zip(spans, [*pairs[:3], None, *pairs[3:]], strict=True):
         if used:
             down, up = used.down.to(dtype).float(), used.up.to(dtype).float()
-            expected[0, span.start : span.stop] += x[0, span.start : span.stop].float() @ down @ up * used.scaling
+            expected[span.start : span.stop] += x[span.start : span.stop].float() @ down @ up * used.scaling
     assert (result.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
     untouched = result.clone()
-    kernels.add_lora(Module(index=0), x, result)
+    kernels.add_lora(Shared([Layer("other")]), x, [result])
     assert torch.equal(result, untouched), "no adapter has this module"
+
+
+@DTYPES
+def test_layers_with_one_input_are_computed_as_each_alone(dtype: Any) -> None:
+    """Bit for bit; adapters have some of the layers or others, at ranks of their own, and results are slices."""
+    shapes = {"q": (96, 64), "k": (40, 64), "v": (16, 64)}
+    ranks: list[dict[str, int]] = [{"q": 16, "k": 16, "v": 16}, {"v": 5}, {"q": 40, "v": 1}, {"k": 130, "q": 3}]
+    apart = CpuKernels(1, {}, dtype, [{name: shape} for name, shape in shapes.items()])
+    together = CpuKernels(1, {}, dtype, [shapes])
+    made = [{name: pair(64, shapes[name][0], rank) for name, rank in each.items()} for each in ranks]
+    held = [
+        [kernels.hold(iter(pairs.items()), each, {}) for pairs, each in zip(made, ranks, strict=True)]
+        for kernels in (apart, together)
+    ]
+    x, before = torch.randn(11, 64).to(dtype), torch.randn(11, 96 + 40 + 16).to(dtype)
+    results = []
+    for kernels, adapters in zip((apart, together), held, strict=True):
+        mixes: list[Any] = [((each, 1.0),) for each in adapters] + [((adapters[1], 0.5), (adapters[2], -2.0)), ()]
+        kernels.begin(plan_of(*(Span(n, n + 1, 0, [0], mixes[n % 6]) for n in range(11))))
+        result = before.clone()
+        parts = torch.split(result, [96, 40, 16], dim=1)  # type: ignore[no-untyped-call]
+        if kernels is together:
+            kernels.add_lora(Shared([Layer(name) for name in shapes]), x, parts)
+        else:
+            for name, part in zip(shapes, parts, strict=True):
+                kernels.add_lora(Shared([Layer(name)]), x, [part])
+        results.append(result)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0][0], before[0])
+    assert torch.equal(results[0][5], before[5])
 
 
 @DTYPES
 def test_a_mix_adds_each_adapter_by_its_weight(dtype: Any) -> None:
     pairs = [pair(64, 96, rank) for rank in (4, 16, 30)]
-    kernels = CpuKernels(1, {}, dtype, {"module": 0, "other": 1})
+    kernels = CpuKernels(1, {}, dtype, [{"module": (96, 64)}, {"other": (8, 8)}])
     held = [hold(kernels, "module", each) for each in pairs] + [hold(kernels, "other", pair(8, 8, 2))]
     mixes: list[Any] = [
         ((held[0], 0.7), (held[3], 2.0), (held[1], -0.5)),
@@ -97,18 +136,18 @@ def test_a_mix_adds_each_adapter_by_its_weight(dtype: Any) -> None:
     rows = [1, 6, 2, 3]
     starts = [0, 1, 7, 9]
     kernels.begin(plan_of(*(Span(s, s + n, 0, [0], mix) for s, n, mix in zip(starts, rows, mixes, strict=True))))
-    x, before = torch.randn(1, 12, 64).to(dtype), torch.randn(1, 12, 96).to(dtype)
+    x, before = torch.randn(12, 64).to(dtype), torch.randn(12, 96).to(dtype)
     result, expected = before.clone(), before.float()
-    kernels.add_lora(Module(0), x, result)
+    kernels.add_lora(ALONE, x, [result])
     for start, count, mix in zip(starts, rows, mixes, strict=True):
         for used, weight in mix:
             if used is not held[3]:
                 its = pairs[held.index(used)]
                 down, up = its.down.to(dtype).float(), its.up.to(dtype).float()
-                part = x[0, start : start + count].float() @ down @ up * its.scaling
-                expected[0, start : start + count] += weight * part
+                part = x[start : start + count].float() @ down @ up * its.scaling
+                expected[start : start + count] += weight * part
     assert (result.float() - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
-    assert torch.equal(result[0, 7:9], before[0, 7:9])
+    assert torch.equal(result[7:9], before[7:9])
 
 
 @DTYPES
@@ -133,7 +172,7 @@ class Attention:
     def __init__(self, dtype: Any, kv_heads: int, group: int, width: int, lengths: list[int]) -> None:
         self.group, self.lengths = group, lengths
         pages = [-(-length // PAGE) for length in lengths]
-        self.kernels = CpuKernels(sum(pages), {0: (kv_heads, width)}, dtype, {})
+        self.kernels = CpuKernels(sum(pages), {0: (kv_heads, width)}, dtype, [])
         order = torch.randperm(sum(pages)).tolist()
         self.pages = [[order.pop() for _ in range(count)] for count in pages]
         self.keys, self.values = (
@@ -165,7 +204,7 @@ class Attention:
             for tensors in (self.queries, self.keys, self.values)
         )
         value = value.transpose(1, 2).contiguous().transpose(1, 2)  # as models give it: heads are the inner stride
-        result = self.kernels.attend(Module(0), query, key, value, sliding_window=window)  # type: ignore[arg-type]
+        result = self.kernels.attend(Layer(), query, key, value, sliding_window=window)  # type: ignore[arg-type]
         return {
             index: result[0, span.start : span.stop].float() for (index, *_), span in zip(parts, spans, strict=True)
         }
@@ -180,18 +219,18 @@ class Attention:
 
 @DTYPES
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(dtype: Any) -> None:
-    kernels = CpuKernels(1, {}, dtype, {"module": 0})
+    kernels = CpuKernels(1, {}, dtype, [{"module": (96, 64)}])
     held = [hold(kernels, "module", pair(64, 96, rank)) for rank in (16, 5)]
     rows = [3, 6, 1]
-    x, before = torch.randn(1, 10, 64).to(dtype), torch.randn(1, 10, 96).to(dtype)
+    x, before = torch.randn(10, 64).to(dtype), torch.randn(10, 96).to(dtype)
     together = before.clone()
     kernels.begin(plan_of(*spans_of(rows, [held[0], held[1], held[0]])))
-    kernels.add_lora(Module(0), x, together)
+    kernels.add_lora(ALONE, x, [together])
     for index, adapter in [(0, 0), (2, 0), (3, 1), (8, 1), (9, 0)]:
-        alone = before[:, index : index + 1].clone()
+        alone = before[index : index + 1].clone()
         kernels.begin(plan_of(Span(0, 1, 0, [0], ((held[adapter], 1.0),))))
-        kernels.add_lora(Module(0), x[:, index : index + 1], alone)
-        assert torch.equal(alone[0, 0], together[0, index]), index
+        kernels.add_lora(ALONE, x[index : index + 1], [alone])
+        assert torch.equal(alone[0], together[index]), index
 
 
 @DTYPES
@@ -238,12 +277,13 @@ from swapmeet_serving.lora_weights import LoraPair
 from swapmeet_serving.step_plan import Span, StepPlan
 assert threads._LIBRARY is None
 threads.compute_alone()
-kernels = CpuKernels(1, {}, torch.float32, {"m": 0})
-held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), 32, {})
+kernels = CpuKernels(1, {}, torch.float32, [{"m": (8, 8)}])
+held = kernels.hold(iter([("m", LoraPair(torch.ones(8, 2), torch.ones(2, 8), 0.5))]), {"m": 2}, {})
 kernels.begin(StepPlan(None, None, [2], (Span(0, 3, 0, [0], ((held, 1.0),)),)))
-class M: index, rows = 0, 'all'
-result = torch.zeros(1, 3, 8)
-kernels.add_lora(M, torch.ones(1, 3, 8), result)
+class M: name = 'm'
+class S: layers, rows = [M], 'all'
+result = torch.zeros(3, 8)
+kernels.add_lora(S, torch.ones(3, 8), [result])
 assert (result == 8).all(), result
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
@@ -271,15 +311,15 @@ def test_where_nothing_can_be_cached_loops_are_compiled_anew(monkeypatch: pytest
 
 
 def test_rows_that_do_not_fit_never_reach_the_loops() -> None:
-    kernels = CpuKernels(1, {}, torch.float32, {"module": 0})
+    kernels = CpuKernels(1, {}, torch.float32, [{"module": (8, 8)}])
     kernels.begin(plan_of(Span(0, 3, 0, [0], ((hold(kernels, "module", pair(8, 8, 2)), 1.0),))))
     for x, result in [
-        (torch.ones(1, 2, 8), torch.ones(1, 2, 8)),
-        (torch.ones(1, 3, 8), torch.ones(1, 3, 8).bfloat16()),
-        (torch.ones(1, 3, 8), torch.ones(1, 8, 3).transpose(1, 2)),
+        (torch.ones(2, 8), torch.ones(2, 8)),
+        (torch.ones(3, 8), torch.ones(3, 8).bfloat16()),
+        (torch.ones(3, 8), torch.ones(8, 3).t()),
     ]:
         with pytest.raises(RuntimeError, match="3 rows were expected"):
-            kernels.add_lora(Module(0), x, result)
+            kernels.add_lora(ALONE, x, [result])
 
 
 def test_a_dtype_without_loops_is_refused(tiny_llama: Path, make_engine: Callable[..., Engine]) -> None:
@@ -305,7 +345,7 @@ def test_an_answer_is_the_same_alone_and_in_any_batch(
 
 
 def test_a_step_that_can_not_be_laid_out_says_why_also_once_it_is_ended() -> None:
-    kernels = CpuKernels(1, {}, torch.float32, {})
+    kernels = CpuKernels(1, {}, torch.float32, [])
 
     def step() -> None:
         try:

@@ -5,6 +5,7 @@ cpu.py                  CPU cores; its loops are cpu_lora.py and cpu_attention.p
 tile.py, threads.py     the inner loop of both, and torch's threads to run them on
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,12 +31,11 @@ class Kernels(Protocol):
     pages: int
     whole: bool
 
-    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> Any:
-        """An adapter in the form that a plan's `Span.terms` take, with all its `parts`, also those of its pairs.
+    def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> Any:
+        """An adapter in the form that a plan's `Span.terms` take; it has its `parts`.
 
-        `weights` is how many numbers the pairs have.
-
-        May be called on any thread. The pairs are read one by one, so that memory holds no second copy.
+        May be called on any thread. The pairs are read one by one, so that memory holds no second copy; `ranks` tells
+        beforehand which layers have one.
         """
         ...
 
@@ -47,8 +47,8 @@ class Kernels(Protocol):
         """The step is over."""
         ...
 
-    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
-        """Add each row's own adapter to a `LoraLinear`'s result, in place: (…, in), (…, out)."""
+    def add_lora(self, shared: Any, x: torch.Tensor, results: Sequence[torch.Tensor]) -> None:
+        """Add each row's own adapters to the results of a `SharedInput`'s layers, in place: (rows, in), (rows, out)."""
         ...
 
     def attend(

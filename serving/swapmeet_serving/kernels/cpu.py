@@ -4,6 +4,7 @@ Adapters are held in the model's dtype. What is added to a row, and what it atte
 beside it.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
@@ -16,7 +17,7 @@ from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
-from swapmeet_serving.kernels.cpu_lora import ENTRY, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.cpu_lora import ENTRY, SCALING, SEGMENT, add_lora_in
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
@@ -32,8 +33,9 @@ class CpuLora:
     """An adapter in one block of memory.
 
     Attributes:
-        block: all weights, module after module, `down` as (in, rank) and `up` as (rank, out).
-        table: (modules, 4) addresses of down and up, rank, and the scaling's bits, for the loops.
+        block: all weights: for layers that share an input, their `down` side by side as (in, ranks), and then each
+            one's `up` as (rank, out).
+        table: (layers, ENTRY) for the loops, see there.
         parts: what else it changes.
     """
 
@@ -69,7 +71,11 @@ class CpuKernels:
     """
 
     def __init__(
-        self, pages: int, layers: dict[int, tuple[int, int]], dtype: torch.dtype, modules: dict[str, int]
+        self,
+        pages: int,
+        layers: dict[int, tuple[int, int]],
+        dtype: torch.dtype,
+        groups: Sequence[Mapping[str, tuple[int, ...]]],
     ) -> None:
         if dtype not in ELEMENTS:
             raise BaseUnsupported(
@@ -81,34 +87,50 @@ class CpuKernels:
         self._dtype = dtype
         self._add = add_lora_in(dtype)
         self._write, self._attend = write_and_attend_in(dtype)
-        self._modules = modules
+        self._groups = groups
+        self._places = {name: place for place, name in enumerate(name for group in groups for name in group)}
         self._cache = {
             index: tuple(torch.zeros(pages * heads * width * PAGE + SLACK, dtype=dtype) for _ in range(2))
             for index, (heads, width) in layers.items()
         }
         self._layout: _Layout | None = None
 
-    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> CpuLora:
+    def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> CpuLora:
         """Pack an adapter's weights. DoRA's gain goes into `up`, so that only what it adds to the base is left."""
-        parts = dict(parts)
+        parts, matrices = dict(parts), {}
+        weights = sum(ranks.get(name, 0) * sum(shape) for group in self._groups for name, shape in group.items())
         block = torch.zeros(weights + SLACK, dtype=self._dtype)
-        table = np.zeros((len(self._modules), ENTRY), np.int64)
-        begin = 0
-        for module, pair in pairs:
-            places = []
-            for matrix in (pair.down, pair.up if pair.dora is None else pair.up * pair.dora.gain):
-                place = block[begin : begin + matrix.numel()].view(matrix.shape)
-                place.copy_(matrix)
-                places.append(place.data_ptr())
-                begin += matrix.numel()
+        table = np.zeros((len(self._places), ENTRY), np.int64)
+        for name, down, up, entry in self._lay_out(block, ranks):
+            matrices[name] = down, up
+            table[self._places[name]] = entry
+        for name, pair in pairs:
+            down, up = matrices[name]
+            down.copy_(pair.down)
+            up.copy_(pair.up if pair.dora is None else pair.up * pair.dora.gain)
+            table[self._places[name], SCALING] = _bits(pair.scaling)
             if pair.dora is not None:
-                parts[module] = replace(linear_part(parts, module), dora=pair.dora.to(self._dtype))
+                parts[name] = replace(linear_part(parts, name), dora=pair.dora.to(self._dtype))
             if pair.shift is not None:
                 shift = (pair.shift * pair.scaling).to(self._dtype)
-                parts[module] = replace(linear_part(parts, module), shift=shift)
-            table[self._modules[module]] = (*places, pair.down.shape[1], _bits(pair.scaling))
-        assert begin == weights
+                parts[name] = replace(linear_part(parts, name), shift=shift)
         return CpuLora(block, table, parts)
+
+    def _lay_out(self, block: torch.Tensor, ranks: Mapping[str, int]) -> Iterator[tuple[str, Any, Any, Any]]:
+        """Each layer's name, views of its matrices in the block, and entry of the table, but for the scaling."""
+        begin = 0
+        for group in self._groups:
+            names = [name for name in group if name in ranks]
+            columns = sum(ranks[name] for name in names)
+            inputs = next(iter(group.values()))[1]
+            shared = block[begin : begin + inputs * columns].view(inputs, columns) if names else block[:0]
+            begin, column = begin + inputs * columns, 0
+            for name in names:
+                rank, outputs = ranks[name], group[name][0]
+                up = block[begin : begin + rank * outputs].view(rank, outputs)
+                entry = (shared.data_ptr(), up.data_ptr(), rank, 0, columns, column)
+                yield name, shared[:, column : column + rank], up, entry
+                begin, column = begin + rank * outputs, column + rank
 
     def begin(self, plan: StepPlan) -> None:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
@@ -120,7 +142,7 @@ class CpuKernels:
             segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans], terms),
             last_segments=_segments(plan.spans, kept_rows(plan.spans), terms),
             kept=len(plan.kept),
-            ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._modules),
+            ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._places),
             pages=pages,
             spans=np.array(
                 [
@@ -140,25 +162,34 @@ class CpuKernels:
             self._layout.parts.close()
         self._layout = None
 
-    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+    def add_lora(self, shared: Any, x: torch.Tensor, results: Sequence[torch.Tensor]) -> None:
         """All rows' adapters in one go."""
         layout = self._layout
         assert layout is not None, "no step is under way"
-        x, last = x.contiguous(), module.rows == "last"
+        last = shared.rows == "last"
         if layout.parts is not None:
-            layout.parts.change(module.name, x.view(-1, x.shape[-1]), result.view(-1, result.shape[-1]), last=last)
-        rank = layout.ranks[module.index]
-        if not rank:
+            for layer, result in zip(shared.layers, results, strict=True):
+                layout.parts.change(layer.name, x, result, last=last)
+        members, ranks = [], 0
+        for layer, result in zip(shared.layers, results, strict=True):
+            place = self._places[layer.name]
+            if layout.ranks[place]:
+                ranks += layout.ranks[place]
+                members.append((place, result))
+        if not members:
             return
-        segments = layout.last_segments if last else layout.segments
-        rows = layout.kept if last else layout.rows
-        sound = x.dtype == result.dtype == self._dtype and result.is_contiguous()
-        if not sound or rows * x.shape[-1] != x.numel() or rows * result.shape[-1] != result.numel():
-            raise RuntimeError(f"{module.name} gives {result.shape} in {result.dtype} where {rows} rows were expected")
-        self._add(
-            [x.data_ptr(), result.data_ptr(), x.shape[-1], result.shape[-1], segments.ctypes.data, len(segments),
-             module.index, rank]
-        )  # fmt: skip
+        segments, rows = (layout.last_segments, layout.kept) if last else (layout.segments, layout.rows)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        if not all(self._fits(each, rows) for each in (x, *(result for _, result in members))):
+            shapes = [(tuple(each.shape), each.dtype) for each in (x, *results)]
+            raise RuntimeError(f"{shared.layers[0].name} gives {shapes} where {rows} rows were expected")
+        arguments = [x.data_ptr(), x.stride(0), x.shape[1], segments.ctypes.data, len(segments), ranks, len(members)]
+        for place, result in members:
+            arguments += (place, result.data_ptr(), result.stride(0), result.shape[1])
+        self._add(arguments)
+
+    def _fits(self, tensor: torch.Tensor, rows: int) -> bool:
+        return tensor.dtype == self._dtype and tensor.shape[0] == rows and tensor.stride(1) == 1
 
     def attend(
         self,

@@ -1,7 +1,8 @@
-"""LoRA for rows of many adapters at once, on CPU cores: y += x · down · up · scaling, each row by its own adapter.
+"""LoRA for rows of many adapters at once, on CPU cores: y += x · down · up · scaling, each row by its own adapters.
 
-An adapter's weights lie in one block of memory, `down` as (in, rank) and `up` as (rank, out), each at its own
-rank. Sums are float32, and rounded once. The cost is that of the rows' own ranks; weights are read from memory
+Layers that share an input are computed together. An adapter's weights lie in one block of memory: the layers' `down`
+side by side as (in, ranks), so that one product shrinks x for all of them, and each one's `up` as (rank, out), each at
+its own rank. Sums are float32, and rounded once. The cost is that of the rows' own ranks; weights are read from memory
 once for every four rows of an adapter.
 """
 
@@ -16,7 +17,7 @@ from numba import float32, int64
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
 from swapmeet_serving.kernels.tile import ELEMENTS, LANES, ROWS, WIDE, address_as, float_of, load, store, tile
 
-_wide, _narrow = tile(WIDE), tile(LANES)
+_tile_64, _tile_48, _tile_32, _tile_16 = tile(WIDE), tile(3 * LANES), tile(2 * LANES), tile(LANES)
 
 SEGMENT = 4
 """int64 of a segment: first row, last row + 1, address and number of its terms."""
@@ -24,89 +25,135 @@ SEGMENT = 4
 TERM = 2
 """int64 of a term: address of its adapter's table, the bits of its weight."""
 
-ENTRY = 4
-"""int64 of an adapter's table for each module: addresses of down and up, rank (0: not adapted), scaling's bits."""
+ENTRY, SCALING = 6, 3
+"""int64 of an adapter's table for each layer: addresses of the shared down and of up, rank (0: not adapted), the
+scaling's bits, columns of the shared down, and the layer's first among them."""
+
+HEAD, MEMBER = 7, 4
+"""int64 of the arguments: of all layers, and of each."""
 
 
 @numba.njit
 def _multiply(
-    c: Any, step: Any, width: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
+    c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
 ) -> None:
-    """out (4, columns) (+)= c (4, n) · matrix (n, columns); may read and write up to a vector too far."""
-    size = width * int64(1)
+    """out (4, columns) (+)= c (4, n) · matrix (n, columns); may read and write up to a tile too far."""
+    one = int64(1)
+    c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
+    c2, c3 = address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0))
     for begin in range(0, columns, WIDE):
         here = address_as(matrix + begin * size, like)
         there = address_as(out + 4 * begin, float32(0))
-        rows = (address_as(c, float32(0)), address_as(c + 4 * step, float32(0)),
-                address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0)))  # fmt: skip
-        if columns - begin > WIDE - LANES:
-            _wide(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, add)
+        left = columns - begin
+        if left > 3 * LANES:
+            _tile_64(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+        elif left > 2 * LANES:
+            _tile_48(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+        elif left > LANES:
+            _tile_32(c0, c1, c2, c3, one, here, columns, n, there, row, add)
         else:
-            for block in range(begin, columns, LANES):
-                here = address_as(matrix + block * size, like)
-                there = address_as(out + 4 * block, float32(0))
-                _narrow(rows[0], rows[1], rows[2], rows[3], int64(1), here, columns, n, there, row, add)
+            _tile_16(c0, c1, c2, c3, one, here, columns, n, there, row, add)
 
 
 @numba.njit
 def _tile_of_rows(
-    a: Any, first: Any, last: Any, terms: Any, n_terms: Any, like: Any, width: Any, wide: Any, inner: Any, sums: Any
-) -> None:
-    y, n, out = address_as(a[1], like), a[2], a[3]
-    begun = False
+    a: Any, first: Any, last: Any, terms: Any, n_terms: Any, like: Any, size: Any, wide: Any, inner: Any, sums: Any,
+    begun: Any,
+) -> None:  # fmt: skip
+    """Up to four rows of one mix: sums (4, outs) over its adapters, then added to each layer's result."""
+    begun[:] = 0
+    widened = False
     for term in range(n_terms):
-        table = address_as(terms[term * TERM] + a[6] * ENTRY * 8, int64(0))
-        rank = table[2]
-        if rank == 0:
+        table = address_as(terms[term * TERM], int64(0))
+        down, columns = _shrinks(a, table)
+        if columns == 0:
             continue
-        if not begun:
-            _widen(address_as(a[0], like), n, first, last, wide)
-        padded = int64(inner.shape[1])
-        c, p, o = wide.ctypes.data, inner.ctypes.data, sums.ctypes.data
-        _multiply(c, int64(wide.shape[1]), width, like, table[0], n, rank, p, padded, False)
-        scaling = float_of(table[3]) * float_of(terms[term * TERM + 1])
-        for r in range(ROWS):
-            for j in range(rank):
-                inner[r, j] *= scaling
-        _multiply(p, padded, width, like, table[1], rank, out, o, int64(sums.shape[1]), begun)
-        begun = True
-    if begun:
-        _add(y, out, first, last, sums)
+        if not widened:
+            _widen(address_as(a[0], like), a[1], a[2], first, last, wide)
+            widened = True
+        c, p, padded = wide.ctypes.data, inner.ctypes.data, int64(inner.shape[1])
+        _multiply(c, int64(wide.shape[1]), size, like, down, a[2], columns, p, padded, False)
+        _expand(a, table, float_of(terms[term * TERM + 1]), like, size, inner, sums, begun)
+    begin = int64(0)
+    for m in range(a[6]):
+        out = a[HEAD + m * MEMBER + 3]
+        if begun[m]:
+            _add(address_as(a[HEAD + m * MEMBER + 1], like), a[HEAD + m * MEMBER + 2], out, first, last, sums, begin)
+        begin += _padded(out)
 
 
 @numba.njit
-def _widen(x: Any, n: Any, first: Any, last: Any, wide: Any) -> None:
+def _shrinks(a: Any, table: Any) -> tuple[Any, Any]:
+    """Address and columns of an adapter's down for these layers; no columns if it has none."""
+    for m in range(a[6]):
+        entry = a[HEAD + m * MEMBER] * ENTRY
+        if table[entry + 2]:
+            return table[entry], table[entry + 4]
+    return int64(0), int64(0)
+
+
+@numba.njit
+def _expand(a: Any, table: Any, weight: Any, like: Any, size: Any, inner: Any, sums: Any, begun: Any) -> None:
+    begin, padded = int64(0), int64(inner.shape[1])
+    for m in range(a[6]):
+        entry, out = a[HEAD + m * MEMBER] * ENTRY, a[HEAD + m * MEMBER + 3]
+        rank, column = table[entry + 2], table[entry + 5]
+        if rank:
+            factor = float_of(table[entry + SCALING]) * weight
+            for r in range(ROWS):
+                for j in range(column, column + rank):
+                    inner[r, j] *= factor
+            p, o = inner.ctypes.data + 4 * column, sums.ctypes.data + 4 * begin
+            _multiply(p, padded, size, like, table[entry + 1], rank, out, o, int64(sums.shape[1]), begun[m] != 0)
+            begun[m] = 1
+        begin += _padded(out)
+
+
+@numba.njit
+def _padded(columns: Any) -> Any:
+    """Room for a layer's sums, which are written in whole tiles."""
+    return (columns + WIDE - 1) // WIDE * WIDE
+
+
+@numba.njit
+def _widen(x: Any, stride: Any, n: Any, first: Any, last: Any, wide: Any) -> None:
     for r in range(ROWS):
-        row = min(first + r, last - 1)
+        begin = min(first + r, last - 1) * stride
         for i in range(n):
-            wide[r, i] = load(x, row * n + i)
+            wide[r, i] = load(x, begin + i)
 
 
 @numba.njit
-def _add(y: Any, n: Any, first: Any, last: Any, sums: Any) -> None:
+def _add(y: Any, stride: Any, n: Any, first: Any, last: Any, sums: Any, column: Any) -> None:
     for r in range(min(ROWS, last - first)):
-        begin = (first + r) * n
+        begin = (first + r) * stride
         for c in range(n):
-            store(y, begin + c, load(y, begin + c) + sums[r, c])
+            store(y, begin + c, load(y, begin + c) + sums[r, column + c])
 
 
 @numba.njit
-def add_lora(a: Any, thread: Any, threads: Any, like: Any, width: Any) -> None:
-    """Add every segment's adapters to y.
+def add_lora(a: Any, thread: Any, threads: Any, like: Any, size: Any) -> None:
+    """Add every segment's adapters to the results of layers that share an input.
 
-    Arguments: x, y, in, out, segments, number of segments, module, highest rank.
+    Arguments: x, its stride of a row, in, segments, number of segments, ranks (at most, of all layers together),
+    number of layers; then of each layer: its place in tables, y, its stride of a row, out.
     """
+    outs = int64(0)
+    for m in range(a[6]):
+        outs += _padded(a[HEAD + m * MEMBER + 3])
     wide = np.empty((ROWS, a[2]), np.float32)
-    inner = np.empty((ROWS, a[7] + WIDE), np.float32)
-    sums = np.empty((ROWS, a[3] + WIDE), np.float32)
-    segments = address_as(a[4], int64(0))
+    inner = np.empty((ROWS, a[5] + WIDE), np.float32)
+    sums = np.empty((ROWS, outs), np.float32)
+    begun = np.empty(a[6], np.int64)
+    segments = address_as(a[3], int64(0))
     turn = 0
-    for s in range(a[5]):
+    for s in range(a[4]):
         begin, end = segments[s * SEGMENT], segments[s * SEGMENT + 1]
         terms, n_terms = address_as(segments[s * SEGMENT + 2], int64(0)), segments[s * SEGMENT + 3]
         for first in range(begin, end, ROWS):
             if turn % threads == thread:
-                _tile_of_rows(a, first, min(first + ROWS, end), terms, n_terms, like, width, wide, inner, sums)
+                stop = min(first + ROWS, end)
+                _tile_of_rows(a, first, stop, terms, n_terms, like, size, wide, inner, sums, begun)
             turn += 1
 
 

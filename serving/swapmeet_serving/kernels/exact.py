@@ -7,7 +7,7 @@ together would change in which order sums are taken; each alone was seen to part
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, cast
@@ -62,7 +62,7 @@ class ExactKernels:
         }
         self._layout: _Layout | None = None
 
-    def hold(self, pairs: LoraPairs, weights: int, parts: Parts) -> ExactLora:  # noqa: ARG002 - each pair is memory of its own
+    def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> ExactLora:  # noqa: ARG002 - each pair is memory of its own
         """On the device, with scalings folded in where that changes no bit; pairs of DoRA become parts."""
         held = ExactLora({}, dict(parts))
         for module, pair in pairs:
@@ -92,21 +92,22 @@ class ExactKernels:
             self._layout.parts.close()
         self._layout = None
 
-    def add_lora(self, module: Any, x: torch.Tensor, result: torch.Tensor) -> None:
+    def add_lora(self, shared: Any, x: torch.Tensor, results: Sequence[torch.Tensor]) -> None:
         """As PEFT does: computed in float32, and added in the result's own dtype."""
-        layout, last = self._layout, module.rows == "last"
+        layout, last = self._layout, shared.rows == "last"
         assert layout is not None, "no step is under way"
-        wide, flat = None, result.view(-1, result.shape[-1])
-        if layout.parts is not None:
-            layout.parts.change(module.name, x.reshape(-1, x.shape[-1]), flat, last=last)
-        for segment in layout.last_segments if last else layout.segments:
-            rows = flat[segment.start : segment.stop]
-            for held, weight in segment.terms:
-                pair = held.pairs.get(module.name)
-                if pair is not None:
-                    wide = x.reshape(-1, x.shape[-1]).float() if wide is None else wide
-                    addend = _product(wide, segment, pair, weight)
-                    rows += addend.to(result.dtype) if module.rounds_first else addend
+        segments, wide = layout.last_segments if last else layout.segments, None
+        for layer, result in zip(shared.layers, results, strict=True):
+            if layout.parts is not None:
+                layout.parts.change(layer.name, x, result, last=last)
+            for segment in segments:
+                rows = result[segment.start : segment.stop]
+                for held, weight in segment.terms:
+                    pair = held.pairs.get(layer.name)
+                    if pair is not None:
+                        wide = x.float() if wide is None else wide
+                        addend = _product(wide, segment, pair, weight)
+                        rows += addend.to(result.dtype) if layer.rounds_first else addend
 
     def attend(
         self,
