@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
@@ -54,9 +55,9 @@ def services(request: Request) -> Services:
     return found
 
 
-def authorize(request: Request) -> str:
+async def authorize(request: Request) -> str:
     """Let a request pass only with a known key; gives its tenant."""
-    return _holder(request).tenant
+    return (await _holder(request)).tenant
 
 
 async def admit(request: Request, tenant: Annotated[str, Depends(authorize)]) -> AsyncIterator[None]:
@@ -65,15 +66,18 @@ async def admit(request: Request, tenant: Annotated[str, Depends(authorize)]) ->
         yield
 
 
-def authorize_operator(request: Request) -> None:
+async def authorize_operator(request: Request) -> None:
     """Let a request pass only with a key of the operator's, or one made for reading metrics."""
-    if _holder(request).scope not in ("admin", "metrics"):
+    if (await _holder(request)).scope not in ("admin", "metrics"):
         raise PermissionDenied("This key may not read metrics. Use the admin key, or one of the scope metrics.")
 
 
-def _holder(request: Request) -> Holder:
+async def _holder(request: Request) -> Holder:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    holder = services(request).keys.holder_of(key.strip()) if scheme.lower() == "bearer" else None
-    if holder is None:
+    keys, key = services(request).keys, key.strip()
+    holder = keys.known_holder_of(key)  # most requests are spared a thread and a query
+    if holder is None and scheme.lower() == "bearer":
+        holder = await run_in_threadpool(keys.holder_of, key)
+    if holder is None or scheme.lower() != "bearer":
         raise InvalidApiKey
     return holder

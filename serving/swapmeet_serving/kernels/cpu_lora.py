@@ -15,9 +15,22 @@ import torch
 from numba import float32, int64
 
 from swapmeet_serving.kernels.threads import SOURCES, Loop, parallel, thread, threads
-from swapmeet_serving.kernels.tile import ELEMENTS, LANES, ROWS, WIDE, address_as, float_of, load, store, tile
+from swapmeet_serving.kernels.tile import (
+    ELEMENTS,
+    LANES,
+    ROWS,
+    WIDE,
+    add_to,
+    address_as,
+    float_of,
+    load,
+    store,
+    tile,
+    widen,
+)
 
-_tile_64, _tile_48, _tile_32, _tile_16 = tile(WIDE), tile(3 * LANES), tile(2 * LANES), tile(LANES)
+_four_64, _four_48, _four_32, _four_16 = (tile(vectors * LANES) for vectors in (4, 3, 2, 1))
+_two_64, _two_48, _two_32, _two_16 = (tile(vectors * LANES, 2) for vectors in (4, 3, 2, 1))
 
 SEGMENT = 4
 """int64 of a segment: first row, last row + 1, address and number of its terms."""
@@ -35,24 +48,52 @@ HEAD, MEMBER = 7, 4
 
 @numba.njit
 def _multiply(
+    rows: Any, c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
+) -> None:
+    """out (rows, columns) (+)= c (rows, n) · matrix (n, columns); may read and write up to a tile too far."""
+    if rows <= 2:
+        _multiply_two(c, step, size, like, matrix, n, columns, out, row, add)
+    else:
+        _multiply_four(c, step, size, like, matrix, n, columns, out, row, add)
+
+
+@numba.njit
+def _multiply_four(
     c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
 ) -> None:
-    """out (4, columns) (+)= c (4, n) · matrix (n, columns); may read and write up to a tile too far."""
     one = int64(1)
     c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
     c2, c3 = address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0))
     for begin in range(0, columns, WIDE):
-        here = address_as(matrix + begin * size, like)
-        there = address_as(out + 4 * begin, float32(0))
+        here, there = address_as(matrix + begin * size, like), address_as(out + 4 * begin, float32(0))
         left = columns - begin
         if left > 3 * LANES:
-            _tile_64(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_64(c0, c1, c2, c3, one, here, columns, n, there, row, add)
         elif left > 2 * LANES:
-            _tile_48(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_48(c0, c1, c2, c3, one, here, columns, n, there, row, add)
         elif left > LANES:
-            _tile_32(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_32(c0, c1, c2, c3, one, here, columns, n, there, row, add)
         else:
-            _tile_16(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_16(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+
+
+@numba.njit
+def _multiply_two(
+    c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
+) -> None:
+    one = int64(1)
+    c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
+    for begin in range(0, columns, WIDE):
+        here, there = address_as(matrix + begin * size, like), address_as(out + 4 * begin, float32(0))
+        left = columns - begin
+        if left > 3 * LANES:
+            _two_64(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+        elif left > 2 * LANES:
+            _two_48(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+        elif left > LANES:
+            _two_32(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+        else:
+            _two_16(c0, c1, c0, c1, one, here, columns, n, there, row, add)
 
 
 @numba.njit
@@ -62,23 +103,24 @@ def _tile_of_rows(
 ) -> None:  # fmt: skip
     """Up to four rows of one mix: sums (4, outs) over its adapters, then added to each layer's result."""
     begun[:] = 0
-    widened = False
+    rows, widened = last - first, False
     for term in range(n_terms):
         table = address_as(terms[term * TERM], int64(0))
         down, columns = _shrinks(a, table)
         if columns == 0:
             continue
         if not widened:
-            _widen(address_as(a[0], like), a[1], a[2], first, last, wide)
+            _widen(a[0], size, like, a[1], a[2], first, last, wide)
             widened = True
         c, p, padded = wide.ctypes.data, inner.ctypes.data, int64(inner.shape[1])
-        _multiply(c, int64(wide.shape[1]), size, like, down, a[2], columns, p, padded, False)
-        _expand(a, table, float_of(terms[term * TERM + 1]), like, size, inner, sums, begun)
+        _multiply(rows, c, int64(wide.shape[1]), size, like, down, a[2], columns, p, padded, False)
+        _expand(a, rows, table, float_of(terms[term * TERM + 1]), like, size, inner, sums, begun)
     begin = int64(0)
     for m in range(a[6]):
         out = a[HEAD + m * MEMBER + 3]
         if begun[m]:
-            _add(address_as(a[HEAD + m * MEMBER + 1], like), a[HEAD + m * MEMBER + 2], out, first, last, sums, begin)
+            y, stride = a[HEAD + m * MEMBER + 1], a[HEAD + m * MEMBER + 2]
+            _add(y, size, like, stride, out, first, last, sums, begin)
         begin += _padded(out)
 
 
@@ -93,18 +135,20 @@ def _shrinks(a: Any, table: Any) -> tuple[Any, Any]:
 
 
 @numba.njit
-def _expand(a: Any, table: Any, weight: Any, like: Any, size: Any, inner: Any, sums: Any, begun: Any) -> None:
+def _expand(
+    a: Any, rows: Any, table: Any, weight: Any, like: Any, size: Any, inner: Any, sums: Any, begun: Any
+) -> None:
     begin, padded = int64(0), int64(inner.shape[1])
     for m in range(a[6]):
         entry, out = a[HEAD + m * MEMBER] * ENTRY, a[HEAD + m * MEMBER + 3]
         rank, column = table[entry + 2], table[entry + 5]
         if rank:
             factor = float_of(table[entry + SCALING]) * weight
-            for r in range(ROWS):
+            for r in range(rows):
                 for j in range(column, column + rank):
                     inner[r, j] *= factor
             p, o = inner.ctypes.data + 4 * column, sums.ctypes.data + 4 * begin
-            _multiply(p, padded, size, like, table[entry + 1], rank, out, o, int64(sums.shape[1]), begun[m] != 0)
+            _multiply(rows, p, padded, size, like, table[entry + 1], rank, out, o, int64(sums.shape[1]), begun[m] != 0)
             begun[m] = 1
         begin += _padded(out)
 
@@ -116,19 +160,25 @@ def _padded(columns: Any) -> Any:
 
 
 @numba.njit
-def _widen(x: Any, stride: Any, n: Any, first: Any, last: Any, wide: Any) -> None:
+def _widen(x: Any, size: Any, like: Any, stride: Any, n: Any, first: Any, last: Any, wide: Any) -> None:
     for r in range(ROWS):
         begin = min(first + r, last - 1) * stride
-        for i in range(n):
-            wide[r, i] = load(x, begin + i)
+        vectors = n // LANES
+        target = wide.ctypes.data + 4 * r * wide.shape[1]
+        widen(address_as(x + begin * size, like), address_as(target, float32(0)), int64(vectors))
+        for i in range(vectors * LANES, n):
+            wide[r, i] = load(address_as(x, like), begin + i)
 
 
 @numba.njit
-def _add(y: Any, stride: Any, n: Any, first: Any, last: Any, sums: Any, column: Any) -> None:
-    for r in range(min(ROWS, last - first)):
-        begin = (first + r) * stride
-        for c in range(n):
-            store(y, begin + c, load(y, begin + c) + sums[r, column + c])
+def _add(y: Any, size: Any, like: Any, stride: Any, n: Any, first: Any, last: Any, sums: Any, column: Any) -> None:
+    for r in range(last - first):
+        begin, vectors = (first + r) * stride, n // LANES
+        source = sums.ctypes.data + 4 * (r * sums.shape[1] + column)
+        add_to(address_as(y + begin * size, like), address_as(source, float32(0)), int64(vectors))
+        for c in range(vectors * LANES, n):
+            here = address_as(y, like)
+            store(here, begin + c, load(here, begin + c) + sums[r, column + c])
 
 
 @numba.njit

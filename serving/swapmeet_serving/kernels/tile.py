@@ -1,6 +1,6 @@
 """The one inner loop that all CPU kernels are made of, written in LLVM's own terms so that it stays in registers.
 
-    out[r, :] (+)= Σ_i coefficient[r, i] · matrix[i, :]        4 rows r, a block of columns, float32 sums
+    out[r, :] (+)= Σ_i coefficient[r, i] · matrix[i, :]        up to 4 rows r, a block of columns, float32 sums
 
 Matrices hold float32, or bfloat16 as its bits. Each sum runs over i in order, by itself, so a row's result does
 not depend on the rows and columns computed beside it.
@@ -73,6 +73,44 @@ def float_of(_: Any, bits: Any) -> Any:
     return types.float32(types.int64), codegen
 
 
+@intrinsic
+def widen(_: Any, source: Any, target: Any, vectors: Any) -> Any:
+    """So many vectors of elements as float32s."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with cgutils.for_range(builder, args[2]) as loop:
+            place = builder.mul(loop.index, _I64(LANES))
+            builder.store(_vector(builder, args[0], place), _vector_at(builder, args[1], place), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, target, vectors), codegen
+
+
+@intrinsic
+def add_to(_: Any, target: Any, source: Any, vectors: Any) -> Any:
+    """Add so many vectors of float32s to elements, which are rounded to nearest even."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with cgutils.for_range(builder, args[2]) as loop:
+            place = builder.mul(loop.index, _I64(LANES))
+            total = builder.fadd(_vector(builder, args[0], place), _vector(builder, args[1], place))
+            there = _vector_at(builder, args[0], place)
+            builder.store(_narrowed_vector(builder, total, there.type.pointee.element), there, align=2)
+        return context.get_dummy_value()
+
+    return types.void(target, source, vectors), codegen
+
+
+def _vector_at(builder: Any, pointer: Any, place: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [place]), ir.VectorType(pointer.type.pointee, LANES).as_pointer())
+
+
+def _vector(builder: Any, pointer: Any, place: Any) -> Any:
+    """A vector of elements as float32s."""
+    loaded = builder.load(_vector_at(builder, pointer, place), align=2)
+    return _widened(builder, loaded, ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES))
+
+
 def _widened(builder: Any, value: Any, as_float: Any, as_int: Any) -> Any:
     """A number, or a vector of them, as float32; the types say which of the two."""
     if value.type == as_float:
@@ -90,11 +128,25 @@ def _narrowed(builder: Any, value: Any, element: Any) -> Any:
     return builder.trunc(builder.lshr(rounded, _I32(16)), _I16)
 
 
-def tile(columns: int) -> Any:
-    """The inner loop for `columns` columns, a multiple of `LANES`.
+def _narrowed_vector(builder: Any, values: Any, element: Any) -> Any:
+    if element == _F32:
+        return values
+    wide, half = ir.VectorType(_I32, LANES), ir.VectorType(_I16, LANES)
+
+    def all_of(number: int) -> Any:
+        return ir.Constant(wide, [number] * LANES)
+
+    bits = builder.bitcast(values, wide)
+    odd = builder.and_(builder.lshr(bits, all_of(16)), all_of(1))
+    rounded = builder.add(bits, builder.add(odd, all_of(0x7FFF)))
+    return builder.trunc(builder.lshr(rounded, all_of(16)), half)
+
+
+def tile(columns: int, rows: int = ROWS) -> Any:
+    """The inner loop for `columns` columns, a multiple of `LANES`, and the first `rows` of four rows.
 
     It is called as `f(c0, c1, c2, c3, coefficient_stride, matrix, matrix_stride, n, out, out_stride, add)`:
-    four rows of n float32 coefficients `coefficient_stride` apart, a matrix of n rows `matrix_stride`
+    rows of n float32 coefficients `coefficient_stride` apart, a matrix of n rows `matrix_stride`
     elements apart, and float32 sums in rows `out_stride` apart, which start from what is there if `add`.
     """
     count, vector = columns // LANES, ir.VectorType(_F32, LANES)
@@ -109,7 +161,7 @@ def tile(columns: int) -> Any:
             outs = [
                 builder.bitcast(builder.gep(out, [builder.add(builder.mul(row, _I64(r)), _I64(v * LANES))]),
                                 vector.as_pointer())
-                for r in range(ROWS) for v in range(count)
+                for r in range(rows) for v in range(count)
             ]  # fmt: skip
             sums = [cgutils.alloca_once(builder, vector) for _ in outs]
             with builder.if_else(builder.trunc(add, ir.IntType(1))) as (then, otherwise):
@@ -120,7 +172,7 @@ def tile(columns: int) -> Any:
                     for total in sums:
                         builder.store(ir.Constant(vector, [0.0] * LANES), total)
             with cgutils.for_range(builder, n) as loop:
-                _accumulate(builder, coefficients, step, matrix, stride, loop.index, sums, count)
+                _accumulate(builder, coefficients[:rows], step, matrix, stride, loop.index, sums, count)
             for place, total in zip(outs, sums, strict=True):
                 builder.store(builder.load(total), place, align=4)
             return context.get_dummy_value()
