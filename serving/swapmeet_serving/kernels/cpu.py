@@ -17,7 +17,7 @@ from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
-from swapmeet_serving.kernels.cpu_lora import ENTRY, SCALING, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.cpu_lora import ENTRY, MEMBER, SCALING, SEGMENT, add_lora_in
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
@@ -45,21 +45,37 @@ class CpuLora:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """What the loops need to know of a step.
+class _Rows:
+    """Rows of a step by mix: the address and number of `segments`, which hold addresses of terms."""
 
-    `segments` hold addresses of `terms`, and `spans` of `pages`, which must live as long.
+    count: int
+    segments: Integers
+    address: int
+    number: int
+
+    @classmethod
+    def of(
+        cls, count: int, spans: tuple[Span, ...], rows: list[tuple[int, int]], terms: dict[Any, Integers]
+    ) -> "_Rows":
+        segments = _segments(spans, rows, terms)
+        return cls(count, segments, segments.ctypes.data, len(segments))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """What the loops need to know of a step; what addresses of stand in other arrays must live as long.
+
+    Attributes:
+        ranks: the highest of each layer.
     """
 
     terms: dict[Any, Integers]
-    segments: Integers
-    last_segments: Integers
+    all: _Rows
+    last: _Rows
     ranks: list[int]
     pages: list[Integers]
     spans: Integers
     longest: int
-    rows: int
-    kept: int
     parts: PartsStep | None
 
 
@@ -89,6 +105,7 @@ class CpuKernels:
         self._write, self._attend = write_and_attend_in(dtype)
         self._groups = groups
         self._places = {name: place for place, name in enumerate(name for group in groups for name in group)}
+        self._by_first = {next(iter(group)): [self._places[name] for name in group] for group in groups}
         self._cache = {
             index: tuple(torch.zeros(pages * heads * width * PAGE + SLACK, dtype=dtype) for _ in range(2))
             for index, (heads, width) in layers.items()
@@ -136,12 +153,12 @@ class CpuKernels:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
         tables = [held.table for span in plan.spans for held, _ in span.terms]
         pages = [np.array(span.pages, np.int64) for span in plan.spans]
-        terms = _terms(plan.spans)
+        terms, longest = _terms(plan.spans), max(span.length for span in plan.spans)
+        whole = [(span.start, span.stop) for span in plan.spans]
         self._layout = _Layout(
             terms=terms,
-            segments=_segments(plan.spans, [(span.start, span.stop) for span in plan.spans], terms),
-            last_segments=_segments(plan.spans, kept_rows(plan.spans), terms),
-            kept=len(plan.kept),
+            all=_Rows.of(plan.spans[-1].stop, _segments(plan.spans, whole, terms)),
+            last=_Rows.of(len(plan.kept), _segments(plan.spans, kept_rows(plan.spans), terms)),
             ranks=np.max([table[:, 2] for table in tables], axis=0).tolist() if tables else [0] * len(self._places),
             pages=pages,
             spans=np.array(
@@ -151,8 +168,7 @@ class CpuKernels:
                 ],
                 np.int64,
             ),
-            longest=max(span.length for span in plan.spans),
-            rows=plan.spans[-1].stop,
+            longest=longest,
             parts=PartsStep.of(plan.spans),
         )
 
@@ -170,26 +186,27 @@ class CpuKernels:
         if layout.parts is not None:
             for layer, result in zip(shared.layers, results, strict=True):
                 layout.parts.change(layer.name, x, result, last=last)
-        members, ranks = [], 0
-        for layer, result in zip(shared.layers, results, strict=True):
-            place = self._places[layer.name]
-            if layout.ranks[place]:
-                ranks += layout.ranks[place]
-                members.append((place, result))
+        rows, ranks = layout.last if last else layout.all, 0
+        members: list[int] = []
+        for place, result in zip(self._by_first[shared.layers[0].name], results, strict=True):
+            rank = layout.ranks[place]
+            if rank:
+                ranks += rank
+                stride, one = result.stride()
+                members += (place, result.data_ptr(), stride, result.shape[1])
+                self._check(shared, result, rows.count, one)
         if not members:
             return
-        segments, rows = (layout.last_segments, layout.kept) if last else (layout.segments, layout.rows)
         x = x if x.stride(1) == 1 else x.contiguous()
-        if not all(self._fits(each, rows) for each in (x, *(result for _, result in members))):
-            shapes = [(tuple(each.shape), each.dtype) for each in (x, *results)]
-            raise RuntimeError(f"{shared.layers[0].name} gives {shapes} where {rows} rows were expected")
-        arguments = [x.data_ptr(), x.stride(0), x.shape[1], segments.ctypes.data, len(segments), ranks, len(members)]
-        for place, result in members:
-            arguments += (place, result.data_ptr(), result.stride(0), result.shape[1])
-        self._add(arguments)
+        self._check(shared, x, rows.count, 1)
+        head = (x.data_ptr(), x.stride(0), x.shape[1], rows.address, rows.number, ranks, len(members) // MEMBER)
+        self._add([*head, *members])
 
-    def _fits(self, tensor: torch.Tensor, rows: int) -> bool:
-        return tensor.dtype == self._dtype and tensor.shape[0] == rows and tensor.stride(1) == 1
+    def _check(self, shared: Any, tensor: torch.Tensor, rows: int, stride: int) -> None:
+        """The loops trust what they are given."""
+        if tensor.dtype != self._dtype or tensor.shape[0] != rows or stride != 1:
+            name, shape = shared.layers[0].name, tuple(tensor.shape)
+            raise RuntimeError(f"{name} has {shape} in {tensor.dtype} where {rows} rows were expected")
 
     def attend(
         self,
