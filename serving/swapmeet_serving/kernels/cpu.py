@@ -54,10 +54,8 @@ class _Rows:
     number: int
 
     @classmethod
-    def of(
-        cls, count: int, spans: tuple[Span, ...], rows: list[tuple[int, int]], terms: dict[Any, Integers]
-    ) -> "_Rows":
-        segments = _segments(spans, rows, terms)
+    def of(cls, count: int, segments: Integers) -> "_Rows":
+        """Find the address."""
         return cls(count, segments, segments.ctypes.data, len(segments))
 
 
