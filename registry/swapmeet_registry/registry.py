@@ -24,7 +24,7 @@ from swapmeet_registry.head import Head, Record
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
+from swapmeet_registry.names import LATEST, AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_registry.version import AliasMove, Listing, Version
@@ -185,11 +185,19 @@ class Registry:
     def yank(self, ref: str, reason: str) -> Version:
         """Withdraw a version: from then on only its digest finds it. Its number is not used again.
 
+        Once more is no error, and changes nothing but the reason.
+
+        Args:
+            ref: a version, an alias of it, or its digest.
+            reason: told to whoever asks for the version.
+
         Raises:
             NotFound: there is no such version.
-            Refused: the reason is empty.
+            Refused: the reason is empty, or no version is named: the newest is another after each yank.
         """
         reference = Reference.parse(ref)
+        if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
+            raise Refused(f"Which version of {reference.name}? The newest is another after each yank. Name its number.")
         if not reason.strip():
             raise Refused("A yank needs a reason, which users of the version will read. Give one.")
         record = self._heads.get(reference.name).find(reference)

@@ -1,15 +1,13 @@
 """Adapters on this machine's disk: each in a folder named by its digest, verified, fetched by one thread at a time."""
 
-import os
-import shutil
-import threading
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from swapmeet_registry import Refused, Registry
+from swapmeet_registry import Refused, Registry, RegistryError
 from swapmeet_registry.fingerprint import Fingerprint
+from swapmeet_serving.disk_tier import DiskTier
+from swapmeet_serving.turns import Turns
 
 Timer = Callable[[str, str], AbstractContextManager[None]]
 """Brackets a step of an adapter's load, to be timed: `timer(identity, step)`."""
@@ -23,17 +21,20 @@ class AdapterFolders:
         registry: where adapters come from.
         base: adapters of other weights are refused.
         timer: times each step.
+        budget: bytes on disk; beyond them, the folders longest unused go.
     """
 
-    def __init__(self, root: Path, registry: Registry, base: Fingerprint, timer: Timer) -> None:
-        self._root = root
+    def __init__(self, root: Path, registry: Registry, base: Fingerprint, timer: Timer, budget: int) -> None:
+        self._disk = DiskTier(root, budget)
         self._registry = registry
         self._base = base
         self._timer = timer
-        self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._turns = Turns()
 
     def fetch(self, adapter: str) -> Path:
         """The folder of an adapter's verified files; `adapter` is `TENANT/NAME@sha256:HEX`.
+
+        It may have to make room for others later: whoever misses a file then fetches anew.
 
         Raises:
             BaseMismatch: it was trained on other weights than this base's.
@@ -42,7 +43,7 @@ class AdapterFolders:
         """
         folder = self._folder(adapter)
         # whoever comes second finds the folder there
-        with self._flights[adapter], self._timer(adapter, "check" if folder.exists() else "fetch"):
+        with self._turns.of(adapter), self._timer(adapter, "check" if folder.exists() else "fetch"):
             self._pull(adapter, folder)
         return folder
 
@@ -51,16 +52,21 @@ class AdapterFolders:
 
     def digests(self) -> list[str]:
         """The hex digests of the adapters that are there."""
-        return os.listdir(self._root) if self._root.exists() else []
+        return self._disk.folders()
 
     def _folder(self, adapter: str) -> Path:
-        return self._root / adapter.rpartition(":")[2]
+        return self._disk.root / adapter.rpartition(":")[2]
 
     def _pull(self, adapter: str, folder: Path) -> None:
+        cached = self._disk.use(folder)
         try:
             self._registry.pull(adapter, folder, base=self._base)
-        except Refused:
-            if not folder.exists():
+        except RegistryError as error:
+            damaged = isinstance(error, Refused)
+            if not cached or (folder.exists() and not damaged):
                 raise
-            shutil.rmtree(folder)  # a damaged cache: fetch it anew
+            self._disk.remove(folder)  # damaged, or another process needed the room: fetch it anew
+            cached = False
             self._registry.pull(adapter, folder, base=self._base)
+        if not cached:
+            self._disk.make_room()

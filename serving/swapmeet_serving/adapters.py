@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container
 from enum import Enum
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from swapmeet_serving.adapter_bank import AdapterBank
@@ -65,9 +66,10 @@ class Adapters:
         self._meter = meter or Meter()
         self._clock = clock
         self._under_way: dict[str, float] = {}  # since when
+        self._unwanted: set[str] = set()  # of these, those that nobody waits for any more
         self._on_disk: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
         self._weights: dict[str, Any] = {}
-        self._failures: OrderedDict[str, tuple[Exception, float]] = OrderedDict()  # and when
+        self._failures: OrderedDict[str, tuple[Exception, TracebackType | None, float]] = OrderedDict()  # when
 
     @property
     def resident(self) -> list[str]:
@@ -96,6 +98,7 @@ class Adapters:
         """Take the adapter's next step towards memory, evicting none of `keep`, and say how far it is."""
         if identity in self._weights:
             return Readiness.READY
+        self._unwanted.discard(identity)
         if identity in self._on_disk:
             return self._begin_read(identity, keep)
         if identity not in self._under_way:
@@ -108,8 +111,10 @@ class Adapters:
         failed = {}
         for identity, result in self._loader.finished():
             seconds = self._clock() - self._under_way.pop(identity)
+            wanted = identity not in self._unwanted
+            self._unwanted.discard(identity)
             try:
-                self._take_in(identity, result, seconds)
+                self._take_in(identity, result, seconds, wanted)
             except Exception as error:
                 failed[identity] = error
                 self._remember(identity, error)
@@ -126,6 +131,8 @@ class Adapters:
     def forget(self, identity: str) -> None:
         """Nobody waits for this adapter any more: if it only is on disk, look it up anew next time."""
         self._on_disk.pop(identity, None)
+        if identity in self._under_way:
+            self._unwanted.add(identity)
 
     def _begin_read(self, identity: str, keep: Container[str]) -> Readiness:
         file, seconds = self._on_disk[identity]
@@ -143,13 +150,22 @@ class Adapters:
     def _look_up(self, identity: str) -> AdapterFile:
         folder = self._fetch(identity)
         with self._meter.load(identity, "open"):
-            return self._open(folder, identity)
+            try:
+                return self._open(folder, identity)
+            except Exception:
+                if folder.exists():
+                    raise
+                return self._open(self._fetch(identity), identity)  # it had to make room on disk in between
 
     def _read(self, identity: str, file: AdapterFile) -> Any:
         with self._meter.load(identity, "read"):
-            return file.read()
+            try:
+                return file.read()
+            except FileNotFoundError:  # the same, while there was no room in memory
+                self._fetch(identity)
+                return file.read()
 
-    def _take_in(self, identity: str, result: Any, seconds: float) -> None:
+    def _take_in(self, identity: str, result: Any, seconds: float, wanted: bool) -> None:
         reading = identity in self._bank
         if isinstance(result, Exception):
             if reading:
@@ -160,7 +176,8 @@ class Adapters:
             self._bank.unpin(identity)
         else:
             self._bank.require_possible(identity, result.size)
-            self._on_disk[identity] = (result, seconds)
+            if wanted:
+                self._on_disk[identity] = (result, seconds)
 
     def _size(self, identity: str) -> int | None:
         if identity in self._bank:
@@ -168,13 +185,13 @@ class Adapters:
         return self._on_disk[identity][0].size if identity in self._on_disk else None
 
     def _remember(self, identity: str, error: Exception) -> None:
-        self._failures[identity] = (error, self._clock())
+        self._failures[identity] = (error, error.__traceback__, self._clock())
         if len(self._failures) > MOST_FAILURES:
             self._failures.popitem(last=False)
 
     def _raise_failure(self, identities: tuple[str, ...]) -> None:
         for identity in identities:
-            error, since = self._failures.get(identity, (None, 0.0))
+            error, traceback, since = self._failures.get(identity, (None, None, 0.0))
             if error is not None and self._clock() - since < FAILURE_SECONDS:
-                raise error
+                raise error.with_traceback(traceback)  # the first one's: else it grew with each who asks
             self._failures.pop(identity, None)

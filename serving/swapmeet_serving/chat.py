@@ -70,13 +70,24 @@ class ChatTemplates:
             if adapter in self._found:
                 return self._found[adapter]
         assert adapter is not None
-        path = self._fetch(adapter) / TEMPLATE_FILE
-        template = path.read_text() if path.is_file() else self._tokenizer.chat_template
+        own = self._own(adapter)
+        template = self._tokenizer.chat_template if own is None else own
         with self._lock:
             if len(self._found) >= MOST_KEPT:
                 self._found = {None: self._tokenizer.chat_template}
             self._found[adapter] = template
         return template
+
+    def _own(self, adapter: str, *, again: bool = True) -> str | None:
+        folder = self._fetch(adapter)
+        try:
+            return (folder / TEMPLATE_FILE).read_text()
+        except FileNotFoundError:
+            if folder.exists():
+                return None
+            if not again:
+                raise
+        return self._own(adapter, again=False)  # the folder had to make room on disk in between
 
 
 def _as_tool(function: Function) -> dict[str, Any]:

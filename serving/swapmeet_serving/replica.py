@@ -70,6 +70,7 @@ class ReplicaSettings:
         fingerprint: the base's; adapters of other weights are refused.
         registry: URL of the registry.
         cache: folder for adapters, each in one named by its digest; replicas may share it.
+        cache_bytes: what it may hold; those longest unused go.
         cpus: what Ray sets aside for the replica.
         threads: CPU threads of a forward pass; all of the machine's if None.
         exact: compute in the very order of transformers and PEFT, bit for bit, and slower.
@@ -82,6 +83,7 @@ class ReplicaSettings:
     fingerprint: Fingerprint
     registry: str
     cache: Path
+    cache_bytes: int = 20 << 30
     device: str = "cpu"
     max_batch: int = 32
     max_queue: int = 256
@@ -134,7 +136,7 @@ class Replica:
         ready: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
         self._folders = AdapterFolders(
-            settings.cache, Registry(settings.registry), settings.fingerprint, self._time_load
+            settings.cache, Registry(settings.registry), settings.fingerprint, self._time_load, settings.cache_bytes
         )
         self._thread.start()
         self._engine = ready.result()

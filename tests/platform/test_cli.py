@@ -146,6 +146,24 @@ def test_an_adapter_goes_round(run: Run, random_lora: Callable[..., Path], tiny_
     ).read_bytes()
 
 
+def test_a_version_is_withdrawn(run: Run, random_lora: Callable[..., Path], tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = random_lora(tiny_llama, tmp_path / "adapter")
+    for _ in range(2):
+        digest = json.loads(run("push", adapter, "acme/legal", "--base", tiny_llama, "--alias", "prod", "--json").out)
+    for ref in ("acme/legal", "acme/legal:latest"):
+        refused(run("yank", ref, "--reason", "leaked"), "Name its number")
+    refused(run("yank", "acme/legal:3", "--reason", "leaked"), "There is no acme/legal:3")
+    refused(run("yank", "acme/legal:2", "--reason", " "), "needs a reason")
+    assert run("yank", "acme/legal:2").code == 2
+    for _ in range(2):
+        yanked = json.loads(run("yank", "acme/legal:prod", "--reason", "leaked names", "--json").out)
+        assert yanked == digest | {"version": 2, "reason": "leaked names"}
+    assert "acme/legal:2 is withdrawn: leaked names" in run("yank", "acme/legal:2", "--reason", "leaked names").out
+    assert "yanked: leaked names" in run("show", "acme/legal").out
+    assert json.loads(run("show", "acme/legal", "--json").out)["aliases"] == {"prod": 2, "latest": 1}
+    refused(run("pull", "acme/legal:prod", tmp_path / "x"), "acme/legal:2 was yanked: leaked names")
+
+
 def test_what_is_not_there_is_said_so(run: Run, tmp_path: Path, tiny_llama: Path) -> None:
     refused(run("show", "acme/absent"), "acme/absent")
     refused(run("pull", "acme/absent", tmp_path / "x"), "acme/absent")

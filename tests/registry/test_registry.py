@@ -183,8 +183,13 @@ def test_a_yanked_version_answers_to_its_digest_only(
         registry.tag(NAME, "test", "2")
     assert registry.pull(second.pinned, tmp_path / "pulled") == yanked
     assert registry.push(folder, NAME, base=base).version == 3
+    assert registry.yank(f"{NAME}:prod", "leaked names") == yanked, "once more changes nothing"
     with pytest.raises(Refused, match=r"needs a reason"):
-        registry.yank(NAME, " ")
+        registry.yank(f"{NAME}:1", " ")
+    for ref in (NAME, f"{NAME}:latest"):
+        with pytest.raises(Refused, match=r"Name its number"):
+            registry.yank(ref, "leaked names")
+    assert [version.yanked for version in registry.show(NAME).versions] == [False, True, False]
 
 
 def test_unknown_names_and_versions(registry: Registry, folder: Path, base: Fingerprint, tmp_path: Path) -> None:

@@ -42,9 +42,23 @@ def test_templates_are_found_once(tmp_path: Path) -> None:
     assert fetched == ["own", "plain"]
 
 
+def test_a_folder_that_made_room_is_fetched_again(tmp_path: Path) -> None:
+    gone = [tmp_path / "gone"]
+
+    def fetch(_: str) -> Path:
+        return gone.pop() if gone else tmp_path
+
+    (tmp_path / chat.TEMPLATE_FILE).write_text("own:")
+    templates = ChatTemplates(Tokenizer("base:"), fetch)
+    assert "".join(map(chr, templates.render(MESSAGES, "own"))) == "own:Hello"
+    gone += [tmp_path / "gone", tmp_path / "gone"]
+    with pytest.raises(FileNotFoundError):
+        templates.render(MESSAGES, "other")
+
+
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "MOST_KEPT", 2)
-    templates = ChatTemplates(Tokenizer("base:"), lambda adapter: tmp_path / adapter)
+    templates = ChatTemplates(Tokenizer("base:"), lambda _: tmp_path)
     for adapter in ("a", "b"):
         templates.render(MESSAGES, adapter)
     assert [templates.knows(each) for each in (None, "a", "b")] == [True, False, True]

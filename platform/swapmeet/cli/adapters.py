@@ -1,4 +1,4 @@
-"""`swapmeet push|pull|show|tag`: the registry, straight on its store."""
+"""`swapmeet push|pull|show|tag|yank`: the registry, straight on its store."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -83,12 +83,28 @@ def tag(
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 
 
+def yank(
+    reference: Annotated[str, typer.Argument(help="TENANT/NAME:VERSION, :ALIAS or @sha256:DIGEST.")],
+    reason: Annotated[str, typer.Option(help="Why; whoever asks for the version reads it.")],
+    registry: RegistryUrl = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Withdraw a version: it is not served any more, except to whoever names its digest."""
+    version = _registry(load_settings(home=home, registry=registry)).yank(reference, reason)
+    result = {
+        "name": version.name, "version": version.version, "digest": version.digest, "reason": version.yank_reason,
+    }  # fmt: skip
+    show(result, f"{version} is withdrawn: {version.yank_reason}", json)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(push)
     app.command()(pull)
     app.command("show")(show_adapter)
     app.command()(tag)
+    app.command()(yank)
 
 
 def _registry(settings: Settings) -> Registry:

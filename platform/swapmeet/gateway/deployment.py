@@ -165,6 +165,7 @@ def build_engines(settings: Settings, base: Base, board: Application | None = No
             fingerprint=base.fingerprint,
             registry=settings.registry_url,
             cache=settings.folder / "cache" / "adapters",
+            cache_bytes=settings.adapter_disk,
             device=_device(settings),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,

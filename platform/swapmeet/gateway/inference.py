@@ -73,7 +73,8 @@ async def _resolve(name: str, backend: Services) -> Mix:
         raise NotFound(f"The model {name!r} does not exist. The hosted base is {backend.base.name!r}.")
     try:
         terms = parse_mix(name) if "*" in name or "+" in name else ((name, 1.0),)
-        versions = [await run_in_threadpool(backend.registry.resolve, each) for each, _ in terms]
+        look = backend.registry.resolve
+        versions = [await run_in_threadpool(backend.unknown.look_up, each, look) for each, _ in terms]
         return mix_of(tuple((version.pinned, weight) for version, (_, weight) in zip(versions, terms, strict=True)))
     except MixInvalid as error:
         raise InvalidRequest(str(error), "model") from error

@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
+from swapmeet.gateway.unknown_models import UnknownModels
 from swapmeet.keys import Holder, Keys
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint
@@ -39,13 +40,14 @@ class Replicas(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Registry, keys, the hosted base, the replicas, and who may ask how much at once."""
+    """Registry, keys, the hosted base, the replicas, who may ask how much at once, and names just not found."""
 
     registry: Registry
     keys: Keys
     base: Fingerprint
     replicas: Replicas
     admission: Admission = field(default_factory=lambda: Admission(CALLER_REQUESTS))
+    unknown: UnknownModels = field(default_factory=UnknownModels)
 
 
 def services(request: Request) -> Services:
