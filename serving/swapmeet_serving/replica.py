@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 1.0
 FETCHERS = 8
+LONG_TEXT = 100_000
+"""Characters that take a tenth of a second to tokenize; longer texts must not hold up the others' tokens."""
 COMPILERS = 2
 """Threads that compile grammars: few, because they take the engine's cores."""
 
@@ -279,14 +281,20 @@ class Replica:
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
             asked = call.messages, call.template_from, call.tools.functions if call.tools else ()
-            if self._templates.knows(call.template_from):
+            long = sum(len(each.get("content") or "") for each in call.messages) > LONG_TEXT
+            if self._templates.knows(call.template_from) and not long:
                 return self._templates.render(*asked)
             return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._templates.render, *asked)
         if call.prompt is None:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
             return call.prompt
-        return tuple(self._engine.tokenizer(call.prompt).input_ids)
+        if len(call.prompt) <= LONG_TEXT:
+            return self._tokens(call.prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._tokens, call.prompt)
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self._engine.tokenizer(text).input_ids)
 
     async def _grammar(self, call: Call) -> "Grammar | None":
         if not call.constraint and not call.tools:
