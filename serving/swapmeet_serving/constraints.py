@@ -42,6 +42,10 @@ class Constraint:
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
             raise InvalidRequest(f"The constraint has {len(self.text)} characters; at most {LONGEST} are taken.")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"The constraint is no text: {error}.") from error
         for repeated in self._repetitions():
             if repeated > MOST_REPEATED:
                 raise InvalidRequest(
@@ -110,12 +114,19 @@ def quote(text: str) -> str:
     return json.dumps(text).replace("\x7f", r"\u007f")
 
 
+_DIGITS = 15
+"""A longer count is as good as this many nines: Python refuses to read or to write numbers of thousands of digits."""
+
+_PIECE = re.compile(r"\\.|\[(?:\\.|[^\\\]])++(?:\]|\\?\Z)|\{(?:\d*+,)?(\d++),?\}|[()]|.", re.S)
+"""A piece of a regular expression; a class without an end lasts to the end, so that none is looked at twice."""
+
+
 def nested_repetitions(pattern: str) -> int:
     """The largest product of counts `{n}` or `{m,n}` that stand one inside another; a count by itself is 1."""
     most = 1
     open_groups: list[tuple[int, int]] = [(1, 0)]  # product of counts below, and their depth, per open group
     last = (1, 0)
-    for found in re.finditer(r"\\.|\[(?:\\.|[^\\\]])+\]|\{(?:\d*,)?(\d+),?\}|[()]|.", pattern, re.S):
+    for found in _PIECE.finditer(pattern):
         piece = found[0]
         if piece == "(":
             open_groups.append((1, 0))
@@ -123,7 +134,8 @@ def nested_repetitions(pattern: str) -> int:
         elif piece == ")" and len(open_groups) > 1:
             last = open_groups.pop()
         elif found[1]:
-            last = (last[0] * max(1, int(found[1])), last[1] + 1)
+            count = int(found[1]) if len(found[1]) <= _DIGITS else 10**_DIGITS - 1
+            last = (min(last[0] * max(1, count), 10**_DIGITS - 1), last[1] + 1)
         else:
             last = (1, 0)
         open_groups[-1] = max(open_groups[-1], last)

@@ -82,10 +82,8 @@ class StopFilter:
 
     def _possible_start(self) -> int:
         """Length of the longest end of the held text that begins some stop text."""
-        return max(
-            (size for stop in self._stops for size in range(len(stop)) if self._held.endswith(stop[:size])),
-            default=0,
-        )
+        sizes = ((stop, size) for stop in self._stops for size in range(min(len(stop), len(self._held) + 1)))
+        return max((size for stop, size in sizes if self._held.endswith(stop[:size])), default=0)
 
 
 class TextStream:

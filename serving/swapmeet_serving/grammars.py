@@ -7,8 +7,9 @@ before a request is accepted, and a matcher that takes too long afterwards ends 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,13 @@ import numpy.typing as npt
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.errors import InvalidRequest
 
+Result = TypeVar("Result")
+
 MOST_KEPT = 64
+DEEP = 512 << 20
+"""Bytes of stack to compile on, of which only what is used is ever taken: llguidance goes down every chain of rules,
+10 KB a rule, and the end of a usual thread's stack would be that of the process."""
+
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 50_000,
@@ -52,8 +59,8 @@ class Matcher:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more can follow."""
-        return bool(self._matcher.is_stopped())
+        """Whether nothing more can follow; a problem is not the end."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def fill(self, row: npt.NDArray[np.int32]) -> None:
         """Write the mask of the next token, a bit for each id, the lowest first."""
@@ -108,7 +115,7 @@ class Grammars:
             if constraint in self._kept:
                 self._kept.move_to_end(constraint)
                 return self._kept[constraint]
-        grammar = self._compile(constraint)
+        grammar = _on_deep_stack(lambda: self._compile(constraint))
         with self._lock:
             self._kept[constraint] = grammar
             while len(self._kept) > MOST_KEPT:
@@ -147,6 +154,28 @@ class Grammars:
                 except ValueError as error:
                     raise InvalidRequest(f"Answers of this base can not be constrained: {error}.") from error
             return self._tokenizer
+
+
+def _on_deep_stack(work: Callable[[], Result]) -> Result:
+    """What a function gives, or raises, on a thread made for it."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    with _stack_size:
+        usual = threading.stack_size(DEEP)
+        try:
+            threading.Thread(target=run, name="grammar", daemon=True).start()
+        finally:
+            threading.stack_size(usual)
+    return done.result()
+
+
+_stack_size = threading.Lock()
 
 
 def allowed(matchers: Sequence[Matcher], vocabulary: int) -> npt.NDArray[np.bool_]:

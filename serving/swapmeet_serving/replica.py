@@ -25,6 +25,7 @@ from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.heartbeat import Heartbeat
 from swapmeet_serving.metrics import Family
 from swapmeet_serving.routing import Report
+from swapmeet_serving.scheduler import most_of_one_tenant
 from swapmeet_serving.sequence import Output, Request
 from swapmeet_serving.tools.calling import CallReader, ToolCalling
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 1.0
 FETCHERS = 8
+LONG_TEXT = 100_000
+"""Characters that take a tenth of a second to tokenize; longer texts must not hold up the others' tokens."""
 COMPILERS = 2
 """Threads that compile grammars: few, because they take the engine's cores."""
 
@@ -106,9 +109,9 @@ class _Answers:
     grammar: "Grammar | None"
     shown: frozenset[int]
     readers: list[CallReader] | None
-    echo: Echo | None
     tier: Tier | None
     began: float
+    echo: Echo | None = None
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
 
@@ -230,13 +233,13 @@ class Replica:
     async def _begin(self, call: Call) -> _Answers:
         """Have the engine take a call, all of its answers or none."""
         began = time.monotonic()
-        if call.n > self._settings.max_queue:
-            raise InvalidRequest(f"n is {call.n}, and {self._settings.max_queue} answers are the most at once.")
+        most = most_of_one_tenant(self._settings.max_queue)
+        if call.n > most:
+            raise InvalidRequest(f"n is {call.n}, and {most} answers are the most at once.")
         tier = self._tier(call)
         prompt, grammar = await self._prompt(call), await self._grammar(call)
         readers = [self._tools.reader(call) for _ in range(call.n)] if call.tools else None
-        echo = Echo.of(call.prompt, prompt, self._engine.tokenizer) if call.echo else None
-        answers = _Answers(call, prompt, grammar, self._tools.shown(call), readers, echo, tier, began)
+        answers = _Answers(call, prompt, grammar, self._tools.shown(call), readers, tier, began)
         requests = answers.requests()
         if not requests.keys().isdisjoint(self._under_way):
             raise InvalidRequest(f"A request with the id {call.request_id} is under way. Choose another.")
@@ -245,6 +248,8 @@ class Replica:
         try:
             for request in requests.values():
                 self._engine.submit(request)
+            if call.echo:  # of tokens that the engine found to be some
+                answers.echo = Echo.of(call.prompt, prompt, self._engine.tokenizer)
         except BaseException:
             self._leave(answers)
             raise
@@ -278,14 +283,20 @@ class Replica:
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
             asked = call.messages, call.template_from, call.tools.functions if call.tools else ()
-            if self._templates.knows(call.template_from):
+            long = sum(len(each.get("content") or "") for each in call.messages) > LONG_TEXT
+            if self._templates.knows(call.template_from) and not long:
                 return self._templates.render(*asked)
             return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._templates.render, *asked)
         if call.prompt is None:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
             return call.prompt
-        return tuple(self._engine.tokenizer(call.prompt).input_ids)
+        if len(call.prompt) <= LONG_TEXT:
+            return self._tokens(call.prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._tokens, call.prompt)
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self._engine.tokenizer(text).input_ids)
 
     async def _grammar(self, call: Call) -> "Grammar | None":
         if not call.constraint and not call.tools:

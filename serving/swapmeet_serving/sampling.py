@@ -66,7 +66,7 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
     """
     probabilities, ids = _likeliest((logits - logits.max()).double() / sampling.temperature, sampling)
     if sampling.min_p:
-        kept = probabilities >= sampling.min_p * probabilities.max()
+        kept = ~(probabilities < sampling.min_p * probabilities.max())  # keeps NaN, of which one must be drawn, too
         probabilities, ids = probabilities[kept], ids[kept]
     return probabilities / probabilities.sum(), ids
 

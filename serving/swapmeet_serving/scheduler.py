@@ -3,6 +3,7 @@
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Container, Iterator
+from math import ceil
 from typing import Protocol
 
 from swapmeet_serving.adapters import Readiness
@@ -13,6 +14,11 @@ from swapmeet_serving.sequence import Sequence, Slice
 
 TENANTS_PART = 0.75
 """How much of the queue one tenant may fill, so that there is room for another's request."""
+
+
+def most_of_one_tenant(max_queue: int) -> int:
+    """How many of one tenant's sequences may wait in a queue of so many."""
+    return max(1, ceil(max_queue * TENANTS_PART))
 
 
 class AdapterResidency(Protocol):
@@ -107,7 +113,7 @@ class Scheduler:
             raise Overloaded(f"{self._max_queue} requests are waiting already. Try again later.")
         tenant = sequence.request.tenant
         own = sum(other.request.tenant == tenant for other in queue)
-        if own >= max(1, self._max_queue * TENANTS_PART):
+        if own >= most_of_one_tenant(self._max_queue):
             raise TooManyRequests(f"{own} of your requests are waiting already. Try again when some are answered.")
 
     def add(self, sequence: Sequence) -> None:

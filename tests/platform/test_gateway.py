@@ -457,3 +457,34 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClien
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"
     assert "16 MiB" in answer.json()["error"]["message"]
+
+
+def test_lone_surrogates_are_told_as_a_mistake(client: TestClient) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    for wrong in (
+        {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "\ud800"}}},
+        {"messages": [{"role": "user", "content": [{"type": "\ud800"}]}]},
+        {"guided_json": {"const": "\ud800"}},
+    ):
+        body = json.dumps({"model": "tiny", "messages": MESSAGES} | wrong)  # escaped, as a client may
+        answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_of_many_mistakes_some_are_told(client: TestClient) -> None:
+    for path, wrong in (
+        ("completions", {"prompt": [[-1] * 10_000]}),
+        ("completions", {"prompt": "x", "logit_bias": dict.fromkeys(map(str, range(2000)), 200)}),
+        ("completions", {"prompt": "x", "stop": [""] * 16} | dict.fromkeys(map(str, range(100)), 1)),
+        ("chat/completions", {"messages": [1] * 10_000}),
+    ):
+        answer = client.post(f"/v1/{path}", json={"model": "tiny"} | wrong)
+        assert answer.status_code == 400
+        assert len(answer.json()["error"]["message"]) < 2500
+
+
+def test_log_probabilities_that_are_no_numbers(chat: Chat, replicas: Scripted) -> None:
+    replicas.script = [chunk("a", "stop", logprobs=(token(b"a", float("nan"), (b"b", float("-inf"))),))]
+    (choice,) = chat(logprobs=True, top_logprobs=1).json()["choices"]
+    (entry,) = choice["logprobs"]["content"]
+    assert (entry["logprob"], entry["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)

@@ -313,3 +313,43 @@ def test_constraints_travel() -> None:
     assert pickle.loads(pickle.dumps(constraint)) == constraint
     with pytest.raises(InvalidRequest, match="can not be combined with tools"):
         _ = Constraint.lark("start: /a/").rule
+
+
+@pytest.mark.parametrize("pattern", ["[" * 260_000, "[\\\\" * 80_000, "[" * 260_000 + "\\\\", "{" * 260_000])
+def test_long_patterns_are_looked_at_once(pattern: str) -> None:
+    """Were every opened class looked for to the end, this would take many minutes."""
+    assert nested_repetitions(pattern) == 1
+
+
+def test_counts_of_thousands_of_digits_are_refused() -> None:
+    for pattern in (f"(a{{2}}){{{'1' * 5000}}}", "(" * 2000 + "a" + "{999})" * 2000):
+        with pytest.raises(InvalidRequest, match="Repetitions inside repetitions"):
+            Constraint.regex(pattern)
+
+
+def test_a_lone_surrogate_is_no_constraint() -> None:
+    for make in (lambda: Constraint.regex("\ud800"), lambda: Constraint.json_schema({"const": "\ud800"})):
+        with pytest.raises(InvalidRequest, match="no text"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint.lark("\n".join([*(f"r{n}: r{n + 1}" for n in range(12_000)), 'r12000: "y"', "start: r0"])),
+        Constraint.json_schema({"$ref": "#/$defs/0", "$defs": {f"{n}": {"allOf": [{"$ref": f"#/$defs/{n + 1}"}]}
+                                                               for n in range(4000)} | {"4000": {}}}),
+    ],
+    ids=["rules", "references"],
+)  # fmt: skip
+def test_long_chains_do_not_end_the_process(compiler: Grammars, constraint: Constraint) -> None:
+    matcher = compiler.compile(constraint).matcher()
+    allowed([matcher], VOCABULARY)
+    assert not matcher.problem
+
+
+def test_a_problem_is_not_the_end(compiler: Grammars) -> None:
+    matcher = compiler.compile(Constraint.regex("ab")).matcher()
+    matcher.advance(0)
+    assert matcher.problem
+    assert not matcher.complete

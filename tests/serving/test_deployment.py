@@ -209,6 +209,41 @@ def test_an_echo_stands_before_every_answer(replica: Replica) -> None:
     assert (only.text, only.token_ids, only.logprobs, only.finish_reason) == (text, (), (), "length")
 
 
+def test_a_long_text_does_not_hold_up_the_others(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    tokens = replica._tokens
+
+    def noted(text: str) -> tuple[int, ...]:
+        threads.append(threading.current_thread().name)
+        return tokens(text)
+
+    monkeypatch.setattr(replica, "_tokens", noted)
+    for text in ("Hello" * 100_000, "Hello"):
+        call = Call("1", prompt=text, sampling=SHORT)
+        if len(text) > 5:
+            with pytest.raises(ContextTooLong):
+                ask(replica, call)
+        else:
+            ask(replica, call)
+    assert [name.startswith("template-fetcher") for name in threads] == [True, False]
+    with pytest.raises(ContextTooLong):
+        ask(replica, Call("1", messages=({"role": "user", "content": "Hello" * 100_000},), sampling=SHORT))
+
+
+def test_an_echo_of_no_tokens_is_refused(replica: Replica) -> None:
+    with pytest.raises(InvalidRequest, match="outside of 0 to"):
+        ask(replica, Call("1", prompt=(2**70,), sampling=SHORT, echo=True))
+    assert not replica._under_way
+
+
+def test_more_answers_than_one_tenant_may_have_waiting_are_never_promised(settings: ReplicaSettings) -> None:
+    small = Replica(replace(settings, max_queue=8, max_batch=1))
+    with pytest.raises(InvalidRequest, match="n is 7, and 6 answers are the most"):
+        ask(small, Call("more", prompt="Hello", n=7))
+    (chunks,) = ask(small, Call("most", prompt="Hello", sampling=SHORT, n=6))
+    assert len(chunks) == 36
+
+
 def test_tokens_that_a_tokenizer_adds_are_not_shown() -> None:
     from swapmeet_serving.echo import Echo
 

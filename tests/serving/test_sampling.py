@@ -262,3 +262,17 @@ def test_choices_have_seeds_of_their_own() -> None:
     assert len(set(seeds)) == 128
     assert seeds == [seeded.of_choice(index).seed for index in range(128)]
     assert Sampling(temperature=1).of_choice(5).seed is None
+
+
+@pytest.mark.parametrize("options", [{"min_p": 0.1}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5}, {}])
+def test_numbers_that_overflowed_still_give_a_token(options: dict[str, Any]) -> None:
+    """One request's may not end the engine: an adapter's scaling can be anything, and so can a penalty."""
+    import torch
+
+    from swapmeet_serving.sampling import choose
+
+    logits = torch.stack([torch.full((8,), torch.nan), torch.full((8,), torch.inf), torch.full((8,), -torch.inf)])
+    tokens = choose(logits, sequences(Sampling(temperature=1, **options), range(3)))
+    assert all(0 <= token < 8 for token in tokens)
+    penalised = answering(Sampling(temperature=1, repetition_penalty=1e-300, **options))
+    assert 0 <= choose(random_logits(1), [penalised])[0] < random_logits(1).shape[1]

@@ -8,7 +8,7 @@ from typing import Any
 from swapmeet_serving import Candidate, Chunk, TokenLogprob
 
 LEAST = -9999.0
-"""What OpenAI gives as the log-probability of what can not be: JSON has no minus infinity."""
+"""What OpenAI gives as the log-probability of what can not be: JSON has neither minus infinity nor NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,4 +157,4 @@ def _name(candidate: Candidate) -> str:
 
 
 def _value(candidate: Candidate) -> float | None:
-    return None if candidate.logprob is None else max(candidate.logprob, LEAST)
+    return None if candidate.logprob is None else max(LEAST, candidate.logprob)

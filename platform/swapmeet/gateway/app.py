@@ -12,6 +12,7 @@ from swapmeet.gateway.admission import TooManyRequests
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
 from swapmeet.gateway.http_meter import HttpMeter
+from swapmeet.gateway.presence import ClientLeft
 from swapmeet.gateway.request_trace import RequestTrace, TracedReplicas
 from swapmeet.gateway.services import Services, authorize_operator, services
 from swapmeet_registry import RegistryError
@@ -31,7 +32,7 @@ def create_app(backend: Services, http: HttpMeter | None = None, *, metrics_publ
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestTrace, meter=http)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
-    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, TooManyRequests)
+    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, TooManyRequests, ClientLeft)
     install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
     app.include_router(inference.router)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(authorize_operator)])

@@ -11,6 +11,9 @@ from starlette.exceptions import HTTPException
 
 log = logging.getLogger("swapmeet.gateway")
 
+LEFT = 499
+"""The status, as nginx has it, of a request whose client left before it was answered."""
+
 STATUS = {
     "invalid_api_key": 401,
     "permission_denied": 403,
@@ -24,6 +27,7 @@ STATUS = {
     "adapter_unsupported": 400,
     "no_chat_template": 400,
     "rate_limit_exceeded": 429,
+    "client_left": LEFT,
     "overloaded": 503,
     "engine_dead": 503,
     "store_unavailable": 503,
@@ -48,6 +52,8 @@ RETRY_AFTER = {
     "store_unavailable": "5",
     "database_unavailable": "5",
 }
+MOST_MISTAKES = 20
+"""So many of a request's are told: a long list may have a million."""
 FINAL = {"corrupt", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
@@ -80,6 +86,7 @@ class InvalidRequest(ValueError):
 def error_body(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
     kind = TYPES.get(status, "server_error")
+    message = message.encode(errors="backslashreplace").decode()  # it may quote a lone surrogate of the request's
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -112,7 +119,7 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        mistakes = [(".".join(map(str, e["loc"][1:])), _say(e)) for e in error.errors()]
+        mistakes = [(".".join(map(str, e["loc"][1:])), _say(e)) for e in error.errors()[:MOST_MISTAKES]]
         message = "; ".join(f"{where}: {what}" if where else what for where, what in mistakes)
         return JSONResponse(error_body(message, "invalid_request", 400, mistakes[0][0] or None), 400)
 

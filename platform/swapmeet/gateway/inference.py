@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from swapmeet.gateway.answers import ChatShape, Head, Shape, Tally, TextShape
 from swapmeet.gateway.choices import answer, generate
 from swapmeet.gateway.errors import InvalidRequest, describe_error
+from swapmeet.gateway.presence import while_connected
 from swapmeet.gateway.services import Services, admit, authorize, services
 from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
@@ -28,22 +29,23 @@ Tenant = Annotated[str, Depends(authorize)]
 
 
 @router.post("/chat/completions", dependencies=[Depends(admit)])
-async def chat_completions(body: ChatCompletion, backend: Backend, tenant: Tenant) -> Response:
+async def chat_completions(request: Request, body: ChatCompletion, backend: Backend, tenant: Tenant) -> Response:
     """Answer a conversation, whole or streamed."""
     call = await _call(body, backend, tenant)
     messages = tuple(message.as_template_input() for message in body.messages)
-    return await _answer([replace(call, messages=messages, tools=body.tool_use())], body, backend, ChatShape())
+    calls = [replace(call, messages=messages, tools=body.tool_use())]
+    return await while_connected(request, _answer(calls, body, backend, ChatShape()))
 
 
 @router.post("/completions", dependencies=[Depends(admit)])
-async def completions(body: Completion, backend: Backend, tenant: Tenant) -> Response:
+async def completions(request: Request, body: Completion, backend: Backend, tenant: Tenant) -> Response:
     """Continue texts, whole or streamed."""
     call = await _call(body, backend, tenant)
     calls = [
         replace(call, request_id=f"{call.request_id}.{place}" if place else call.request_id, prompt=prompt)
         for place, prompt in enumerate(body.prompts)
     ]
-    return await _answer(calls, body, backend, TextShape())
+    return await while_connected(request, _answer(calls, body, backend, TextShape()))
 
 
 @router.get("/models")

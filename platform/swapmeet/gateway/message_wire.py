@@ -35,7 +35,7 @@ class TextPart(BaseModel):
 
 def _only_text(content: Any) -> Any:
     kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    others = sorted({str(kind) for kind in kinds if kind not in (None, "text")})
+    others = sorted({str(kind).encode(errors="replace").decode() for kind in kinds if kind not in (None, "text")})
     if others:
         message = f"only text is served; leave out the parts of type {', '.join(others)}"
         raise PydanticCustomError("parts", "{message}", {"message": message})

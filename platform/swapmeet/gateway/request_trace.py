@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from swapmeet.gateway.errors import describe_error, error_code
+from swapmeet.gateway.errors import LEFT, describe_error, error_code
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.services import Replicas
 from swapmeet_serving import Call, Chunk
@@ -37,8 +37,6 @@ HEADER = "x-request-id"
 LONGEST_ID = 128
 LOGGED = "/v1/"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-LEFT = 499
-"""The status, as nginx has it, of a request whose client left before it was answered."""
 FILE_BYTES = 64 << 20
 FILES = 4
 log = logging.getLogger("swapmeet.requests")

@@ -11,6 +11,10 @@ from swapmeet.gateway.tool_wire import Tools
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True)]  # of a million mistakes, telling one is enough
+
+MOST_ENTRIES = 1024
+"""Of a field that maps one thing to another."""
 
 MOST_CHOICES = 128
 """Answers to one request, over all of its prompts."""
@@ -19,6 +23,16 @@ MOST_CHOICES = 128
 def _refusal(message: str) -> PydanticCustomError:
     """Why a value does not fit the others; raised by its own validator, so that all mistakes are told at once."""
     return PydanticCustomError("unfitting", "{message}", {"message": message})
+
+
+def _not_too_long(value: Any) -> Any:
+    """Looked at before the entries are: a body has room for a million wrong ones."""
+    if isinstance(value, dict) and len(value) > MOST_ENTRIES:
+        raise _refusal(f"{len(value)} entries, where {MOST_ENTRIES} are the most")
+    return value
+
+
+Short = BeforeValidator(_not_too_long)
 
 
 class StreamOptions(BaseModel):
@@ -53,7 +67,7 @@ class Generation(StructuredOutput, BaseModel):
     frequency_penalty: Penalty = 0
     presence_penalty: Penalty = 0
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Short] = {}
     seed: int | None = None
     stop: Stop = []
     stream: bool = False
@@ -64,7 +78,7 @@ class Generation(StructuredOutput, BaseModel):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Short] | None = None
     store: Literal[False] = False
     service_tier: Literal["auto", "default"] = "auto"
 
@@ -105,7 +119,7 @@ class Generation(StructuredOutput, BaseModel):
 class ChatCompletion(Tools, Generation):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -141,7 +155,7 @@ class Completion(Generation):
     `max_tokens` 0 computes the prompt alone, to `echo` it with its log-probabilities.
     """
 
-    prompt: Annotated[list[Text | list[TokenId]], BeforeValidator(_several), Field(min_length=1)]
+    prompt: Annotated[list[Text | Tokens], Field(min_length=1, fail_fast=True), BeforeValidator(_several)]
     max_tokens: Annotated[int, Field(ge=0)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
     echo: bool = False
