@@ -5,9 +5,9 @@ under their names while the old ones still run, fetches that fail, too few pages
 Each answer is compared token for token with what the same engine gives for the same request alone, so an answer by
 another adapter, another version or another request's keys and values shows. Then everything must have been given back.
 
-It computes in bfloat16, the default, in which a row's results do not depend on the rows beside it: the packed kernels
-sum in one order, and what is left of other orders is rounded away. In float32 the attention's sums differ in their last
-bits with the batch, and two tokens that are all but equally likely may change places.
+It computes in bfloat16, the default: there a row's results were never seen to depend on the rows beside it, and this
+test would show it. Nothing promises the same of float32, whose sums may differ in their last bits with the batch, so
+that two tokens that are all but equally likely change places.
 
 `SWAPMEET_TEST_CHURN_STEPS` says how many steps it takes; 100,000 take some minutes.
 """
