@@ -42,6 +42,7 @@ EDGE = {
     "swapmeet_serving.logprobs",
     "swapmeet_serving.lora_linear",
     "swapmeet_serving.lora_weights",
+    "swapmeet_serving.packed_product",
     "swapmeet_serving.request_router",
     "swapmeet_serving.runner",
     "swapmeet_serving.sampling",

@@ -19,18 +19,21 @@ from swapmeet_registry import RegistryError
 from swapmeet_serving import ServingError
 
 
-def create_app(backend: Services, http: HttpMeter | None = None, *, metrics_public: bool = False) -> FastAPI:
+def create_app(
+    backend: Services, http: HttpMeter | None = None, *, metrics_public: bool = False, proxied: bool = False
+) -> FastAPI:
     """An app over the given services.
 
     Args:
         backend: what the routes stand on.
         http: counts the app's requests.
         metrics_public: whether `/metrics` needs no key.
+        proxied: whether Ray Serve's proxy stands before it.
     """
     http = http or HttpMeter()
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
     app.add_middleware(BodyLimit)
-    app.add_middleware(RequestTrace, meter=http)  # around all others
+    app.add_middleware(RequestTrace, meter=http, proxied=proxied)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
     ours = (InvalidApiKey, PermissionDenied, InvalidRequest, TooManyRequests, ClientLeft)
     install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)

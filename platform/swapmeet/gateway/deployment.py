@@ -150,7 +150,7 @@ class Gateway:
         meter = HttpMeter()
         self.poster = Poster("gateway", process_id(), meter.families, poster_to(board))
         log_to(_own_log(settings.request_log))
-        self.app = _app(settings, base, ServeReplicas(replicas, board, self.poster.snapshot), meter)
+        self.app = _app(settings, base, ServeReplicas(replicas, board, self.poster.snapshot), meter, proxied=True)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
@@ -210,10 +210,12 @@ def application(args: dict[str, Any]) -> Application:
     return build(settings, BaseLibrary(settings.folder).find(settings.base))
 
 
-def _app(settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter) -> FastAPI:
+def _app(
+    settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter, *, proxied: bool = False
+) -> FastAPI:
     registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
     services = Services(registry, keys, base.fingerprint, replicas, Admission(settings.caller_requests))
-    return create_app(services, meter, metrics_public=settings.metrics_public)
+    return create_app(services, meter, metrics_public=settings.metrics_public, proxied=proxied)
 
 
 def _measured(name: str, meter: HttpMeter) -> Snapshot:

@@ -1,9 +1,8 @@
 """One line of JSON for each API request, when it has ended: what it was, and when it reached each stage.
 
 The id is the request's `x-request-id`, the client's own or else one that Ray Serve's proxy gave it; the proxy puts
-it on the answer, errors too. Without such a proxy the id is made and put on the answer here. The engine never sees
-it: two clients may send the same, and neither's request may then end the other's. Prompts and answers are not
-logged.
+it on the answer, errors too. Without such a proxy that is done here. The engine never sees it: two clients may send
+the same, and neither's request may then end the other's. Prompts and answers are not logged.
 
 Milliseconds of the request count from its arrival at the gateway, those of a call's `stages` from its arrival
 at the replica, since clocks of different machines do not agree.
@@ -124,11 +123,15 @@ class TracedReplicas:
 
 
 class RequestTrace:
-    """Middleware around all others: gives each request its id, counts it, and logs those of the API."""
+    """Middleware around all others: gives each request its id, counts it, and logs those of the API.
 
-    def __init__(self, app: ASGIApp, meter: HttpMeter) -> None:
+    Behind a proxy, which `proxied` says there is, ids on answers are the proxy's matter.
+    """
+
+    def __init__(self, app: ASGIApp, meter: HttpMeter, *, proxied: bool) -> None:
         self._app = app
         self._meter = meter
+        self._proxied = proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on to the app, and see what it sends."""
@@ -142,7 +145,7 @@ class RequestTrace:
         async def seen(message: Message) -> None:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
-                if not given:
+                if not self._proxied:
                     MutableHeaders(scope=message)[HEADER] = trace.id
             elif trace.first_byte is None:
                 trace.first_byte = trace.elapsed()
