@@ -142,7 +142,8 @@ def _side(url: str, cache: Path, room: int) -> Side:
 
 def side(url: str, cache: Path, room: int) -> Answer:
     """A replica whose memory has room for so many adapters."""
-    from swapmeet_serving.replica import Replica, ReplicaSettings
+    from swapmeet_serving.replica import Replica
+    from swapmeet_serving.replica_settings import ReplicaSettings
 
     base = bench_base()
     memory = room * adapter_bytes(base.path)

@@ -30,7 +30,8 @@ from measure import adapter_bytes, bench_base, gauge, parser, percentile, random
 
 from swapmeet_registry import BaseMismatch, NotFound, Registry
 from swapmeet_serving import Call, Sampling
-from swapmeet_serving.replica import Replica, ReplicaSettings
+from swapmeet_serving.replica import Replica
+from swapmeet_serving.replica_settings import ReplicaSettings
 
 ADAPTERS, ROOM, RANK = 12, 4, 4
 REPUBLISH_SECONDS = 10

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_serving.calls import Call, Chunk, join
 from swapmeet_serving.errors import ServingError
-from swapmeet_serving.sequence import Candidate, Output, Request, Sampling, TokenLogprob
+from swapmeet_serving.request import Candidate, Output, Request, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine

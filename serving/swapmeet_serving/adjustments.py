@@ -7,7 +7,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swapmeet_serving.sequence import Sampling
+    from swapmeet_serving.request import Sampling
 
 
 class Adjustments:

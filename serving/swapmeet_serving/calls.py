@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.mix import Mix, mix_of
-from swapmeet_serving.sequence import GREEDY, FinishReason, Sampling, Timeline, TokenLogprob
+from swapmeet_serving.request import GREEDY, FinishReason, Sampling, Timeline, TokenLogprob
 
 Message = Mapping[str, Any]
 """One turn of a conversation as chat templates take it: `role` and `content`, and perhaps `tool_calls`, whose

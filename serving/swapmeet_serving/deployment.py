@@ -6,7 +6,8 @@ Ray wraps what a replica raises in a `RayTaskError` whose `cause` is the error i
 from typing import TYPE_CHECKING, Any
 
 from swapmeet_serving.board import Board, Poster, poster_to, process_id
-from swapmeet_serving.replica import Replica, ReplicaSettings
+from swapmeet_serving.replica import Replica
+from swapmeet_serving.replica_settings import ReplicaSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swapmeet_serving.calls import Chunk
-from swapmeet_serving.sequence import TokenLogprob
+from swapmeet_serving.request import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from swapmeet_serving.base_model import load_base
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
 from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.gauges import gauges
 from swapmeet_serving.grammars import Grammar, Grammars
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
@@ -26,11 +27,12 @@ from swapmeet_serving.kv_pages import KvPages
 from swapmeet_serving.logprobs import Logprobs
 from swapmeet_serving.lora_weights import open_lora
 from swapmeet_serving.meter import Meter
-from swapmeet_serving.metrics import Family, single
+from swapmeet_serving.metrics import Family
+from swapmeet_serving.request import FinishReason, Output, Request, TokenLogprob
 from swapmeet_serving.runner import Logits, Runner, kernels_for
 from swapmeet_serving.sampling import choose
 from swapmeet_serving.scheduler import Scheduler
-from swapmeet_serving.sequence import FinishReason, Output, Request, Sequence, Slice, TokenLogprob
+from swapmeet_serving.sequence import Sequence, Slice
 from swapmeet_serving.token_bytes import TokenBytes
 
 
@@ -162,26 +164,8 @@ class Engine:
 
     def families(self, tiers: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Family]:
         """Everything measured, for any thread; `tiers` names adapters that others keep ready, by identity or hash."""
-        gauges = {
-            "running_requests": (len(self._scheduler.running), "Requests in the batch."),
-            "waiting_requests": (len(self._scheduler.waiting) + len(self._arrivals), "Requests that wait to be."),
-            "kv_pages_used": (self._pages.count - self._pages.free, "Pages of the KV cache in use."),
-            "kv_pages_cached": (self._pages.idle, "Pages that nobody uses and that a prefix may be found on."),
-            "kv_pages": (self._pages.count, "Pages of the KV cache."),
-            "adapter_memory_used_bytes": (self._bank.used, "Memory that adapters take."),
-            "adapter_memory_bytes": (self._bank.budget, "Memory set aside for adapters."),
-        }
-        scheduler = self._scheduler
-        counters = {
-            "preemptions": (scheduler.preemptions, "Running sequences that had to give their pages back."),
-            "prefix_cache_hits": (scheduler.prefix_hits, "Sequences that found the start of their prompt cached."),
-            "prefix_cache_hit_tokens": (scheduler.prefix_hit_tokens, "Prompt tokens found in the cache."),
-        }
-        return [
-            *(single(f"swapmeet_{name}", "gauge", text, float(value)) for name, (value, text) in gauges.items()),
-            *(single(f"swapmeet_{name}", "counter", text, float(value)) for name, (value, text) in counters.items()),
-            *self.meter.families({"device": self.resident, **tiers}),
-        ]
+        state = gauges(self._scheduler, self._pages, self._bank, len(self._arrivals))
+        return [*state, *self.meter.families({"device": self.resident, **tiers})]
 
     def compile(self, constraint: Constraint) -> Grammar:
         """What a request's `grammar` may be. For any thread but the one that steps: it can take a second.

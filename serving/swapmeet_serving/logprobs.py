@@ -4,8 +4,9 @@ from collections.abc import Container
 
 import torch
 
+from swapmeet_serving.request import Candidate, TokenLogprob
 from swapmeet_serving.runner import Logits, PromptLogits
-from swapmeet_serving.sequence import Candidate, Sequence, TokenLogprob
+from swapmeet_serving.sequence import Sequence
 from swapmeet_serving.token_bytes import TokenBytes
 
 BLOCK = 128

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from swapmeet_serving.adapter_ledger import AdapterLedger
 from swapmeet_serving.metrics import Family, Histogram, Points, single
-from swapmeet_serving.sequence import FinishReason, Sequence, Timeline
+from swapmeet_serving.request import FinishReason, Timeline
+from swapmeet_serving.sequence import Sequence
 
 LATENCIES = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0,

@@ -5,7 +5,8 @@ import random
 import torch
 
 from swapmeet_serving.grammars import allowed
-from swapmeet_serving.sequence import Sampling, Sequence
+from swapmeet_serving.request import Sampling
+from swapmeet_serving.sequence import Sequence
 
 HEAD = 512
 """How many of the likeliest tokens are looked at first: sorting a whole vocabulary takes milliseconds."""

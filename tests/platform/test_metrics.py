@@ -23,7 +23,8 @@ from swapmeet_serving.calls import Stages
 from swapmeet_serving.errors import Overloaded
 from swapmeet_serving.meter import Meter
 from swapmeet_serving.metrics import Snapshot
-from swapmeet_serving.sequence import Request, Sequence
+from swapmeet_serving.request import Request
+from swapmeet_serving.sequence import Sequence
 
 DIGEST = "sha256:" + "0" * 64
 ADAPTER = f"acme/legal@{DIGEST}"

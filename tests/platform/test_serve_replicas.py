@@ -18,7 +18,7 @@ from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, Sampling
 from swapmeet_serving.deployment import ServedReplica, build_replicas
 from swapmeet_serving.errors import EngineDead, Overloaded
-from swapmeet_serving.replica import ReplicaSettings, Scaling
+from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,7 +17,8 @@ from swapmeet.keys import Keys
 from swapmeet_registry import Registry, Version
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, join
-from swapmeet_serving.replica import Replica, ReplicaSettings
+from swapmeet_serving.replica import Replica
+from swapmeet_serving.replica_settings import ReplicaSettings
 
 BODY = {"prompt": "Hello", "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 

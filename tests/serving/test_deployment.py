@@ -18,7 +18,8 @@ from swapmeet_serving.calls import ToolUse
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate, Overloaded
-from swapmeet_serving.replica import Replica, ReplicaSettings
+from swapmeet_serving.replica import Replica
+from swapmeet_serving.replica_settings import ReplicaSettings
 
 MESSAGES = ({"role": "user", "content": "Tell me a story"},)
 SHORT = Sampling(max_tokens=6, ignore_eos=True)

@@ -16,8 +16,9 @@ from swapmeet_serving.adapters import MOST_FAILURES, Adapters
 from swapmeet_serving.errors import AdapterTooLarge, ContextTooLong, Overloaded, TooManyRequests
 from swapmeet_serving.kv_pages import KvPages
 from swapmeet_serving.mix import Mix
+from swapmeet_serving.request import Request, Sampling
 from swapmeet_serving.scheduler import Scheduler
-from swapmeet_serving.sequence import Request, Sampling, Sequence, Slice
+from swapmeet_serving.sequence import Sequence, Slice
 
 BUDGET, PAGES, PAGE, BATCH, STEP = 6, 10, 4, 3, 12
 SIZES = {"a": 1, "b": 2, "c": 3, "d": 5, "e": 6, "huge": 7}

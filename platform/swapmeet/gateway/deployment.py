@@ -31,7 +31,7 @@ from swapmeet_serving.board import Board, Poster, build_board, poster_to, proces
 from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import EngineDead, Overloaded
 from swapmeet_serving.metrics import Snapshot
-from swapmeet_serving.replica import ReplicaSettings, Scaling
+from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
 
 SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 """Ray's states of a deployment that gets replicas as it needs them."""

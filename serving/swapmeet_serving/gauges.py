@@ -1,0 +1,28 @@
+"""How full an engine is, as metrics; what it did is counted by its meter."""
+
+from swapmeet_serving.adapter_bank import AdapterBank
+from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.metrics import Family, single
+from swapmeet_serving.scheduler import Scheduler
+
+
+def gauges(scheduler: Scheduler, pages: KvPages, bank: AdapterBank, arrivals: int) -> list[Family]:
+    """Of these parts, for any thread; `arrivals` are requests that the scheduler has not seen yet."""
+    levels = {
+        "running_requests": (len(scheduler.running), "Requests in the batch."),
+        "waiting_requests": (len(scheduler.waiting) + arrivals, "Requests that wait to be."),
+        "kv_pages_used": (pages.count - pages.free, "Pages of the KV cache in use."),
+        "kv_pages_cached": (pages.idle, "Pages that nobody uses and that a prefix may be found on."),
+        "kv_pages": (pages.count, "Pages of the KV cache."),
+        "adapter_memory_used_bytes": (bank.used, "Memory that adapters take."),
+        "adapter_memory_bytes": (bank.budget, "Memory set aside for adapters."),
+    }
+    counts = {
+        "preemptions": (scheduler.preemptions, "Running sequences that had to give their pages back."),
+        "prefix_cache_hits": (scheduler.prefix_hits, "Sequences that found the start of their prompt cached."),
+        "prefix_cache_hit_tokens": (scheduler.prefix_hit_tokens, "Prompt tokens found in the cache."),
+    }
+    return [
+        *(single(f"swapmeet_{name}", "gauge", text, float(value)) for name, (value, text) in levels.items()),
+        *(single(f"swapmeet_{name}", "counter", text, float(value)) for name, (value, text) in counts.items()),
+    ]
