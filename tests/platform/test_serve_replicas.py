@@ -167,7 +167,7 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
         os.kill(victim, signal.SIGKILL)
         # Nothing of this one is out yet, so it may be sent again, and whoever asks next is not sent to the dead.
         whole = await replicas.answer(Call("whole", prompt="Hello", adapter=pinned("one"), sampling=LONG))
-        assert whole.completion_tokens == 400
+        assert whole[0].completion_tokens == 400
         results = await answers
         lost = [each for each in results if isinstance(each, BaseException)]
         assert all(isinstance(each, EngineDead) for each in lost), lost
@@ -193,7 +193,7 @@ def test_a_stuck_engine_is_replaced(deploy: Callable[..., Any], settings: Replic
     replicas = deploy(replace(settings, step_timeout=1, scaling=Scaling()), Stuck)
 
     async def stick() -> None:
-        assert (await replicas.answer(Call("1", prompt="Hello", sampling=SHORT))).completion_tokens == 4
+        assert (await replicas.answer(Call("1", prompt="Hello", sampling=SHORT)))[0].completion_tokens == 4
         (first,) = await described(replicas)
         (settings.cache.parent / "stuck").touch()
         # Nobody has read a token of it, so it is sent once more, and waits for the replica that comes instead.
@@ -214,14 +214,14 @@ def test_down_to_zero_and_up_again_with_a_bounded_queue(deploy: Callable[..., An
         results = await asyncio.gather(*(replicas.answer(call) for call in calls), return_exceptions=True)
         refused = [each for each in results if isinstance(each, Overloaded)]
         assert len(refused) == 3, results
-        assert all(each.completion_tokens == 4 for each in results if each not in refused)
+        assert all(each[0].completion_tokens == 4 for each in results if each not in refused)
         assert await replicas.state() == "ready"
 
         async def asleep() -> bool:
             return await replicas.state() == "asleep"
 
         await until(asleep)
-        assert (await replicas.answer(Call("again", prompt="Hello", sampling=SHORT))).completion_tokens == 4
+        assert (await replicas.answer(Call("again", prompt="Hello", sampling=SHORT)))[0].completion_tokens == 4
 
     asyncio.run(cycle())
 

@@ -31,7 +31,7 @@ from swapmeet_serving.adapter_ledger import LIMIT
 from swapmeet_serving.errors import Overloaded, TooManyRequests
 from swapmeet_serving.mix import Mix
 
-CHURN_STEPS = int(os.environ.get("SWAPMEET_TEST_CHURN_STEPS", "20000"))
+CHURN_STEPS = int(os.environ.get("SWAPMEET_TEST_CHURN_STEPS", "6000"))
 WARM = 0.3
 """The part of the steps after which nothing may grow any more."""
 

@@ -17,7 +17,7 @@ from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
-from swapmeet_serving.kernels.cpu_lora import ENTRY, MEMBER, SCALING, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.cpu_lora import COLUMN, ENTRY, MEMBER, SCALING, SEGMENT, add_lora_in
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
@@ -112,12 +112,13 @@ class CpuKernels:
 
     def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> CpuLora:
         """Pack an adapter's weights. DoRA's gain goes into `up`, so that only what it adds to the base is left."""
-        parts, matrices = dict(parts), {}
+        parts, matrices, whole = dict(parts), {}, dict[int, torch.Tensor]()
         weights = sum(ranks.get(name, 0) * sum(shape) for group in self._groups for name, shape in group.items())
         block = torch.zeros(weights + SLACK, dtype=self._dtype)
         table = np.zeros((len(self._places), ENTRY), np.int64)
         for name, down, up, entry in self._lay_out(block, ranks):
-            matrices[name] = down, up
+            matrices[name] = down[:, entry[COLUMN] : entry[COLUMN] + ranks[name]], up
+            whole |= {entry[0]: down, entry[1]: up}
             table[self._places[name]] = entry
         for name, pair in pairs:
             down, up = matrices[name]
@@ -129,10 +130,12 @@ class CpuKernels:
             if pair.shift is not None:
                 shift = (pair.shift * pair.scaling).to(self._dtype)
                 parts[name] = replace(linear_part(parts, name), shift=shift)
+        for matrix in whole.values():
+            _cut(matrix)
         return CpuLora(block, table, parts)
 
     def _lay_out(self, block: torch.Tensor, ranks: Mapping[str, int]) -> Iterator[tuple[str, Any, Any, Any]]:
-        """Each layer's name, views of its matrices in the block, and entry of the table, but for the scaling."""
+        """Each layer's name, the shared down and its own up in the block, and entry of the table without scaling."""
         begin = 0
         for group in self._groups:
             names = [name for name in group if name in ranks]
@@ -144,7 +147,7 @@ class CpuKernels:
                 rank, outputs = ranks[name], group[name][0]
                 up = block[begin : begin + rank * outputs].view(rank, outputs)
                 entry = (shared.data_ptr(), up.data_ptr(), rank, 0, columns, column)
-                yield name, shared[:, column : column + rank], up, entry
+                yield name, shared, up, entry
                 begin, column = begin + rank * outputs, column + rank
 
     def begin(self, plan: StepPlan) -> None:
@@ -233,6 +236,13 @@ class CpuKernels:
              _bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, layout.longest]
         )  # fmt: skip
         return result
+
+
+def _cut(matrix: torch.Tensor) -> None:
+    """Put a (n, columns) matrix into blocks of WIDE columns, one after the other, in its own place."""
+    blocks = [each.reshape(-1) for each in torch.split(matrix, WIDE, dim=1)]
+    if len(blocks) > 1:
+        matrix.view(-1).copy_(torch.cat(blocks))
 
 
 def _strided(tensor: torch.Tensor) -> tuple[int, int, int]:

@@ -2,8 +2,9 @@
 
 Layers that share an input are computed together. An adapter's weights lie in one block of memory: the layers' `down`
 side by side as (in, ranks), so that one product shrinks x for all of them, and each one's `up` as (rank, out), each at
-its own rank. Sums are float32, and rounded once. The cost is that of the rows' own ranks; weights are read from memory
-once for every four rows of an adapter.
+its own rank. Every matrix stands there in blocks of as many columns as the widest tile has, one after the other, so
+that it is read from its beginning to its end, as memory is fastest. Sums are float32, and rounded once. The cost is
+that of the rows' own ranks; weights are read from memory once for every four rows of an adapter.
 """
 
 from functools import cache
@@ -38,7 +39,7 @@ SEGMENT = 4
 TERM = 2
 """int64 of a term: address of its adapter's table, the bits of its weight."""
 
-ENTRY, SCALING = 6, 3
+ENTRY, SCALING, COLUMN = 6, 3, 5
 """int64 of an adapter's table for each layer: addresses of the shared down and of up, rank (0: not adapted), the
 scaling's bits, columns of the shared down, and the layer's first among them."""
 
@@ -65,16 +66,16 @@ def _multiply_four(
     c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
     c2, c3 = address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0))
     for begin in range(0, columns, WIDE):
-        here, there = address_as(matrix + begin * size, like), address_as(out + 4 * begin, float32(0))
-        left = columns - begin
+        here, there = address_as(matrix + begin * n * size, like), address_as(out + 4 * begin, float32(0))
+        left = min(columns - begin, int64(WIDE))
         if left > 3 * LANES:
-            _four_64(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_64(c0, c1, c2, c3, one, here, left, n, there, row, add)
         elif left > 2 * LANES:
-            _four_48(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_48(c0, c1, c2, c3, one, here, left, n, there, row, add)
         elif left > LANES:
-            _four_32(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_32(c0, c1, c2, c3, one, here, left, n, there, row, add)
         else:
-            _four_16(c0, c1, c2, c3, one, here, columns, n, there, row, add)
+            _four_16(c0, c1, c2, c3, one, here, left, n, there, row, add)
 
 
 @numba.njit
@@ -84,16 +85,16 @@ def _multiply_two(
     one = int64(1)
     c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
     for begin in range(0, columns, WIDE):
-        here, there = address_as(matrix + begin * size, like), address_as(out + 4 * begin, float32(0))
-        left = columns - begin
+        here, there = address_as(matrix + begin * n * size, like), address_as(out + 4 * begin, float32(0))
+        left = min(columns - begin, int64(WIDE))
         if left > 3 * LANES:
-            _two_64(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+            _two_64(c0, c1, c0, c1, one, here, left, n, there, row, add)
         elif left > 2 * LANES:
-            _two_48(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+            _two_48(c0, c1, c0, c1, one, here, left, n, there, row, add)
         elif left > LANES:
-            _two_32(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+            _two_32(c0, c1, c0, c1, one, here, left, n, there, row, add)
         else:
-            _two_16(c0, c1, c0, c1, one, here, columns, n, there, row, add)
+            _two_16(c0, c1, c0, c1, one, here, left, n, there, row, add)
 
 
 @numba.njit
@@ -141,7 +142,7 @@ def _expand(
     begin, padded = int64(0), int64(inner.shape[1])
     for m in range(a[6]):
         entry, out = a[HEAD + m * MEMBER] * ENTRY, a[HEAD + m * MEMBER + 3]
-        rank, column = table[entry + 2], table[entry + 5]
+        rank, column = table[entry + 2], table[entry + COLUMN]
         if rank:
             factor = float_of(table[entry + SCALING]) * weight
             for r in range(rows):
