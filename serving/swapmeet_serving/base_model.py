@@ -248,5 +248,4 @@ def _wrap_linears(model: Any, inputs: list[_Inputs]) -> tuple[SharedInput, ...]:
             wrapped.add(name)
         if layers:
             found.append(SharedInput(layers, seen.rows))
-            found[-1].take_over()
     return tuple(found)

@@ -134,7 +134,7 @@ class Engine:
 
     @property
     def resident(self) -> list[str]:
-        """Identities of the adapters in memory, the least recently used first."""
+        """Identities of the adapters in memory, those first that would be evicted first."""
         return self._adapters.resident
 
     @property
@@ -148,7 +148,7 @@ class Engine:
         return Load(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting) + len(self._arrivals),
-            free_pages=self._scheduler.free_pages,
+            free_pages=self._pages.free,
             wanted=tuple({adapter for each in tuple(self._scheduler.waiting) for adapter in each.adapters}),
         )
 
@@ -319,10 +319,12 @@ class Engine:
         with self._lock:
             self._death = error
             live, self._live = self._live, {}
+        outputs = []
         for each in live.values():
-            self.meter.ended(each.sequence, "error", _dead(error))
-        ended = [_output(each.sequence) for each in live.values()]
-        return [replace(each, finish_reason="error", error=_dead(error)) for each in ended]
+            dead = _dead(error)
+            self.meter.ended(each.sequence, "error", dead)
+            outputs.append(replace(_output(each.sequence), finish_reason="error", error=dead))
+        return outputs
 
 
 def _output(

@@ -29,8 +29,8 @@ class LoraLinear(nn.Module):
         self.base = base
         self.name = name
         self.rounds_first = rounds_first
-        self.shared = SharedInput([self], "all")
-        self.place = 0
+        self.shared: SharedInput  # which comes into being after its layers
+        self.place: int
 
     @property
     def weight(self) -> Any:
@@ -55,14 +55,10 @@ class SharedInput:
         self.layers = layers
         self.rows: Rows = rows
         self.kernels: Kernels | None = None
-        self._product: PackedProduct | None = None
+        self._product = PackedProduct.of([layer.base for layer in layers])
         self._x: torch.Tensor | None = None
         self._results: Sequence[torch.Tensor] = ()
-
-    def take_over(self) -> None:
-        """Be what the layers compute with from now on."""
-        self._product = PackedProduct.of([layer.base for layer in self.layers])
-        for place, layer in enumerate(self.layers):
+        for place, layer in enumerate(layers):
             layer.shared, layer.place = self, place
 
     def result(self, place: int, x: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,7 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
     A sampled token depends on its own logits, the sequence's seed and the token's place, and on nothing else.
     """
-    if any(each.adjustments for each in sequences):
-        logits = adjust(logits, sequences)
-    logits = constrain(logits, sequences)
+    logits = constrain(adjust(logits, sequences), sequences)
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, sequence in enumerate(sequences):
         if sequence.request.sampling.temperature > 0:
@@ -30,7 +28,7 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
 
 def adjust(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """A copy of (n, vocabulary) logits with all rows' biases and penalties, in one go over the tokens concerned."""
+    """The logits with all rows' biases and penalties, in one go; the very same tensor where none has any."""
     given = [(row, each.adjustments) for row, each in enumerate(sequences) if each.adjustments and each.adjustments.ids]
     if not given:
         return logits

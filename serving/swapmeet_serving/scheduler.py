@@ -90,11 +90,6 @@ class Scheduler:
         self.preemptions = self.prefix_hits = self.prefix_hit_tokens = 0
         self._fair = FairShare()
 
-    @property
-    def free_pages(self) -> int:
-        """KV pages that nobody holds."""
-        return self._pages.free
-
     def check(self, sequence: Sequence, coming: tuple[Sequence, ...] = ()) -> None:
         """Refuse what can never run, or what would lengthen a queue that is full with those coming.
 

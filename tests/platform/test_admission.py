@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from swapmeet.gateway.admission import Admission, TooManyRequests
+from swapmeet.gateway.admission import Admission
+from swapmeet_serving.errors import TooManyRequests
 
 
 def test_a_caller_has_so_many_places_and_gets_them_back() -> None:

@@ -66,22 +66,12 @@ def answer() -> Callable[..., dict[str, list[Output]]]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., list[list[int]]]:
-    """`reference(base, adapter, prompts, new_tokens, dtype)`: greedy tokens of `generate`, one by one."""
+def greedy() -> Callable[..., list[list[int]]]:
+    """`greedy(model, prompts, new_tokens)`: what a transformers model's `generate` adds to each prompt, one by one."""
 
-    def run(
-        base: Path, adapter: Path | None, prompts: list[tuple[int, ...]], new: int, dtype: str = "bfloat16"
-    ) -> list[list[int]]:
+    def run(model: Any, prompts: list[tuple[int, ...]], new: int) -> list[list[int]]:
         import torch
-        from peft import PeftModel
 
-        from swapmeet_registry.bases.nf4 import load_nf4
-
-        model = load_nf4(base, quantization=Quantization(compute_dtype=dtype))
-        if adapter:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT's remarks on tied heads and Hub look-ups
-                model = PeftModel.from_pretrained(model, adapter).eval()
         found = []
         for prompt in prompts:
             ids = torch.tensor([prompt])
@@ -95,6 +85,27 @@ def reference() -> Callable[..., list[list[int]]]:
                 )
             found.append(output[0, len(prompt) :].tolist())
         return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference(greedy: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
+    """`reference(base, adapter, prompts, new_tokens, dtype)`: greedy tokens of `generate`, one by one."""
+
+    def run(
+        base: Path, adapter: Path | None, prompts: list[tuple[int, ...]], new: int, dtype: str = "bfloat16"
+    ) -> list[list[int]]:
+        from peft import PeftModel
+
+        from swapmeet_registry.bases.nf4 import load_nf4
+
+        model = load_nf4(base, quantization=Quantization(compute_dtype=dtype))
+        if adapter:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT's remarks on tied heads and Hub look-ups
+                model = PeftModel.from_pretrained(model, adapter).eval()
+        return greedy(model, prompts, new)
 
     return run
 

@@ -24,11 +24,10 @@ Outputs = dict[str, list[Output]]
 
 
 @pytest.fixture(scope="module")
-def peft_tokens() -> Callable[..., list[list[int]]]:
+def peft_tokens(greedy: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
     """Greedy tokens of PEFT with several adapters active at once, each times its weight."""
 
     def run(base: Path, mix: Mix) -> list[list[int]]:
-        import torch
         from peft import PeftModel
         from peft.tuners.lora import LoraLayer
 
@@ -48,19 +47,7 @@ def peft_tokens() -> Callable[..., list[list[int]]]:
             for folder, weight in mix:
                 if folder.replace(".", "_") in scalings:
                     scalings[folder.replace(".", "_")] *= weight
-        found = []
-        for prompt in PROMPTS:
-            ids = torch.tensor([prompt])
-            with torch.inference_mode():
-                output = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    max_new_tokens=NEW,
-                    pad_token_id=0,
-                )
-            found.append(output[0, len(prompt) :].tolist())
-        return found
+        return greedy(model, PROMPTS, NEW)
 
     return run
 

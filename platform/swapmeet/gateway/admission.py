@@ -4,11 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class TooManyRequests(Exception):
-    """A caller has as many requests under way as it may."""
-
-    code = "rate_limit_exceeded"
+from swapmeet_serving.errors import TooManyRequests
 
 
 class Admission:

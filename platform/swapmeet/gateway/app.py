@@ -8,7 +8,6 @@ from fastapi import Depends, FastAPI, Response
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
 from swapmeet.gateway import inference, metrics
-from swapmeet.gateway.admission import TooManyRequests
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
 from swapmeet.gateway.http_meter import HttpMeter
@@ -35,7 +34,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestTrace, meter=http, proxied=proxied)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
-    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, TooManyRequests, ClientLeft)
+    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, ClientLeft)
     install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
     app.include_router(inference.router)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(authorize_operator)])

@@ -30,9 +30,6 @@ from swapmeet_serving.kernels.tile import (
     widen,
 )
 
-_four_64, _four_48, _four_32, _four_16 = (tile(vectors * LANES) for vectors in (4, 3, 2, 1))
-_two_64, _two_48, _two_32, _two_16 = (tile(vectors * LANES, 2) for vectors in (4, 3, 2, 1))
-
 SEGMENT = 4
 """int64 of a segment: first row, last row + 1, address and number of its terms."""
 
@@ -47,54 +44,46 @@ HEAD, MEMBER = 7, 4
 """int64 of the arguments: of all layers, and of each."""
 
 
+def _multiply_in(rows: int) -> Any:
+    """out (4, columns) (+)= c (4, n) · matrix (n, columns), by tiles of the first so many rows.
+
+    May read and write up to a tile too far.
+    """
+    tile_64, tile_48, tile_32, tile_16 = (tile(vectors * LANES, rows) for vectors in (4, 3, 2, 1))
+
+    @numba.njit
+    def multiply(
+        c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
+    ) -> None:
+        one = int64(1)
+        c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
+        c2, c3 = address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0))
+        for begin in range(0, columns, WIDE):
+            here, there = address_as(matrix + begin * n * size, like), address_as(out + 4 * begin, float32(0))
+            left = min(columns - begin, int64(WIDE))
+            if left > 3 * LANES:
+                tile_64(c0, c1, c2, c3, one, here, left, n, there, row, add)
+            elif left > 2 * LANES:
+                tile_48(c0, c1, c2, c3, one, here, left, n, there, row, add)
+            elif left > LANES:
+                tile_32(c0, c1, c2, c3, one, here, left, n, there, row, add)
+            else:
+                tile_16(c0, c1, c2, c3, one, here, left, n, there, row, add)
+
+    return multiply
+
+
+_multiply_two, _multiply_four = _multiply_in(2), _multiply_in(ROWS)
+
+
 @numba.njit
 def _multiply(
     rows: Any, c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
 ) -> None:
-    """out (rows, columns) (+)= c (rows, n) · matrix (n, columns); may read and write up to a tile too far."""
     if rows <= 2:
         _multiply_two(c, step, size, like, matrix, n, columns, out, row, add)
     else:
         _multiply_four(c, step, size, like, matrix, n, columns, out, row, add)
-
-
-@numba.njit
-def _multiply_four(
-    c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
-) -> None:
-    one = int64(1)
-    c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
-    c2, c3 = address_as(c + 8 * step, float32(0)), address_as(c + 12 * step, float32(0))
-    for begin in range(0, columns, WIDE):
-        here, there = address_as(matrix + begin * n * size, like), address_as(out + 4 * begin, float32(0))
-        left = min(columns - begin, int64(WIDE))
-        if left > 3 * LANES:
-            _four_64(c0, c1, c2, c3, one, here, left, n, there, row, add)
-        elif left > 2 * LANES:
-            _four_48(c0, c1, c2, c3, one, here, left, n, there, row, add)
-        elif left > LANES:
-            _four_32(c0, c1, c2, c3, one, here, left, n, there, row, add)
-        else:
-            _four_16(c0, c1, c2, c3, one, here, left, n, there, row, add)
-
-
-@numba.njit
-def _multiply_two(
-    c: Any, step: Any, size: Any, like: Any, matrix: Any, n: Any, columns: Any, out: Any, row: Any, add: Any
-) -> None:
-    one = int64(1)
-    c0, c1 = address_as(c, float32(0)), address_as(c + 4 * step, float32(0))
-    for begin in range(0, columns, WIDE):
-        here, there = address_as(matrix + begin * n * size, like), address_as(out + 4 * begin, float32(0))
-        left = min(columns - begin, int64(WIDE))
-        if left > 3 * LANES:
-            _two_64(c0, c1, c0, c1, one, here, left, n, there, row, add)
-        elif left > 2 * LANES:
-            _two_48(c0, c1, c0, c1, one, here, left, n, there, row, add)
-        elif left > LANES:
-            _two_32(c0, c1, c0, c1, one, here, left, n, there, row, add)
-        else:
-            _two_16(c0, c1, c0, c1, one, here, left, n, there, row, add)
 
 
 @numba.njit

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ Parsed = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class ToolFormat:
+class ToolFormat(ABC):
     """One family's way to write calls. `read` and `grammar` are for its module to define.
 
     Attributes:
@@ -53,18 +54,19 @@ class ToolFormat:
             place = len(text) - partial_end(text, self.marker)
         return len(text[:place].rstrip())
 
+    @abstractmethod
     def read(self, text: str) -> list[Parsed]:
         """The calls in a text that begins with one.
 
         Raises:
             ValueError: it is no call.
         """
-        raise NotImplementedError
 
     def new_id(self) -> str:
         """An id for a call."""
         return f"call_{secrets.token_hex(12)}"
 
+    @abstractmethod
     def grammar(self, functions: Sequence[Function], marker: str, answer: str | None, *, free: bool, many: bool) -> str:
         """A Lark grammar of answers with calls, their arguments valid against the functions' schemas.
 
@@ -75,7 +77,6 @@ class ToolFormat:
             free: whether there may be free text, before calls or instead of them.
             many: whether there may be several calls.
         """
-        raise NotImplementedError
 
     def read_call(self, value: Any) -> Parsed:
         """A call from its JSON.
