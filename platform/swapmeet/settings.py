@@ -18,7 +18,8 @@ OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
 class Settings(BaseSettings):
     """What an operator may set. Sizes are in bytes.
 
-    `adapter_disk` is what a machine keeps of adapters fetched from the registry; those longest unused go.
+    `adapter_memory` is the device's; `adapter_host_memory` keeps, beside a GPU, those that had to leave it, and
+    `adapter_disk` is what a machine keeps of adapters fetched from the registry; everywhere those longest unused go.
     `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower. `tool_format`
     says how models with chat templates for tools write calls, where the template's text does not tell.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(32, ge=1, le=4096)
     max_queue: int = Field(512, ge=1)
     adapter_memory: int = Field(1 << 30, ge=1 << 20)
+    adapter_host_memory: int = Field(4 << 30, ge=0)
     adapter_disk: int = Field(20 << 30, ge=1 << 20)
     kv_memory: int = Field(1 << 30, ge=1 << 20)
     caller_requests: int = Field(256, ge=1)

@@ -14,19 +14,25 @@ from typing import Any, Protocol
 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapter_loader import AdapterLoader
+from swapmeet_serving.host_tier import HostCopy, HostTier
 from swapmeet_serving.meter import Meter
 
 
 class AdapterFile(Protocol):
-    """An adapter on disk that was checked: its size in memory in bytes, and how to bring it there."""
+    """An adapter on disk that was checked, or in host memory: its size on the device in bytes, and how to read it."""
 
     @property
     def size(self) -> int:
-        """Bytes the weights take in memory."""
+        """Bytes the weights take on the device."""
+        ...
+
+    @property
+    def portable(self) -> bool:
+        """Whether what is read is in host memory, all of it."""
         ...
 
     def read(self) -> Any:
-        """Read the weights into memory."""
+        """Read the weights into host memory."""
         ...
 
 
@@ -46,8 +52,8 @@ FAILURE_SECONDS = 2.0
 class Adapters:
     """The adapters in memory, the loads under way, and those that failed just now.
 
-    `fetch` gives an identity's folder and `open_file` checks it; both run on the loader's threads. `meter` is told
-    of loads and evictions.
+    `fetch` gives an identity's folder, `open_file` checks it and `bring` gives the form on the device of what was read;
+    all run on the loader's threads. `host` keeps what was read. `meter` is told of loads and evictions.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Adapters:
         loader: AdapterLoader,
         fetch: Callable[[str], Path],
         open_file: Callable[[Path, str], AdapterFile],
+        bring: Callable[[Any], Any],
+        host: HostTier,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,11 +71,13 @@ class Adapters:
         self._loader = loader
         self._fetch = fetch
         self._open = open_file
+        self._bring = bring
+        self._host = host
         self._meter = meter or Meter()
         self._clock = clock
         self._under_way: dict[str, float] = {}  # since when
         self._unwanted: set[str] = set()  # of these, those that nobody waits for any more
-        self._on_disk: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
+        self._at_hand: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
         self._weights: dict[str, Any] = {}
         self._failures: OrderedDict[str, tuple[Exception, TracebackType | None, float]] = OrderedDict()  # when
 
@@ -99,7 +109,7 @@ class Adapters:
         if identity in self._weights:
             return Readiness.READY
         self._unwanted.discard(identity)
-        if identity in self._on_disk:
+        if identity in self._at_hand:
             return self._begin_read(identity, keep)
         if identity not in self._under_way:
             self._under_way[identity] = self._clock()
@@ -129,25 +139,27 @@ class Adapters:
         self._bank.unpin(identity)
 
     def forget(self, identity: str) -> None:
-        """Nobody waits for this adapter any more: if it only is on disk, look it up anew next time."""
-        self._on_disk.pop(identity, None)
+        """Nobody waits for this adapter any more: if it is not on the device, look it up anew next time."""
+        self._at_hand.pop(identity, None)
         if identity in self._under_way:
             self._unwanted.add(identity)
 
     def _begin_read(self, identity: str, keep: Container[str]) -> Readiness:
-        file, seconds = self._on_disk[identity]
+        file, seconds = self._at_hand[identity]
         evicted = self._bank.reserve(identity, file.size, keep, cost=seconds)
         if evicted is None:
             return Readiness.NO_ROOM
         for other in evicted:
             del self._weights[other]
         self._meter.evicted(evicted)
-        del self._on_disk[identity]
+        del self._at_hand[identity]
         self._under_way[identity] = self._clock()
         self._loader.start(identity, lambda: self._read(identity, file))
         return Readiness.LOADING
 
     def _look_up(self, identity: str) -> AdapterFile:
+        if copy := self._host.get(identity):
+            return copy
         folder = self._fetch(identity)
         with self._meter.load(identity, "open"):
             try:
@@ -160,10 +172,13 @@ class Adapters:
     def _read(self, identity: str, file: AdapterFile) -> Any:
         with self._meter.load(identity, "read"):
             try:
-                return file.read()
+                packed = file.read()
             except FileNotFoundError:  # the same, while there was no room in memory
                 self._fetch(identity)
-                return file.read()
+                packed = file.read()
+        if file.portable:
+            self._host.keep(identity, HostCopy(file.size, packed))
+        return self._bring(packed)
 
     def _take_in(self, identity: str, result: Any, seconds: float, wanted: bool) -> None:
         reading = identity in self._bank
@@ -177,12 +192,12 @@ class Adapters:
         else:
             self._bank.require_possible(identity, result.size)
             if wanted:
-                self._on_disk[identity] = (result, seconds)
+                self._at_hand[identity] = (result, seconds)
 
     def _size(self, identity: str) -> int | None:
         if identity in self._bank:
             return self._bank.size(identity)
-        return self._on_disk[identity][0].size if identity in self._on_disk else None
+        return self._at_hand[identity][0].size if identity in self._at_hand else None
 
     def _remember(self, identity: str, error: Exception) -> None:
         self._failures[identity] = (error, error.__traceback__, self._clock())

@@ -39,6 +39,7 @@ class BaseModel:
         kv_layers: KV heads and their width by layer.
         layers: those that adapters can be served on.
         shared: the linear ones of these by their inputs.
+        sharing: the most query heads that share a key.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class BaseModel:
     context_length: int
     vocabulary: int
     eos: frozenset[int]
+    sharing: int
 
     def attach(self, kernels: Kernels) -> None:
         """Have every layer compute adapters and attention with these kernels."""
@@ -85,7 +87,7 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
     _check_config(model.config.get_text_config(), kind)
     # bitsandbytes' CPU kernel has no layout for odd widths
     keep_unpacked(model, lambda layer: layer.out_features % 32 or layer.in_features % 64)
-    kv_layers, seen, others = _observe(model, kind)
+    kv_layers, sharing, seen, others = _observe(model, kind)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     shared = _wrap_linears(model, seen)
@@ -102,6 +104,7 @@ def load_base(folder: Path, device: str = "cpu", quantization: Quantization | No
         context_length=config.max_position_embeddings,
         vocabulary=model.get_input_embeddings().num_embeddings,
         eos=_eos(model.generation_config.eos_token_id),
+        sharing=sharing,
     )
 
 
@@ -131,17 +134,19 @@ def _rope_types(parameters: Any) -> set[str]:
     return {str(each.get("rope_type")) for each in [parameters, *nested]}
 
 
-def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], list[_Inputs], dict[str, Other]]:
+def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], int, list[_Inputs], dict[str, Other]]:
     """Run a few tokens, of which the last one's logits are wanted; refuses what attention does not support.
 
     On the CPU, this pass also lets bitsandbytes repack the weights for inference.
 
     Returns:
-        Each layer's KV heads and width; the linear layers by the inputs they share; the embedding, and norms. A layer
+        Each layer's KV heads and width, and the most query heads that share a key; the linear layers by the inputs
+        they share; the embedding, and norms. A layer
         that sees other rows (an expert's, say), or computes in another type, is left out: no adapter can be served on
         it.
     """
     seen: dict[int, tuple[int, int]] = {}
+    sharing: set[int] = set()
     needs: set[str] = set()
 
     def attend(module: Any, query: Any, key: Any, value: Any, **settings: Any) -> torch.Tensor:
@@ -153,6 +158,7 @@ def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], list[_I
         if module.layer_idx in seen:
             needs.add("several attentions in a layer")
         seen[module.layer_idx] = (key.shape[1], key.shape[3])
+        sharing.add(query.shape[1] // key.shape[1])
         output: torch.Tensor = sdpa_attention_forward(module, query, key, value, None, scaling=settings.get("scaling"))[
             0
         ]
@@ -179,7 +185,7 @@ def _observe(model: Any, kind: str) -> tuple[dict[int, tuple[int, int]], list[_I
         needs.add("layers without attention, or attention outside transformers' interface")
     if needs:
         raise BaseUnsupported(f"Models of type {kind} can not be served: they need {', '.join(sorted(needs))}.")
-    return seen, inputs, others
+    return seen, max(sharing), inputs, others
 
 
 def _note_inputs(model: Any, count: int) -> tuple[list[_Inputs], dict[str, Other], list[Any]]:

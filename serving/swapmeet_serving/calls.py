@@ -81,7 +81,7 @@ class Call:
         return tuple(identity for identity, _ in self.mix)
 
 
-Tier = Literal["device", "disk", "registry"]
+Tier = Literal["device", "host", "disk", "registry"]
 """Where an adapter was when a call for it came: in memory, in the replica's folder, or still to be fetched."""
 
 

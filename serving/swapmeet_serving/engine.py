@@ -21,6 +21,7 @@ from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
 from swapmeet_serving.errors import EngineDead, InvalidRequest
 from swapmeet_serving.gauges import gauges
 from swapmeet_serving.grammars import Grammar, Grammars
+from swapmeet_serving.host_tier import HostTier
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
@@ -62,7 +63,8 @@ class Engine:
         base: folder of a transformers causal language model with safetensors weights.
         fetch: gives the folder of an adapter's files by the adapter's identity, which is opaque here. Called
             on background threads, without any lock held; what it raises reaches the requests that asked.
-        adapter_bytes: memory for adapters' weights.
+        adapter_bytes: device memory for adapters' weights.
+        host_bytes: host memory for those that had to leave the device, if that has memory of its own.
         kv_bytes: memory for keys and values.
         max_batch: most sequences computed together.
         max_queue: most requests that wait.
@@ -83,6 +85,7 @@ class Engine:
         *,
         fetch: Callable[[str], Path],
         adapter_bytes: int = 256 << 20,
+        host_bytes: int = 4 << 30,
         kv_bytes: int = 512 << 20,
         max_batch: int = 32,
         max_queue: int = 256,
@@ -109,11 +112,14 @@ class Engine:
         self._wake = threading.Event()
         self._loader = AdapterLoader(loaders, self._wake.set, compute_alone)
         self._bank = AdapterBank(adapter_bytes)
+        self._host = HostTier(0 if device == "cpu" else host_bytes)  # a CPU's device memory is the host's
         self._adapters = Adapters(
             self._bank,
             self._loader,
             fetch,
             lambda folder, identity: open_lora(folder, identity, model.layers, kernels),
+            kernels.bring,
+            self._host,
             self.meter,
         )
         self._pages = KvPages(kernels.pages, PAGE)
@@ -136,6 +142,11 @@ class Engine:
     def resident(self) -> list[str]:
         """Identities of the adapters in memory, those first that would be evicted first."""
         return self._adapters.resident
+
+    @property
+    def in_host_memory(self) -> list[str]:
+        """Identities of the adapters of which host memory has a copy for the device."""
+        return self._host.identities
 
     @property
     def requests(self) -> int:
@@ -165,7 +176,7 @@ class Engine:
     def families(self, tiers: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Family]:
         """Everything measured, for any thread; `tiers` names adapters that others keep ready, by identity or hash."""
         state = gauges(self._scheduler, self._pages, self._bank, len(self._arrivals))
-        return [*state, *self.meter.families({"device": self.resident, **tiers})]
+        return [*state, *self.meter.families({"device": self.resident, "host": self.in_host_memory, **tiers})]
 
     def compile(self, constraint: Constraint) -> Grammar:
         """What a request's `grammar` may be. For any thread but the one that steps: it can take a second.

@@ -1,13 +1,16 @@
 """Linear layers that add each row's own adapters, those with the same input computed together."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from swapmeet_serving.kernels import Kernels
 from swapmeet_serving.packed_product import PackedProduct
+
+if TYPE_CHECKING:
+    from swapmeet_serving.kernels.gpu_nf4 import SplitProduct
 
 Rows = Literal["all", "last"]
 """Which tokens of a step a layer sees: all, or as the output head does, those whose logits are wanted."""
@@ -55,7 +58,7 @@ class SharedInput:
         self.layers = layers
         self.rows: Rows = rows
         self.kernels: Kernels | None = None
-        self._product = PackedProduct.of([layer.base for layer in layers])
+        self._product = _product([layer.base for layer in layers])
         self._x: torch.Tensor | None = None
         self._results: Sequence[torch.Tensor] = ()
         for place, layer in enumerate(layers):
@@ -82,3 +85,12 @@ class SharedInput:
         if self.kernels is not None:
             self.kernels.add_lora(self, rows, found)
         return [each.view(*x.shape[:-1], each.shape[-1]) for each in found]
+
+
+def _product(layers: Sequence[nn.Linear]) -> "PackedProduct | SplitProduct | None":
+    """The device's own for layers with one input, if it has one."""
+    if not layers[0].weight.is_cuda:
+        return PackedProduct.of(layers)
+    from swapmeet_serving.kernels.gpu_nf4 import SplitProduct
+
+    return SplitProduct.of(layers)

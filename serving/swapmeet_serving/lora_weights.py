@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from swapmeet_registry import lora_config, lora_parts, lora_weights
@@ -20,6 +19,7 @@ from swapmeet_registry.safetensors_file import TensorEntry
 from swapmeet_serving.adapter_parts import Dora, EmbeddingPart, LinearPart, NormPart, Other, Part, Parts, TokenRows
 from swapmeet_serving.dora import embedding_gain, linear_gain, served_weight
 from swapmeet_serving.errors import AdapterUnsupported
+from swapmeet_serving.tensor_file import TensorFile
 
 Read = Callable[[str], torch.Tensor]
 
@@ -65,9 +65,9 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """One layer's low-rank product: x ↦ x · down · up · scaling, with `down` (in, rank), `up` (rank, out), float32.
+    """One layer's low-rank product: x ↦ x · down · up · scaling, with `down` (in, rank) and `up` (rank, out).
 
-    Both are transposed views of PEFT's row-major A and B.
+    Both are transposed views of PEFT's row-major A and B, and may be views of the file, in its dtype.
 
     Attributes:
         dora: its gain on the layer, to which the product counts.
@@ -81,11 +81,13 @@ class LoraPair:
     shift: torch.Tensor | None = None
 
     def to(self, device: str | torch.device) -> "LoraPair":
-        """On a device."""
+        """On a device, in float32, in memory of its own."""
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, torch.float32, copy=True)
+
         dora, shift = self.dora and self.dora.to(torch.device(device)), self.shift
-        return LoraPair(
-            self.down.to(device), self.up.to(device), self.scaling, dora, None if shift is None else shift.to(device)
-        )
+        return LoraPair(own(self.down), own(self.up), self.scaling, dora, None if shift is None else own(shift))
 
 
 LoraPairs = Iterator[tuple[str, LoraPair]]
@@ -128,6 +130,12 @@ class LoraFile:
         return self._paired * self.holder.weight_bytes + own + _numbers(others) * torch.float32.itemsize
 
     @property
+    def portable(self) -> bool:
+        """Whether it has nothing but products of linear layers, which are packed in host memory."""
+        more = any(pair.magnitude or pair.bias for pair in self._linear)
+        return not (more or self.wholes or self.weights.tokens or len(self._linear) < len(self.weights.pairs))
+
+    @property
     def _linear(self) -> list[Pair]:
         return [pair for pair in self.weights.pairs if not pair.embedding]
 
@@ -137,8 +145,8 @@ class LoraFile:
 
     def read(self) -> Any:
         """Read the weights into memory, in the holder's form."""
-        with torch.no_grad(), safe_open(self.path, framework="pt") as tensors:  # norms are of the base's parameters
-            read: Read = tensors.get_tensor
+        read = TensorFile(self.path, self.weights.entries, self.weights.data_start)
+        with torch.no_grad():  # norms are of the base's parameters
             parts = self._parts(read)
             pairs = ((pair.module, self._pair(read, pair, parts.get(pair.module))) for pair in self._linear)
             ranks = {pair.module: pair.a.shape[0] for pair in self._linear}
@@ -163,13 +171,14 @@ class LoraFile:
         return parts
 
     def _pair(self, read: Read, pair: Pair, part: Part | None) -> LoraPair:
-        a, b = (read(entry.name).to(torch.float32, copy=True) for entry in (pair.a, pair.b))
+        a, b = read(pair.a.name), read(pair.b.name)
         down, up, scaling = a.t(), b.t(), self.config.scale(pair.module)
         dora, shift = None, None if pair.bias is None else read(pair.bias.name).float()
         if pair.magnitude is not None:
             layer = (part and part.whole) or self.layers[pair.module]
-            gain_of = embedding_gain if pair.embedding else linear_gain
-            gain = gain_of(served_weight(layer), down, up, scaling, read(pair.magnitude.name).float())
+            weight, gain_of = served_weight(layer), embedding_gain if pair.embedding else linear_gain
+            low, high, magnitude = (each.to(weight.device).float() for each in (down, up, read(pair.magnitude.name)))
+            gain = gain_of(weight, low, high, scaling, magnitude)
             dora = Dora(gain, gain - 1, getattr(layer, "bias", None))
         return LoraPair(down, up, scaling, dora, shift)
 
@@ -192,7 +201,7 @@ def open_lora(folder: Path, identity: str, layers: Layers, holder: Holder) -> Lo
                 raise Refused(f"The adapter's {pair.module} is of another kind than in this base.")
     except Refused as error:
         raise AdapterUnsupported(f"{identity} can not be served. {error}") from error
-    return LoraFile(path, config, weights, (*weights.saved, *_trained(path, weights.copies, layers)), layers, holder)
+    return LoraFile(path, config, weights, (*weights.saved, *_trained(path, weights, layers)), layers, holder)
 
 
 def with_parameters(layer: nn.Module, read: Read, whole: Whole) -> nn.Module:
@@ -200,24 +209,24 @@ def with_parameters(layer: nn.Module, read: Read, whole: Whole) -> nn.Module:
     own, like = copy.copy(layer), _parameter(layer)
     own._parameters = {  # torch has no public way to share all else
         **layer._parameters,
-        **{part: nn.Parameter(read(entry.name).to(like), False) for part, entry in whole.parameters.items()},
+        **{part: nn.Parameter(read(entry.name).to(like, copy=True), False) for part, entry in whole.parameters.items()},
     }
     own._forward_hooks = OrderedDict()  # it must not take part in what is hooked to the base's
     return own
 
 
-def _trained(path: Path, copies: tuple[Whole, ...], layers: Layers) -> list[Whole]:
+def _trained(path: Path, weights: LoraWeights, layers: Layers) -> list[Whole]:
     """Those copies of the base's ends that differ from the base; where these are tied, PEFT loads one into both."""
     found: dict[str, Whole] = {}
-    with safe_open(path, framework="pt") as tensors:
-        for whole in copies:
-            base = layers[whole.module]
-            pairs = [(tensors.get_tensor(entry.name), getattr(base, part)) for part, entry in whole.parameters.items()]
-            if all(torch.equal(own.to(weight), weight) for own, weight in pairs):
-                continue
-            found[whole.module] = whole
-            for other in layers.tied(whole.module):
-                found.setdefault(other, Whole(other, whole.parameters))
+    read = TensorFile(path, weights.entries, weights.data_start)
+    for whole in weights.copies:
+        base = layers[whole.module]
+        pairs = [(read(entry.name), getattr(base, part)) for part, entry in whole.parameters.items()]
+        if all(torch.equal(own.to(weight), weight) for own, weight in pairs):
+            continue
+        found[whole.module] = whole
+        for other in layers.tied(whole.module):
+            found.setdefault(other, Whole(other, whole.parameters))
     return list(found.values())
 
 

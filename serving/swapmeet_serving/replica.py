@@ -204,6 +204,9 @@ class Replica:
         """Where a call's adapters are that are not in memory: as far away as the farthest of them."""
         if not call.adapters:
             return None
+        copies = self._engine.in_host_memory
+        if copies and all(adapter in copies for adapter in call.adapters):
+            return "host"
         return "disk" if all(adapter in self._folders for adapter in call.adapters) else "registry"
 
     def _chunk(self, output: Output, answers: _Answers) -> Chunk:
@@ -269,6 +272,7 @@ class Replica:
             settings.base,
             fetch=self._folders.fetch,
             adapter_bytes=settings.adapter_bytes,
+            host_bytes=settings.host_bytes,
             kv_bytes=settings.kv_bytes,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,

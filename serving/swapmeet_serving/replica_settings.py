@@ -56,6 +56,7 @@ class ReplicaSettings:
     max_batch: int = 32
     max_queue: int = 256
     adapter_bytes: int = 256 << 20
+    host_bytes: int = 4 << 30
     kv_bytes: int = 512 << 20
     cpus: float = 1
     threads: int | None = None

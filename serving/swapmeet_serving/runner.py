@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from swapmeet_serving.kernels import PAGE, Kernels
 from swapmeet_serving.kernels.exact import ExactKernels
 from swapmeet_serving.sequence import Sequence, Slice
 from swapmeet_serving.step_plan import StepPlan, build_plan, kept_rows
+
+if TYPE_CHECKING:
+    from swapmeet_serving.kernels.decode_graphs import DecodeGraphs
 
 
 def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
@@ -21,11 +24,15 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
     """
     per_token = sum(2 * heads * width for heads, width in base.kv_layers.values()) * base.dtype.itemsize
     pages = kv_bytes // (per_token * PAGE)
-    if exact or torch.device(base.device).type != "cpu":
+    if exact:
         return ExactKernels(pages, base.kv_layers, base.dtype, base.device)
-    from swapmeet_serving.kernels.cpu import CpuKernels
+    if torch.device(base.device).type == "cpu":
+        from swapmeet_serving.kernels.cpu import CpuKernels
 
-    return CpuKernels(pages, base.kv_layers, base.dtype, base.groups)
+        return CpuKernels(pages, base.kv_layers, base.dtype, base.groups)
+    from swapmeet_serving.kernels.gpu import GpuKernels
+
+    return GpuKernels(pages, base.kv_layers, base.dtype, base.groups, base.device, base.sharing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +69,7 @@ class Runner:
     def __init__(self, base: BaseModel, kernels: Kernels) -> None:
         self._base = base
         self._kernels = kernels
+        self._graphs = _graphs(base, kernels)
         base.attach(kernels)
 
     @torch.inference_mode()
@@ -72,15 +80,30 @@ class Runner:
             slices: those that decode first, one mix's side by side.
             adapters: gives what the kernels hold of a pinned adapter.
         """
-        plan = build_plan(slices, adapters, self._base.device)
+        plan = build_plan(slices, adapters)
+        replayed = self._graphs.run(plan) if self._graphs else None
+        return _logits(self._forward(plan) if replayed is None else replayed, plan, slices)
+
+    def _forward(self, plan: StepPlan) -> torch.Tensor:
+        tokens, positions, kept = (each.to(self._base.device) for each in (plan.tokens, plan.positions, plan.kept))
         try:
             self._kernels.begin(plan)
-            output = self._base.model(
-                input_ids=plan.tokens, position_ids=plan.positions, use_cache=False, logits_to_keep=plan.kept
-            )
+            output = self._base.model(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=kept)
         finally:
             self._kernels.end()
-        return _logits(output.logits[0], plan, slices)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+def _graphs(base: BaseModel, kernels: Kernels) -> "DecodeGraphs | None":
+    """CUDA graphs, where there is CUDA and nobody asks for the order of `generate`."""
+    if torch.device(base.device).type != "cuda" or isinstance(kernels, ExactKernels):
+        return None
+    from swapmeet_serving.kernels.decode_graphs import Capture, DecodeGraphs
+    from swapmeet_serving.kernels.gpu import GpuKernels
+
+    assert isinstance(kernels, GpuKernels)
+    return DecodeGraphs(base.model, kernels, base.device, Capture())
 
 
 def _logits(kept: torch.Tensor, plan: StepPlan, slices: list[Slice]) -> Logits:

@@ -74,15 +74,15 @@ class Segment:
     terms: Terms
 
 
-def build_plan(slices: list[Slice], adapters: Callable[[str], Any], device: str = "cpu") -> StepPlan:
-    """Lay out one step; `adapters` gives what the kernels hold of a pinned adapter."""
+def build_plan(slices: list[Slice], adapters: Callable[[str], Any]) -> StepPlan:
+    """Lay out one step, on the host; `adapters` gives what the kernels hold of a pinned adapter."""
     stops = list(accumulate(each.count for each in slices))
     spans = tuple(_span(each, stop, adapters) for each, stop in zip(slices, stops, strict=True))
     tokens = [t for each in slices for t in each.tokens]
     return StepPlan(
-        tokens=row(tokens, device)[None],
-        positions=row([p for span in spans for p in range(span.position, span.length)], device)[None],
-        kept=row([index for span in spans for index in range(span.stop - span.kept, span.stop)], device),
+        tokens=row(tokens)[None],
+        positions=row([p for span in spans for p in range(span.position, span.length)])[None],
+        kept=row([index for span in spans for index in range(span.stop - span.kept, span.stop)]),
         spans=spans,
     )
 
@@ -123,6 +123,6 @@ def _span(piece: Slice, stop: int, adapters: Callable[[str], Any]) -> Span:
     return Span(stop - piece.count, stop, sequence.cached, sequence.pages, terms, kept)
 
 
-def row(values: list[int], device: str) -> torch.Tensor:
+def row(values: list[int], device: str = "cpu") -> torch.Tensor:
     """Integers as a tensor."""
     return torch.tensor(values, dtype=torch.long, device=device)

@@ -9,6 +9,7 @@ import pytest
 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapters import Adapters, Readiness
+from swapmeet_serving.host_tier import HostCopy, HostTier
 
 
 class AtOnce:
@@ -57,6 +58,7 @@ class Disk:
 
 class File:
     size = 10
+    portable = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,23 +74,31 @@ def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path)
 
 
+def brought(packed: str) -> str:
+    return f"{packed} on the device"
+
+
+def make(disk: Disk, host: int) -> Adapters:
+    loader: Any = AtOnce()
+    return Adapters(AdapterBank(10), loader, disk.fetch, disk.open, brought, HostTier(host))
+
+
 @pytest.fixture
 def adapters(disk: Disk) -> Adapters:
-    loader: Any = AtOnce()
-    return Adapters(AdapterBank(10), loader, disk.fetch, disk.open)
+    return make(disk, 0)
 
 
 def test_what_nobody_waits_for_when_it_is_found_is_not_kept(adapters: Adapters) -> None:
     adapters.prepare("a")
     adapters.forget("a")
     assert adapters.collect() == {}
-    assert not adapters._on_disk
+    assert not adapters._at_hand
     assert not adapters._unwanted
     adapters.prepare("a")
     adapters.forget("a")
     adapters.prepare("a")
     adapters.collect()
-    assert list(adapters._on_disk) == ["a"], "somebody waits again"
+    assert list(adapters._at_hand) == ["a"], "somebody waits again"
     adapters.prepare("a")
     adapters.forget("a")
     adapters.collect()
@@ -133,3 +143,39 @@ def test_a_failure_told_often_does_not_grow(adapters: Adapters, monkeypatch: pyt
         lengths.add(len(traceback.extract_tb(caught.value.__traceback__)))
     assert len(lengths) == 1
     assert "fail" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+
+def load(adapters: Adapters, identity: str) -> None:
+    while adapters.prepare(identity) is not Readiness.READY:
+        assert not adapters.collect()
+
+
+def test_what_left_the_device_comes_back_from_host_memory(disk: Disk) -> None:
+    adapters = make(disk, 20)
+    for identity in ("a", "b", "a", "b"):
+        load(adapters, identity)
+        assert adapters.resident == [identity]
+        assert adapters.weights(identity) == f"{identity} on the device"
+    assert disk.fetched == ["a", "b"]
+    load(adapters, "c")  # which has the place of the longest unused
+    load(adapters, "a")
+    assert disk.fetched == ["a", "b", "c", "a"]
+
+
+def test_what_is_not_all_in_host_memory_is_not_kept_there(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(File, "portable", False)
+    adapters = make(disk, 20)
+    for identity in ("a", "b", "a"):
+        load(adapters, identity)
+    assert disk.fetched == ["a", "b", "a"]
+
+
+def test_host_memory_stays_within_its_budget() -> None:
+    tier = HostTier(10)
+    for identity, size in [("a", 4), ("b", 4), ("a", 6), ("huge", 11), ("c", 4)]:
+        tier.keep(identity, HostCopy(size, identity))
+    assert tier.identities == ["a", "c"]
+    tier.get("a")
+    tier.keep("d", HostCopy(4, "d"))
+    assert tier.identities == ["a", "d"]
+    assert tier.get("c") is None

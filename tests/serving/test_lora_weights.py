@@ -171,3 +171,45 @@ def test_all_parts_count_towards_the_size(
     pairs = 2 * (2 * rank * width * 2 + 4 * width)
     embedding = 4 * (rank * (vocabulary + width) + width)
     assert engine._adapters._bank.size(str(folder)) == pairs + embedding + 2 * (5 * width + vocabulary * width)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shifted", [0, 1])
+def test_numbers_of_any_dtype_and_place_are_read_as_they_are(tmp_path: Path, dtype: str, shifted: int) -> None:
+    """Other tools' headers may leave tensors at odd places."""
+    import torch
+    from safetensors.torch import save_file
+
+    from swapmeet_registry.safetensors_file import read_header
+    from swapmeet_serving.tensor_file import TensorFile
+
+    weights = {name: torch.randn(3, 5).to(getattr(torch, dtype)) for name in "abc"}
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip(b" ") + b" " * (8 + shifted)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    found = read_header(path)
+    read = TensorFile(path, found.tensors, found.data_start)
+    assert all(torch.equal(read(name), weight) for name, weight in weights.items())
+
+
+def test_adapters_in_half_precision_are_computed_as_their_numbers_say(
+    folder: Path, tiny_llama: Path, make_engine: Callable[..., Engine], answer: Callable[..., Any], tmp_path: Path
+) -> None:
+    import shutil
+
+    import torch
+
+    tokens = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        own = shutil.copytree(folder, tmp_path / str(dtype))
+        # what all three can say
+        change_weights(
+            own, lambda weights: weights.update({n: (w * 16).round().to(dtype) / 16 for n, w in weights.items()})
+        )
+        request = Request("one", (5, 6, 7), str(own), Sampling(max_tokens=8, ignore_eos=True))
+        outputs = answer(make_engine(tiny_llama, compute_dtype="float32"), request)["one"]
+        tokens[dtype] = [token for each in outputs for token in each.token_ids]
+    assert tokens[torch.bfloat16] == tokens[torch.float16] == tokens[torch.float32]

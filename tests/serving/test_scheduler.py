@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.adapters import MOST_FAILURES, Adapters
 from swapmeet_serving.errors import AdapterTooLarge, ContextTooLong, Overloaded, TooManyRequests
+from swapmeet_serving.host_tier import HostTier
 from swapmeet_serving.kv_pages import KvPages
 from swapmeet_serving.mix import Mix
 from swapmeet_serving.request import Request, Sampling
@@ -29,6 +30,7 @@ class File:
     """An adapter on disk whose weights are its own name."""
 
     name: str
+    portable = True
 
     @property
     def size(self) -> int:
@@ -66,7 +68,9 @@ class World:
         self.bank = AdapterBank(BUDGET)
         self.pages = KvPages(PAGES, PAGE)
         loader: Any = self.loader
-        self.adapters = Adapters(self.bank, loader, Path, lambda _, identity: File(identity), clock=lambda: self.now)
+        self.adapters = Adapters(
+            self.bank, loader, Path, lambda _, identity: File(identity), str, HostTier(5), clock=lambda: self.now
+        )
         self.scheduler = Scheduler(
             self.pages,
             self.adapters,

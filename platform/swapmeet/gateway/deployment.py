@@ -170,6 +170,7 @@ def build_engines(settings: Settings, base: Base, board: Application | None = No
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             adapter_bytes=settings.adapter_memory,
+            host_bytes=settings.adapter_host_memory,
             kv_bytes=settings.kv_memory,
             threads=settings.threads,
             exact=settings.exact,

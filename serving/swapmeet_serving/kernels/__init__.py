@@ -1,8 +1,12 @@
 """What differs between devices: adding adapters to rows, and attention over the paged cache.
 
 exact.py                torch, in the very order of transformers and PEFT: bit for bit what `generate` gives
-cpu.py                  CPU cores; its loops are cpu_lora.py and cpu_attention.py, compiled by numba
-tile.py, threads.py     the inner loop of both, and torch's threads to run them on
+cpu.py                  CPU cores; its loops are cpu_lora.py, cpu_attention.py and cpu_pack.py, compiled by numba
+tile.py, threads.py     the inner loop of the first two, and torch's threads to run them on
+gpu.py                  GPUs; its kernels are gpu_lora.py, gpu_attention.py and gpu_nf4.py, compiled by Triton
+gpu_step.py             a step's numbers for these
+decode_graphs.py        CUDA graphs of steps in which every sequence decodes
+lora_block.py           where an adapter's weights lie in its block of memory
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,11 +36,15 @@ class Kernels(Protocol):
     whole: bool
 
     def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> Any:
-        """An adapter in the form that a plan's `Span.terms` take; it has its `parts`.
+        """An adapter in host memory, packed; it has its `parts`.
 
         May be called on any thread. The pairs are read one by one, so that memory holds no second copy; `ranks` tells
         beforehand which layers have one.
         """
+        ...
+
+    def bring(self, packed: Any) -> Any:
+        """What `hold` gave in the form that a plan's `Span.terms` take, on the device. May be called on any thread."""
         ...
 
     def begin(self, plan: StepPlan) -> None:

@@ -4,8 +4,8 @@ Adapters are held in the model's dtype. What is added to a row, and what it atte
 beside it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
 
@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part
+from swapmeet_serving.adapter_parts import Parts, PartsStep
 from swapmeet_serving.errors import BaseUnsupported
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.cpu_attention import write_and_attend_in
-from swapmeet_serving.kernels.cpu_lora import COLUMN, ENTRY, MEMBER, SCALING, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.cpu_lora import ENTRY, MEMBER, SEGMENT, add_lora_in
+from swapmeet_serving.kernels.cpu_pack import matrix, pack, packable
+from swapmeet_serving.kernels.lora_block import Groups, add_parts, float_bits, places, size, up_of
 from swapmeet_serving.kernels.tile import ELEMENTS, WIDE
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
@@ -89,7 +91,7 @@ class CpuKernels:
         pages: int,
         layers: dict[int, tuple[int, int]],
         dtype: torch.dtype,
-        groups: Sequence[Mapping[str, tuple[int, ...]]],
+        groups: Groups,
     ) -> None:
         if dtype not in ELEMENTS:
             raise BaseUnsupported(
@@ -111,44 +113,30 @@ class CpuKernels:
         self._layout: _Layout | None = None
 
     def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> CpuLora:
-        """Pack an adapter's weights. DoRA's gain goes into `up`, so that only what it adds to the base is left."""
-        parts, matrices, whole = dict(parts), {}, dict[int, torch.Tensor]()
-        weights = sum(ranks.get(name, 0) * sum(shape) for group in self._groups for name, shape in group.items())
-        block = torch.zeros(weights + SLACK, dtype=self._dtype)
+        """Pack an adapter's weights."""
+        parts, block = dict(parts), torch.zeros(size(self._groups, ranks) + SLACK, dtype=self._dtype)
+        begin, bytes_ = block.data_ptr(), self._dtype.itemsize
         table = np.zeros((len(self._places), ENTRY), np.int64)
-        for name, down, up, entry in self._lay_out(block, ranks):
-            matrices[name] = down[:, entry[COLUMN] : entry[COLUMN] + ranks[name]], up
-            whole |= {entry[0]: down, entry[1]: up}
-            table[self._places[name]] = entry
+        found = {place.name: place for place in places(self._groups, ranks)}
+        matrices: list[tuple[int, ...]] = []
+        sources: list[torch.Tensor] = []  # whose memory must last until they are packed
         for name, pair in pairs:
-            down, up = matrices[name]
-            down.copy_(pair.down)
-            up.copy_(pair.up if pair.dora is None else pair.up * pair.dora.gain)
-            table[self._places[name], SCALING] = _bits(pair.scaling)
-            if pair.dora is not None:
-                parts[name] = replace(linear_part(parts, name), dora=pair.dora.to(self._dtype))
-            if pair.shift is not None:
-                shift = (pair.shift * pair.scaling).to(self._dtype)
-                parts[name] = replace(linear_part(parts, name), shift=shift)
-        for matrix in whole.values():
-            _cut(matrix)
+            place, down, up = found[name], packable(pair.down), packable(up_of(pair))
+            addresses = begin + bytes_ * place.down, begin + bytes_ * place.up
+            matrices += [
+                matrix(down, addresses[0], place.columns, place.column),
+                matrix(up, addresses[1], place.outputs, 0),
+            ]
+            sources += [down, up]
+            scaling = float_bits(pair.scaling)
+            table[self._places[name]] = (*addresses, place.rank, scaling, place.columns, place.column)
+            add_parts(parts, name, pair, self._dtype)
+        pack(matrices, self._dtype)
         return CpuLora(block, table, parts)
 
-    def _lay_out(self, block: torch.Tensor, ranks: Mapping[str, int]) -> Iterator[tuple[str, Any, Any, Any]]:
-        """Each layer's name, the shared down and its own up in the block, and entry of the table without scaling."""
-        begin = 0
-        for group in self._groups:
-            names = [name for name in group if name in ranks]
-            columns = sum(ranks[name] for name in names)
-            inputs = next(iter(group.values()))[1]
-            shared = block[begin : begin + inputs * columns].view(inputs, columns) if names else block[:0]
-            begin, column = begin + inputs * columns, 0
-            for name in names:
-                rank, outputs = ranks[name], group[name][0]
-                up = block[begin : begin + rank * outputs].view(rank, outputs)
-                entry = (shared.data_ptr(), up.data_ptr(), rank, 0, columns, column)
-                yield name, shared, up, entry
-                begin, column = begin + rank * outputs, column + rank
+    def bring(self, packed: CpuLora) -> CpuLora:
+        """It is there."""
+        return packed
 
     def begin(self, plan: StepPlan) -> None:
         """Tables of numbers for the loops: rows by adapter, and each sequence's pages."""
@@ -233,16 +221,9 @@ class CpuKernels:
         result = query.new_empty(1, rows, heads, width)
         self._attend(
             [*_strided(query), result.data_ptr(), keys, values, kv_heads, width, heads // kv_heads,
-             _bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, layout.longest]
+             float_bits(width**-0.5 if scaling is None else scaling), sliding_window or 0, *spans, layout.longest]
         )  # fmt: skip
         return result
-
-
-def _cut(matrix: torch.Tensor) -> None:
-    """Put a (n, columns) matrix into blocks of WIDE columns, one after the other, in its own place."""
-    blocks = [each.reshape(-1) for each in torch.split(matrix, WIDE, dim=1)]
-    if len(blocks) > 1:
-        matrix.view(-1).copy_(torch.cat(blocks))
 
 
 def _strided(tensor: torch.Tensor) -> tuple[int, int, int]:
@@ -250,14 +231,10 @@ def _strided(tensor: torch.Tensor) -> tuple[int, int, int]:
     return tensor.data_ptr(), tensor.stride(1), tensor.stride(2)
 
 
-def _bits(value: float) -> int:
-    return int(np.float32(value).view(np.uint32))
-
-
 def _terms(spans: tuple[Span, ...]) -> dict[Any, Integers]:
     """(n, 2) address of the adapter's table and the weight's bits, for every mix of the step."""
     return {
-        mix_key(span): np.array([(held.table.ctypes.data, _bits(weight)) for held, weight in span.terms], np.int64)
+        mix_key(span): np.array([(held.table.ctypes.data, float_bits(weight)) for held, weight in span.terms], np.int64)
         for span in spans
     }
 

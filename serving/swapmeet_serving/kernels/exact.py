@@ -73,6 +73,10 @@ class ExactKernels:
                 held.parts[module] = replace(linear_part(held.parts, module), dora=pair.dora, pair=pair)
         return held
 
+    def bring(self, packed: ExactLora) -> ExactLora:
+        """It is there."""
+        return packed
+
     def begin(self, plan: StepPlan) -> None:
         """Slots in the cache, rows by adapter, and decoding sequences by length."""
         decoding = [span for span in plan.spans if span.position]
@@ -149,7 +153,7 @@ class ExactKernels:
 
 
 def _folded(pair: LoraPair) -> LoraPair:
-    """Both stay transposed views of PEFT's row-major A and B: another layout would change sums in the last bit."""
+    """Float32 of its own; both stay transposed views of row-major A and B: another layout would change the last bit."""
     if math.frexp(pair.scaling)[0] != 0.5:
         return pair
     # a power of two: folding it into B changes no bit of the product

@@ -81,22 +81,40 @@ def parallel(loop: Callable[[Any], None]) -> Loop:
     """Compile a function of one int64 pointer, to be called with a list of numbers.
 
     It runs once on every thread, which it tells apart by `thread()` and `threads()`, and returns when all are
-    done. The machine code is kept on disk. numba would look at the age of the function's own file only, so it is
-    to have `SOURCES` among its captured variables, which are part of what numba looks code up by.
+    done. numba would look at the age of the function's own file only, so it is to have `SOURCES` among its captured
+    variables, which are part of what numba looks code up by.
     """
-    signature = types.void(types.CPointer(types.int64))
-    try:
-        entry = numba.cfunc(signature, nogil=True, cache=True)(loop)
-    except RuntimeError as error:  # neither beside the sources nor in the user's cache may files be written
-        log.warning("the CPU kernels are compiled at every start: %s", error)
-        entry = numba.cfunc(signature, nogil=True)(loop)
-    alone = _ENTRY(entry.address)
+    entry = _compiled(loop)
+    by_itself = _ENTRY(entry.address)
 
     def run(arguments: list[int]) -> None:
         held = np.array(arguments, dtype=np.int64)
         if _LIBRARY is None:
-            alone(held.ctypes.data)
+            by_itself(held.ctypes.data)
         else:
             _LIBRARY.GOMP_parallel(entry.address, held.ctypes.data, torch.get_num_threads(), 0)
 
     return run
+
+
+def alone(loop: Callable[[Any], None]) -> Loop:
+    """As `parallel`, but it runs on the calling thread only."""
+    entry = _compiled(loop)
+    call = _ENTRY(entry.address)
+
+    def run(arguments: list[int]) -> None:
+        held = np.array(arguments, dtype=np.int64)
+        call(held.ctypes.data)
+
+    run.entry = entry  # type: ignore[attr-defined]
+    return run
+
+
+def _compiled(loop: Callable[[Any], None]) -> Any:
+    """The machine code, which is kept on disk and holds no lock of Python's."""
+    signature = types.void(types.CPointer(types.int64))
+    try:
+        return numba.cfunc(signature, nogil=True, cache=True)(loop)
+    except RuntimeError as error:  # neither beside the sources nor in the user's cache may files be written
+        log.warning("the CPU kernels are compiled at every start: %s", error)
+        return numba.cfunc(signature, nogil=True)(loop)
