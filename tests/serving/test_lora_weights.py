@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def change_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> No
     weights = load_file(path)
     change(weights)
     save_file(weights, path)
+
+
+def coarsen(dtype: Any, weights: dict[str, Any]) -> None:
+    """To numbers that every dtype can say."""
+    weights |= {name: (weight * 16).round().to(dtype) / 16 for name, weight in weights.items()}
 
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -205,10 +211,7 @@ def test_adapters_in_half_precision_are_computed_as_their_numbers_say(
     tokens = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         own = shutil.copytree(folder, tmp_path / str(dtype))
-        # what all three can say
-        change_weights(
-            own, lambda weights: weights.update({n: (w * 16).round().to(dtype) / 16 for n, w in weights.items()})
-        )
+        change_weights(own, partial(coarsen, dtype))
         request = Request("one", (5, 6, 7), str(own), Sampling(max_tokens=8, ignore_eos=True))
         outputs = answer(make_engine(tiny_llama, compute_dtype="float32"), request)["one"]
         tokens[dtype] = [token for each in outputs for token in each.token_ids]
