@@ -57,8 +57,8 @@ def test_a_row_of_the_nf4_product_has_the_same_bits_with_any_others() -> None:
     product = SplitProduct.of([layer])
     assert product
     x = torch.randn(16, 512, dtype=DTYPE, device=GPU)
-    (together,), (fewer,) = product(x), product(x[3:9])
-    assert torch.equal(together[3:9], fewer)
+    (together,), (fewer,) = product(x), product(x[:9])
+    assert torch.equal(together[:9], fewer)
 
 
 def test_layers_that_the_nf4_product_can_not_have_are_left_alone() -> None:
@@ -96,7 +96,7 @@ def uncaptured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return sizes
 
 
-def ask(name: str, prompt: Any, adapter: Any = None, new: int = 6) -> Request:
+def ask(name: str, prompt: Any, adapter: Any = None, new: int = 4) -> Request:
     return Request(name, tuple(prompt), adapter, Sampling(max_tokens=new, ignore_eos=True))
 
 
@@ -107,7 +107,7 @@ def test_greedy_tokens_are_those_of_peft(
 ) -> None:  # fmt: skip
     """A batch of ranks that differ, of prompts in pieces, of a prefix that is there, decoded in fixed steps."""
     adapters = [random_lora(tiny_llama, tmp_path / str(rank), rank=rank, seed=rank) for rank in (3, 16, 40)]
-    prompts = [tuple(range(5 + n, 45 + 3 * n)) for n in range(4)]
+    prompts = [tuple(range(5 + n, 40 + 3 * n)) for n in range(3)]
     made = make_engine(tiny_llama, compute_dtype="float32", max_step_tokens=24, device=GPU)
     requests = [
         ask(f"{index}-{number}", prompt, str(adapter) if adapter else None)
@@ -118,7 +118,7 @@ def test_greedy_tokens_are_those_of_peft(
         found = answer(made, *requests)
         for index, adapter in enumerate([None, *adapters]):
             asked = prompts[:2] if adapter else prompts
-            for number, expected in enumerate(reference(tiny_llama, adapter, asked, 6, dtype="float32")):
+            for number, expected in enumerate(reference(tiny_llama, adapter, asked, 4, dtype="float32")):
                 outputs = found[f"{index}-{number}"]
                 assert [t for each in outputs for t in each.token_ids] == expected, (index, number)
     assert any(each.width for each in uncaptured)
@@ -135,8 +135,8 @@ def test_fixed_steps_change_no_token(
     dora = random_lora(tiny_llama, tmp_path / "dora", rank=4, seed=9, use_dora=True)
     requests = [
         ask("bare", range(5, 12)),
-        ask("one", range(6, 30), str(one), new=9),
-        ask("mix", range(7, 20), parse_mix(f"{one}*0.7+{two}*-0.5"), new=7),
+        ask("one", range(6, 30), str(one), new=5),
+        ask("mix", range(7, 20), parse_mix(f"{one}*0.7+{two}*-0.5"), new=4),
         ask("dora", range(8, 18), str(dora), new=3),
     ]
     plain = answer(make_engine(tiny_llama, compute_dtype="float32", device=GPU), *requests)

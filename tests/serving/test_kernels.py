@@ -79,7 +79,8 @@ ALONE = Shared([Layer()])
 
 
 def plan_of(*spans: Span) -> StepPlan:
-    return StepPlan(row([], "cpu"), row([], "cpu"), row([0] * len(spans), "cpu"), spans)
+    zeros = row([0] * spans[-1].stop)[None] if spans else row([])[None]
+    return StepPlan(zeros, zeros, row([0] * len(spans)), spans)
 
 
 def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
@@ -91,7 +92,7 @@ def spans_of(rows: list[int], adapters: list[Any]) -> list[Span]:
 
 
 def hold(kernels: Any, module: str, pair: LoraPair) -> Any:
-    return kernels.hold(iter([(module, pair)]), {module: pair.down.shape[1]}, {})
+    return kernels.bring(kernels.hold(iter([(module, pair)]), {module: pair.down.shape[1]}, {}))
 
 
 def pair(inputs: int, outputs: int, rank: int) -> LoraPair:
@@ -130,7 +131,7 @@ def test_layers_with_one_input_are_computed_as_each_alone(device: Device) -> Non
     together = device.kernels(1, {}, [shapes])
     made = [{name: pair(64, shapes[name][0], rank) for name, rank in each.items()} for each in ranks]
     held = [
-        [kernels.hold(iter(pairs.items()), each, {}) for pairs, each in zip(made, ranks, strict=True)]
+        [kernels.bring(kernels.hold(iter(p.items()), each, {})) for p, each in zip(made, ranks, strict=True)]
         for kernels in (apart, together)
     ]
     x, before = torch.randn(11, 64).to(device.dtype), torch.randn(11, 96 + 40 + 16).to(device.dtype)

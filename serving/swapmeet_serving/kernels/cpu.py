@@ -114,7 +114,7 @@ class CpuKernels:
 
     def hold(self, pairs: LoraPairs, ranks: Mapping[str, int], parts: Parts) -> CpuLora:
         """Pack an adapter's weights."""
-        parts, block = dict(parts), torch.zeros(size(self._groups, ranks) + SLACK, dtype=self._dtype)
+        parts, block = dict(parts), torch.empty(size(self._groups, ranks) + SLACK, dtype=self._dtype)
         begin, bytes_ = block.data_ptr(), self._dtype.itemsize
         table = np.zeros((len(self._places), ENTRY), np.int64)
         found = {place.name: place for place in places(self._groups, ranks)}

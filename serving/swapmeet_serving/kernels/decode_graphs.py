@@ -61,7 +61,8 @@ class Capture:
 
     def __call__(self, fixed: FixedStep) -> Replay:
         """What computes the step anew, in the same memory."""
-        beside: Any = torch.cuda.Stream()
+        stream: Any = torch.cuda.Stream
+        beside = stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from swapmeet_serving.adapter_parts import Parts, PartsStep
@@ -18,6 +19,8 @@ from swapmeet_serving.kernels.gpu_step import Numbers, Sizes, Step, sections
 from swapmeet_serving.kernels.lora_block import Groups, add_parts, float_bits, places, size, up_of
 from swapmeet_serving.lora_weights import LoraPairs
 from swapmeet_serving.step_plan import StepPlan
+
+Flags = npt.NDArray[np.bool_]
 
 WIDEST = 256
 """Of attention heads: a tile of wider ones does not fit into a core's memory."""
@@ -53,7 +56,7 @@ class GpuLora:
     block: torch.Tensor
     table: torch.Tensor
     widths: Numbers
-    adapted: Numbers
+    adapted: Flags
     parts: Parts
 
 
@@ -63,7 +66,7 @@ class Layout:
 
     sizes: Sizes
     on_device: dict[str, torch.Tensor]
-    adapted: Numbers | None
+    adapted: Flags | None
     parts: PartsStep | None
 
 
@@ -128,7 +131,8 @@ class GpuKernels:
         """Copy to the device, beside the steps under way, which do not wait for it."""
         if self._device == "cpu":
             return self._placed(packed, packed.block.clone())
-        beside: Any = torch.cuda.Stream(self._device)
+        stream: Any = torch.cuda.Stream
+        beside = stream(self._device)
         with torch.cuda.stream(beside):
             held = self._placed(packed, packed.block.to(self._device, non_blocking=True))
             # No step uses it before this returns, and none is under way when it is let go: one stream is enough.

@@ -27,6 +27,9 @@ NESTED: int = 256
 OUTPUTS: int = 64
 """Outputs at a time."""
 
+COLUMNS: int = 512
+"""Outputs that are summed at a time."""
+
 PROGRAMS_PER_CORE = 2
 
 
@@ -62,8 +65,22 @@ def _multiply(
             tl.load(place + 1, mask=mine[:, None], other=0.0), tl.trans(odd), product, input_precision=PRECISION
         )
         total += product * scale[None, :]
-    place = partial + (split * rows + m)[:, None] * outputs + n[None, :]
+    place = partial + (split * rows + m).to(tl.int64)[:, None] * outputs + n[None, :]
     tl.store(place, total, mask=mine[:, None] & real[None, :])
+
+
+@triton.jit
+def _sum(partial, bias, result, rows, outputs, parts, BIAS: tl.constexpr, COLUMNS: tl.constexpr):
+    """result (rows, outputs): the parts in their order, and the bias."""
+    row = tl.program_id(0)
+    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = n < outputs
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for part in range(parts):
+        total += tl.load(partial + (part * rows + row).to(tl.int64) * outputs + n, mask=real, other=0.0)
+    if BIAS:
+        total += tl.load(bias + n, mask=real, other=0.0)
+    tl.store(result + row * outputs + n, total.to(result.dtype.element_ty), mask=real)
 
 
 class SplitProduct:
@@ -117,8 +134,12 @@ class SplitProduct:
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32", ROWS=max(16, 1 << (rows - 1).bit_length()),
             OUTPUTS=OUTPUTS, BLOCK=BLOCK, NESTED=NESTED, DOUBLE=self._double,
         )  # fmt: skip
-        result = partial.sum(0)
-        result = (result if self._bias is None else result + self._bias).to(x.dtype)
+        result = x.new_empty(rows, outputs)
+        bias = self._bias
+        _sum[(rows, -(-outputs // COLUMNS))](
+            partial, partial if bias is None else bias, result, rows, outputs, self._parts,
+            BIAS=bias is not None, COLUMNS=COLUMNS,
+        )  # fmt: skip
         return torch.split(result, self._outputs, dim=1) if len(self._outputs) > 1 else (result,)
 
     def _share(self) -> None:
