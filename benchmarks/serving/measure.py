@@ -6,10 +6,12 @@ Imports nothing but the standard library at once, because another project's inte
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Self
@@ -134,14 +136,25 @@ def rounded(values: Mapping[str, Sequence[float]], digits: int = 2) -> dict[str,
 
 
 class Side:
-    """A side in a process of its own, so that none inherits another's threads or memory; idle until it is asked."""
+    """A side in processes of its own, so that none inherits another's threads or memory.
+
+    They are stopped until they are asked, because what waits for work may spin for it.
+    """
 
     def __init__(self, *command: str | Path) -> None:
         self._command = [str(part) for part in command]
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Its answer, which is awaited."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        answer = self._answer(question)
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        return answer
+
+    def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps(question), file=self._process.stdin, flush=True)
@@ -156,11 +169,13 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def serve_side(make: Callable[[], Answer]) -> None:

@@ -193,7 +193,7 @@ class CpuKernels:
 
     def _check(self, shared: Any, tensor: torch.Tensor, rows: int, stride: int) -> None:
         """The loops trust what they are given."""
-        if tensor.dtype != self._dtype or tensor.shape[0] != rows or stride != 1:
+        if tensor.dtype != self._dtype or tensor.size(0) != rows or stride != 1:
             name, shape = shared.layers[0].name, tuple(tensor.shape)
             raise RuntimeError(f"{name} has {shape} in {tensor.dtype} where {rows} rows were expected")
 

@@ -9,13 +9,13 @@ import ctypes
 import hashlib
 import logging
 import re
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-import numpy as np
 import torch
 from numba import types
 
@@ -85,15 +85,16 @@ def parallel(loop: Callable[[Any], None]) -> Loop:
     variables, which are part of what numba looks code up by.
     """
     entry = _compiled(loop)
-    by_itself = _ENTRY(entry.address)
+    address, by_itself = entry.address, _ENTRY(entry.address)
 
     def run(arguments: list[int]) -> None:
-        held = np.array(arguments, dtype=np.int64)
+        held = array("q", arguments)
         if _LIBRARY is None:
-            by_itself(held.ctypes.data)
+            by_itself(held.buffer_info()[0])
         else:
-            _LIBRARY.GOMP_parallel(entry.address, held.ctypes.data, torch.get_num_threads(), 0)
+            _LIBRARY.GOMP_parallel(address, held.buffer_info()[0], torch.get_num_threads(), 0)
 
+    run.entry = entry  # type: ignore[attr-defined] # its memory must last as long as the address is used
     return run
 
 
@@ -103,10 +104,10 @@ def alone(loop: Callable[[Any], None]) -> Loop:
     call = _ENTRY(entry.address)
 
     def run(arguments: list[int]) -> None:
-        held = np.array(arguments, dtype=np.int64)
-        call(held.ctypes.data)
+        held = array("q", arguments)
+        call(held.buffer_info()[0])
 
-    run.entry = entry  # type: ignore[attr-defined]
+    run.entry = entry  # type: ignore[attr-defined] # as above
     return run
 
 
