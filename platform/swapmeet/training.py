@@ -12,7 +12,7 @@ from swapmeet.cluster import ray_running
 from swapmeet.errors import AlreadyRunning
 from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, Registry, RegistryError, Version
-from swapmeet_registry.bases import Base, BaseLibrary
+from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
 from swapmeet_training.ray_driver import Outcome, train_on_ray
@@ -108,8 +108,10 @@ def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | N
 
     Raises:
         TrainingError: the run failed.
+        Refused: its weights do not fit the base's.
     """
-    return registry.push(adapter_folder(outcome), spec.name, base=spec.base_fingerprint, alias=alias)
+    shapes = module_shapes(spec.base)
+    return registry.push(adapter_folder(outcome), spec.name, base=spec.base_fingerprint, alias=alias, modules=shapes)
 
 
 def adapter_folder(outcome: Outcome) -> Path:

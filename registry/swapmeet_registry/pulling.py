@@ -13,13 +13,19 @@ from swapmeet_registry.provenance import Provenance
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder
 
 
-def unpack(manifest: Manifest, folder: Path, read: Callable[[StoredFile], Iterable[bytes]]) -> None:
+def unpack(
+    manifest: Manifest,
+    folder: Path,
+    read: Callable[[StoredFile], Iterable[bytes]],
+    make_room: Callable[[int], None] = lambda _: None,
+) -> None:
     """Fill a hidden folder beside `folder`, make it durable, and rename it.
 
     Args:
         manifest: what to write, with its provenance as `swapmeet.json`.
         folder: must not exist, be empty, or hold the same already.
         read: gives a file's verified bytes in pieces.
+        make_room: is told how many bytes will be written, before any is.
 
     Raises:
         Refused: the folder holds something else.
@@ -31,6 +37,7 @@ def unpack(manifest: Manifest, folder: Path, read: Callable[[StoredFile], Iterab
             _require_same(manifest, folder)
             return
         make_folder(folder.parent)
+        make_room(manifest.size + len(manifest.provenance().encode()))
         partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
         partial.mkdir()
         try:

@@ -9,7 +9,7 @@ that it names is there.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,14 @@ class Registry:
         """
         return self._contents.manifest(version.digest, str(version))
 
-    def pull(self, ref: str | Version, folder: Path, *, base: Fingerprint | None = None) -> Version:
+    def pull(
+        self,
+        ref: str | Version,
+        folder: Path,
+        *,
+        base: Fingerprint | None = None,
+        make_room: Callable[[int], None] = lambda _: None,
+    ) -> Version:
         """Fetch a version into a folder, which appears whole or not at all.
 
         A folder that holds the version already is left as it is. `PeftModel.from_pretrained` loads it.
@@ -114,6 +121,7 @@ class Registry:
             ref: a reference, or a version that `resolve` gave.
             folder: where to; it must not exist, be empty, or hold this version.
             base: refuse the adapter unless it fits this base.
+            make_room: is told how many bytes will be written, before any is; not called if the folder is there.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights; nothing was fetched.
@@ -125,7 +133,7 @@ class Registry:
         manifest = self.manifest(version)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
-        unpack(manifest, Path(folder), lambda file: self._contents.blob(file, str(version)))
+        unpack(manifest, Path(folder), lambda file: self._contents.blob(file, str(version)), make_room)
         return version
 
     def verify(self, ref: str) -> Version:

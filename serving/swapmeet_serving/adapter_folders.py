@@ -60,13 +60,17 @@ class AdapterFolders:
     def _pull(self, adapter: str, folder: Path) -> None:
         cached = self._disk.use(folder)
         try:
-            self._registry.pull(adapter, folder, base=self._base)
+            self._fetch(adapter, folder)
         except RegistryError as error:
             damaged = isinstance(error, Refused)
             if not cached or (folder.exists() and not damaged):
                 raise
             self._disk.remove(folder)  # damaged, or another process needed the room: fetch it anew
             cached = False
-            self._registry.pull(adapter, folder, base=self._base)
+            self._fetch(adapter, folder)
         if not cached:
-            self._disk.make_room()
+            self._disk.make_room()  # again, because other processes may have written meanwhile
+
+    def _fetch(self, adapter: str, folder: Path) -> None:
+        with self._disk.writing() as make_room:
+            self._registry.pull(adapter, folder, base=self._base, make_room=make_room)

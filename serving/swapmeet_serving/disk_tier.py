@@ -8,8 +8,10 @@ half written or half deleted has a hidden name, by which it is found.
 import contextlib
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,12 +25,17 @@ GOING = ".going"
 
 
 class DiskTier:
-    """The folders in `root`, which all together take about `budget` bytes at most: those just used stay anyway."""
+    """The folders in `root`, which all together take `budget` bytes at most.
+
+    More only where those just used, which stay anyway, take more, or while several processes write at once.
+    """
 
     def __init__(self, root: Path, budget: int, clock: Callable[[], float] = time.time) -> None:
         self.root = root
         self._budget = budget
         self._clock = clock
+        self._coming = 0  # bytes that this process is writing
+        self._lock = threading.Lock()
 
     def folders(self) -> list[str]:
         """The names of the folders that are there."""
@@ -53,11 +60,28 @@ class DiskTier:
             folder.rename(going)
             shutil.rmtree(going, ignore_errors=True)
 
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[int], None]]:
+        """Gives what makes room for so many bytes that the block is going to write."""
+        coming: list[int] = []
+
+        def make_room(size: int) -> None:
+            coming.append(size)
+            with self._lock:
+                self._coming += size
+            self.make_room()
+
+        try:
+            yield make_room
+        finally:
+            with self._lock:
+                self._coming -= sum(coming)
+
     def make_room(self) -> None:
-        """Delete what is beyond the budget, and what others left behind."""
+        """Delete what is beyond the budget, with what is being written, and what others left behind."""
         self._clear_away()
         folders = sorted((used, name, size) for name in self.folders() for used, size in [_measure(self.root / name)])
-        excess = sum(size for _, _, size in folders) - self._budget
+        excess = sum(size for _, _, size in folders) + self._coming - self._budget
         for used, name, size in folders:
             if excess <= 0 or used > self._clock() - RECENT_SECONDS:
                 return

@@ -1,5 +1,6 @@
 """The engine: requests in, tokens out, one forward pass a step for all of them together."""
 
+import logging
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from swapmeet_serving.adapters import Adapters
 from swapmeet_serving.base_model import load_base
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
-from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.errors import EngineDead, InvalidRequest, NotFinite
 from swapmeet_serving.gauges import gauges
 from swapmeet_serving.grammars import Grammar, Grammars
 from swapmeet_serving.host_tier import HostTier
@@ -29,12 +30,15 @@ from swapmeet_serving.logprobs import Logprobs
 from swapmeet_serving.lora_weights import open_lora
 from swapmeet_serving.meter import Meter
 from swapmeet_serving.metrics import Family
+from swapmeet_serving.mix import format_mix
 from swapmeet_serving.request import FinishReason, Output, Request, TokenLogprob
 from swapmeet_serving.runner import Logits, Runner, kernels_for
-from swapmeet_serving.sampling import choose
+from swapmeet_serving.sampling import choose, not_finite
 from swapmeet_serving.scheduler import Scheduler
 from swapmeet_serving.sequence import Sequence, Slice
 from swapmeet_serving.token_bytes import TokenBytes
+
+log = logging.getLogger("swapmeet.serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class Engine:
             self.meter,
         )
         self._pages = KvPages(kernels.pages, PAGE)
+        self._page_bytes = PAGE * model.dtype.itemsize * sum(2 * h * width for h, width in model.kv_layers.values())
         self._scheduler = Scheduler(
             self._pages,
             self._adapters,
@@ -136,7 +141,7 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._arrivals: list[Sequence] = []
         self._cancelled: list[Sequence] = []
-        self._death: Exception | None = None
+        self._death: BaseException | None = None
 
     @property
     def resident(self) -> list[str]:
@@ -147,6 +152,15 @@ class Engine:
     def in_host_memory(self) -> list[str]:
         """Identities of the adapters of which host memory has a copy for the device."""
         return self._host.identities
+
+    @property
+    def room(self) -> int:
+        """How many tokens one sequence can have in all."""
+        return self._scheduler.room
+
+    def kv_bytes(self, tokens: int) -> int:
+        """What keys and values of a sequence of so many tokens take."""
+        return self._pages.pages_for(tokens) * self._page_bytes
 
     @property
     def requests(self) -> int:
@@ -241,7 +255,20 @@ class Engine:
                 self._scheduler.computed(batch)
                 outputs += self._choose(logits, batch, began)
         except Exception as error:
-            outputs += self._die(error)  # what ended before in this step keeps its output
+            outputs += self.fail(error)  # what ended before in this step keeps its output
+        return outputs
+
+    def fail(self, error: BaseException) -> list[Output]:
+        """End all requests with `EngineDead`, and the engine; for the thread that steps, where it can not go on."""
+        log.error("the engine ends", exc_info=error)
+        with self._lock:
+            self._death = error
+            live, self._live = self._live, {}
+        outputs = []
+        for each in live.values():
+            dead = _dead(error)
+            self.meter.ended(each.sequence, "error", dead)
+            outputs.append(replace(_output(each.sequence), finish_reason="error", error=dead))
         return outputs
 
     def close(self) -> None:
@@ -282,9 +309,13 @@ class Engine:
         sequences = [each.sequence for each in batch if not each.sequence.missing]
         tokens = choose(logits.next, sequences) if sequences else []
         logprobs = self._logprobs.of(logits, sequences, tokens)
+        failed = {sequences[row] for row in not_finite(logits.next)} if sequences else ()
         self.meter.stepped(sequences, began)
         for sequence, token in zip(sequences, tokens, strict=True):
-            yield self._emit(sequence, token, logprobs.get(sequence))
+            if sequence in failed:
+                yield self._end(sequence, "error", error=_overflowed(sequence))
+            else:
+                yield self._emit(sequence, token, logprobs.get(sequence))
 
     def _is_live(self, sequence: Sequence) -> bool:
         live = self._live.get(sequence.request.id)
@@ -318,24 +349,13 @@ class Engine:
         rest = "" if error else stream.finish()
         if stream.stopped:
             reason = "stop"
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, spoilt=isinstance(error, NotFinite))
         with self._lock:
             del self._live[sequence.request.id]
         self._wake.set()  # there is room for another
         self.meter.ended(sequence, reason, error)
         timeline = sequence.timeline
         return replace(output, text=output.text + rest, finish_reason=reason, error=error, timeline=timeline)
-
-    def _die(self, error: Exception) -> list[Output]:
-        with self._lock:
-            self._death = error
-            live, self._live = self._live, {}
-        outputs = []
-        for each in live.values():
-            dead = _dead(error)
-            self.meter.ended(each.sequence, "error", dead)
-            outputs.append(replace(_output(each.sequence), finish_reason="error", error=dead))
-        return outputs
 
 
 def _output(
@@ -361,7 +381,14 @@ def _unfollowed(sequence: Sequence, problem: str) -> InvalidRequest:
     )
 
 
-def _dead(cause: Exception) -> EngineDead:
+def _overflowed(sequence: Sequence) -> NotFinite:
+    whose = format_mix(sequence.mix) or "the base"
+    return NotFinite(
+        f"Numbers in {whose} overflow at this prompt, and it gives no finite logits. Lower its weight or its alpha."
+    )
+
+
+def _dead(cause: BaseException) -> EngineDead:
     error = EngineDead(f"The engine stopped after {type(cause).__name__}: {cause}. Start it anew.")
     error.__cause__ = cause
     return error

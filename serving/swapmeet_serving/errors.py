@@ -7,6 +7,7 @@
     ├── TooManyRequests      (RuntimeError)  one tenant's requests fill the queue; try again later
     ├── AdapterUnsupported   (ValueError)    an adapter has parts that the engine can not serve
     ├── AdapterTooLarge      (ValueError)    an adapter exceeds the memory set aside for adapters
+    ├── NotFinite            (OverflowError) an adapter's numbers overflow at a prompt
     ├── BaseUnsupported      (ValueError)    a base's attention is not one the engine computes
     ├── NoChatTemplate       (LookupError)   messages were sent to a base without a chat template
     └── EngineDead           (RuntimeError)  a step failed; the engine must be started anew
@@ -56,6 +57,12 @@ class AdapterTooLarge(ServingError, ValueError):
     """An adapter alone exceeds the memory set aside for adapters."""
 
     code = "adapter_too_large"
+
+
+class NotFinite(ServingError, OverflowError):
+    """An adapter's weights, finite themselves, make products at a prompt that no number can hold."""
+
+    code = "adapter_overflows"
 
 
 class BaseUnsupported(ServingError, ValueError):

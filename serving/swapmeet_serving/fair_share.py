@@ -17,24 +17,29 @@ class FairShare:
     """Counters of tenants. `arrive` and `leave` bracket each request, `charge` counts what it was given."""
 
     def __init__(self) -> None:
-        self._served: OrderedDict[str, float] = OrderedDict()
+        self._served: dict[str, float] = {}  # of those with requests under way
         self._present: Counter[str] = Counter()
+        self._away: OrderedDict[str, float] = OrderedDict()  # of the others, those longest away first
 
     def arrive(self, tenant: str) -> None:
         """A tenant has one more request under way."""
-        if not self._present[tenant]:
-            lowest = min((self._served[other] for other in self._present), default=0.0)
-            self._served[tenant] = max(self._served.get(tenant, 0.0), lowest)
-            self._served.move_to_end(tenant)
+        if tenant not in self._present:
+            lowest = min(self._served.values(), default=0.0)
+            self._served[tenant] = max(self._away.pop(tenant, 0.0), lowest)
         self._present[tenant] += 1
-        self._forget_old()
 
     def leave(self, tenant: str) -> None:
-        """A tenant has one request less under way."""
+        """A tenant has one request less under way.
+
+        Of those without any, the longest away are forgotten; they come back as new ones, which is never to their harm.
+        """
         self._present[tenant] -= 1
         assert self._present[tenant] >= 0, f"{tenant!r} left more often than it came"
         if not self._present[tenant]:
             del self._present[tenant]
+            self._away[tenant] = self._served.pop(tenant)
+            if len(self._away) > MOST_REMEMBERED:
+                self._away.popitem(last=False)
 
     def charge(self, tenant: str, tokens: int, *, output: bool, share: float) -> None:
         """Count tokens computed for a tenant that has a request under way."""
@@ -42,10 +47,4 @@ class FairShare:
 
     def served(self, tenant: str) -> float:
         """A tenant's counter: the lower, the sooner it is its turn."""
-        return self._served.get(tenant, 0.0)
-
-    def _forget_old(self) -> None:
-        """Drop the tenants longest away; they come back as new ones, which is never to their harm."""
-        for tenant in list(self._served)[: max(0, len(self._served) - MOST_REMEMBERED)]:
-            if not self._present[tenant]:
-                del self._served[tenant]
+        return self._served.get(tenant, self._away.get(tenant, 0.0))

@@ -81,6 +81,13 @@ class KvPages:
             self._keys[page] = key
         return self._nodes[key][0]
 
+    def forget(self, pages: Iterable[int]) -> None:
+        """Have held pages, and what follows them, be found no more; whoever holds them goes on."""
+        for page in pages:
+            assert self._references[page] > 0, f"page {page} is free"
+            if page in self._keys:
+                del self._nodes[self._keys.pop(page)]
+
     def release(self, pages: Iterable[int]) -> None:
         """Give up one reference to each page of a sequence, in its order."""
         for page in reversed(list(pages)):  # so that the end of a prefix is given out before its beginning

@@ -5,6 +5,7 @@ them. Errors leave `generate` as they were raised.
 """
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -16,26 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry import Registry
 from swapmeet_serving.adapter_folders import AdapterFolders
-from swapmeet_serving.calls import Call, Chunk, Stages, Tier, join
+from swapmeet_serving.calls import Call, Chunk, Message, Stages, Tier, join
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.echo import Echo
-from swapmeet_serving.errors import EngineDead, InvalidRequest
+from swapmeet_serving.errors import BaseUnsupported, EngineDead, InvalidRequest
 from swapmeet_serving.heartbeat import Heartbeat
 from swapmeet_serving.metrics import Family
 from swapmeet_serving.replica_settings import ReplicaSettings
 from swapmeet_serving.request import Output, Request
 from swapmeet_serving.routing import Report
 from swapmeet_serving.scheduler import most_of_one_tenant
+from swapmeet_serving.template_renderer import WORKERS
 from swapmeet_serving.tools.calling import CallReader, ToolCalling
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine
     from swapmeet_serving.grammars import Grammar
 
+log = logging.getLogger("swapmeet.serving")
+
 IDLE_SECONDS = 1.0
 FETCHERS = 8
 LONG_TEXT = 100_000
 """Characters that take a tenth of a second to tokenize; longer texts must not hold up the others' tokens."""
+LEAST_CONTEXT = 1024
+"""Tokens that a sequence can have at least, if the base's context is as long: less would refuse nearly everything."""
 COMPILERS = 2
 """Threads that compile grammars: few, because they take the engine's cores."""
 
@@ -87,6 +93,7 @@ class Replica:
         self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
+        self._renderers = ThreadPoolExecutor(WORKERS, "template-renderer")
         self._under_way: dict[str, tuple[_Answers, int]] = {}  # by request
 
     def families(self) -> list[Family]:
@@ -196,8 +203,9 @@ class Replica:
         return answers
 
     def _leave(self, answers: _Answers) -> None:
-        for name in [name for name, (whose, _) in self._under_way.items() if whose is answers]:
-            del self._under_way[name]
+        # the engine's thread may take out a request at any time
+        for name in [name for name, (whose, _) in tuple(self._under_way.items()) if whose is answers]:
+            self._under_way.pop(name, None)
             self._engine.cancel(name)
 
     def _tier(self, call: Call) -> Tier | None:
@@ -225,11 +233,7 @@ class Replica:
 
     async def _prompt(self, call: Call) -> tuple[int, ...]:
         if call.messages is not None:
-            asked = call.messages, call.template_from, call.tools.functions if call.tools else ()
-            long = sum(len(each.get("content") or "") for each in call.messages) > LONG_TEXT
-            if self._templates.knows(call.template_from) and not long:
-                return self._templates.render(*asked)
-            return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._templates.render, *asked)
+            return await self._rendered(call, call.messages)
         if call.prompt is None:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
@@ -237,6 +241,20 @@ class Replica:
         if len(call.prompt) <= LONG_TEXT:
             return self._tokens(call.prompt)
         return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._tokens, call.prompt)
+
+    async def _rendered(self, call: Call, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """The prompt of a conversation. What waits for a registry or another process does not wait here."""
+        adapter, elsewhere = call.template_from, asyncio.get_running_loop().run_in_executor
+        if self._templates.knows(adapter):
+            template = self._templates.find(adapter)
+        else:
+            template = await elsewhere(self._fetchers, self._templates.find, adapter)
+        asked = messages, adapter, call.tools.functions if call.tools else (), call.tenant
+        if template.own:
+            return await elsewhere(self._renderers, self._templates.render, *asked)
+        if sum(len(each.get("content") or "") for each in messages) > LONG_TEXT:
+            return await elsewhere(self._fetchers, self._templates.render, *asked)
+        return self._templates.render(*asked)
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._engine.tokenizer(text).input_ids)
@@ -257,18 +275,20 @@ class Replica:
             ready.set_exception(error)
             return
         ready.set_result(engine)
-        while not engine.dead:
-            engine.wait(IDLE_SECONDS)
-            with self._heartbeat.step():
-                outputs = engine.step()
-            for output in outputs:
-                self._deliver(output)
+        try:
+            while not engine.dead:
+                engine.wait(IDLE_SECONDS)
+                with self._heartbeat.step():
+                    outputs = engine.step()
+                self._hand_out(outputs)
+        except BaseException as error:  # whatever it is, nobody steps the engine any more
+            self._hand_out(engine.fail(error))
 
     def _make_engine(self) -> "Engine":
         from swapmeet_serving.engine import Engine
 
         settings = self._settings
-        return Engine(
+        engine = Engine(
             settings.base,
             fetch=self._folders.fetch,
             adapter_bytes=settings.adapter_bytes,
@@ -281,6 +301,24 @@ class Replica:
             quantization=settings.fingerprint.quantization,
             exact=settings.exact,
         )
+        least = min(engine.context_length, LEAST_CONTEXT)
+        if engine.room < least:
+            engine.close()
+            raise BaseUnsupported(
+                f"{settings.kv_bytes} bytes for keys and values hold {engine.room} tokens of this base, and at least "
+                f"{least} must have room. Set kv_memory to {engine.kv_bytes(least)} or more."
+            )
+        return engine
+
+    def _hand_out(self, outputs: list[Output]) -> None:
+        """Deliver outputs; whoever can not be reached is not computed for any longer, and nobody else is harmed."""
+        for output in outputs:
+            try:
+                self._deliver(output)
+            except Exception:  # a loop that was closed under its calls, say
+                log.exception("an output of request %s can not be delivered; it is cancelled", output.request_id)
+                self._under_way.pop(output.request_id, None)
+                self._engine.cancel(output.request_id)
 
     def _deliver(self, output: Output) -> None:
         found = self._under_way.get(output.request_id)

@@ -27,6 +27,12 @@ def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     return tokens
 
 
+def not_finite(logits: torch.Tensor) -> list[int]:
+    """Rows of (n, vocabulary) logits of the model's own that tell nothing: NaN or infinity, or nothing above -inf."""
+    sound = logits.amax(-1).isfinite()  # NaN is the largest; one pass and one number, where all are sound
+    return [] if bool(sound.all()) else (~sound).nonzero()[:, 0].tolist()
+
+
 def adjust(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     """The logits with all rows' biases and penalties, in one go; the very same tensor where none has any."""
     given = [(row, each.adjustments) for row, each in enumerate(sequences) if each.adjustments and each.adjustments.ids]

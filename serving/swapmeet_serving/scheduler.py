@@ -139,8 +139,14 @@ class Scheduler:
             if not self.whole:
                 self._share(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Let a sequence go that ended or was cancelled, with its pages and its pins."""
+    def remove(self, sequence: Sequence, *, spoilt: bool = False) -> None:
+        """Let a sequence go that ended or was cancelled, with its pages and its pins.
+
+        What is `spoilt` is found by nobody: NaN of a token reaches earlier ones computed beside it, whose keys and
+        values would be taken for those of a prompt that begins alike and goes on well.
+        """
+        if spoilt:
+            self._pages.forget(sequence.pages)
         self._fair.leave(sequence.request.tenant)
         if sequence in self.running:
             self._stop(sequence)

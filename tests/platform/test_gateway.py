@@ -398,6 +398,64 @@ def test_all_mistakes_are_told_at_once(chat: Chat) -> None:
         assert param in message
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
+        ("GET", "/", 404, "not_found"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("GET", "/v2/models", 404, "not_found"),
+    ],
+)
+def test_a_wrong_path_or_method_is_the_caller_s_mistake(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    answer = client.request(method, path, follow_redirects=False)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 503])
+def test_the_type_follows_the_status(status: int) -> None:
+    from swapmeet.gateway.errors import error_body
+
+    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    expected = "server_error" if status >= 500 else types.get(status, "invalid_request_error")
+    assert error_body("", "", status)["error"]["type"] == expected
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "message"),
+    [
+        (b"{half", JSON, "the body is no JSON (Expecting property name enclosed in double quotes, at character 1)"),
+        (b"", JSON, "Field required"),
+        (b"[]", JSON, "valid dictionary"),
+        (b"null", JSON, "valid dictionary"),
+        (b'{"model": "\xff"}', JSON, "parsing the body"),
+        (b"[" * 100_000, JSON, "the body"),
+        (b'{"model": "tiny"}', {"content-type": "text/plain"}, "Send it with 'content-type: application/json'"),
+        (b"model=tiny", {"content-type": "application/x-www-form-urlencoded"}, "Send it with 'content-type"),
+        (b'{"model": "tiny"}', {}, "Send it with 'content-type"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_body_that_can_not_be_read(
+    client: TestClient, path: str, content: bytes, headers: dict[str, str], message: str
+) -> None:
+    answer = client.post(path, content=content, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (400, "invalid_request", "invalid_request_error")
+    assert message in error["message"]
+    assert error["param"] is None
+
+
 def test_every_error_of_a_request_has_a_status() -> None:
     from swapmeet.gateway.errors import STATUS
     from swapmeet_registry import errors as registry
@@ -456,6 +514,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClien
     answer = client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"
+    assert answer.json()["error"]["type"] == "invalid_request_error"
     assert "16 MiB" in answer.json()["error"]["message"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from swapmeet_registry import BaseMismatch, Fingerprint, Registry
+from swapmeet_registry import BaseMismatch, Fingerprint, Registry, pulling
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import disk_tier
 from swapmeet_serving.adapter_folders import AdapterFolders
@@ -78,6 +78,39 @@ def test_the_longest_unused_make_room(shelf: Shelf, tmp_path: Path, monkeypatch:
     assert len(folders.digests()) == 2
     assert_right(b, folders.fetch(b), shelf)
     assert len(folders._turns) == 0
+
+
+def test_the_bound_holds_while_adapters_are_fetched(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is half written counts; looked at when an adapter's bytes are all there, but not yet in their place."""
+    monkeypatch.setattr(disk_tier, "RECENT_SECONDS", 0.0)
+    folders, root = shelf.folders(tmp_path / "cache", 2), tmp_path / "cache"
+    taken: list[int] = []
+    sync_folder = pulling.sync_folder
+
+    def looking(folder: Path) -> None:
+        taken.append(sum(file.stat().st_size for file in root.rglob("*") if file.is_file()))
+        sync_folder(folder)
+
+    monkeypatch.setattr(pulling, "sync_folder", looking)
+    for adapter in (*shelf.sources, *shelf.sources):
+        assert_right(adapter, folders.fetch(adapter), shelf)
+    assert len(taken) >= 8
+    assert max(taken) <= 2 * shelf.size
+
+
+def test_nothing_makes_room_for_what_is_refused(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_tier, "RECENT_SECONDS", 0.0)
+    a, b, c, _ = shelf.sources
+    folders = shelf.folders(tmp_path / "cache", 2)
+    folders.fetch(a)
+    folders.fetch(b)
+    elsewhere = Fingerprint(**shelf.base.model_dump() | {"weights": "sha256:" + "f" * 64})
+    other = AdapterFolders(tmp_path / "cache", Registry(shelf.url), elsewhere, lambda *_: nullcontext(), 2 * shelf.size)
+    with pytest.raises(BaseMismatch):
+        other.fetch(c)
+    assert len(folders.digests()) == 2
 
 
 def test_what_is_damaged_or_gone_is_fetched_anew(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Folders on disk within a budget: those longest unused go, and what killed processes left."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,41 @@ def test_what_fits_stays_and_what_was_just_used_stays_anyway(disk: Disk) -> None
     disk.add("d")
     disk.tier.make_room()
     assert sorted(disk.tier.folders()) == ["a", "c", "d"]
+
+
+def test_room_is_made_before_anything_is_written(disk: Disk) -> None:
+    for name in "ab":
+        disk.add(name)
+    disk.later()
+    with disk.tier.writing() as make_room:
+        make_room(SIZE)
+        assert disk.tier.folders() == ["b"]
+        with disk.tier.writing() as another:
+            another(SIZE)
+            assert disk.tier.folders() == [], "two are coming"
+        disk.add("c")
+        disk.later()
+        disk.tier.make_room()
+        assert disk.tier.folders() == ["c"], "one is coming still"
+    disk.add("d")
+    disk.later()
+    disk.tier.make_room()
+    assert sorted(disk.tier.folders()) == ["c", "d"], "nothing is coming"
+
+
+def test_what_is_not_written_after_all_needs_no_room(disk: Disk) -> None:
+    for name in "ab":
+        disk.add(name)
+    disk.later()
+    with pytest.raises(KeyError), disk.tier.writing():
+        raise KeyError
+    with suppress(KeyError), disk.tier.writing() as make_room:
+        make_room(SIZE)
+        raise KeyError
+    disk.add("c")
+    disk.later()
+    disk.tier.make_room()
+    assert sorted(disk.tier.folders()) == ["b", "c"]
 
 
 def test_one_that_is_used_meanwhile_stays(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

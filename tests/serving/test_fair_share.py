@@ -1,5 +1,9 @@
 """Whose turn it is."""
 
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,5 +52,54 @@ def test_only_so_many_tenants_are_remembered() -> None:
     for number in range(fair_share.MOST_REMEMBERED + 10):
         fair.arrive(str(number))
         fair.leave(str(number))
-    assert len(fair._served) <= fair_share.MOST_REMEMBERED + 1
-    assert "stays" in fair._served
+    assert len(fair._away) == fair_share.MOST_REMEMBERED
+    assert len(fair._served) == len(fair._present) == 1
+
+
+def test_who_is_remembered_is_known_from_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a list of who was served what, in the order in which they left."""
+    most = 3
+    monkeypatch.setattr(fair_share, "MOST_REMEMBERED", most)
+
+    @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.integers(1, 9)), max_size=200))
+    def check(events: list[tuple[str, bool, int]]) -> None:
+        fair = FairShare()
+        present: dict[str, int] = {}
+        served: dict[str, float] = {}
+        away: list[str] = []
+        for tenant, comes, cost in events:
+            if comes:
+                if tenant not in present:
+                    known = served.get(tenant, 0.0) if tenant in away else 0.0
+                    served[tenant] = max(known, min((served[each] for each in present), default=0.0))
+                    away = [each for each in away if each != tenant]
+                present[tenant] = present.get(tenant, 0) + 1
+                fair.arrive(tenant)
+            elif tenant in present:
+                served[tenant] += cost
+                fair.charge(tenant, cost, output=False, share=1)
+                present[tenant] -= 1
+                fair.leave(tenant)
+                if not present[tenant]:
+                    del present[tenant]
+                    away = [*away, tenant][-most:]
+            for each in "abcdefgh":
+                assert fair.served(each) == (served[each] if each in present or each in away else 0.0)
+
+    check()
+
+
+class Untouched(OrderedDict[str, float]):
+    """Refuses to be gone through: what is done for one arrival must not grow with all who ever came."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError
+
+
+def test_an_arrival_does_not_go_through_all_who_are_away() -> None:
+    fair = FairShare()
+    fair._away = Untouched()
+    for number in range(fair_share.MOST_REMEMBERED + 10):
+        fair.arrive(str(number))
+        fair.leave(str(number))
+    assert len(fair._away) == fair_share.MOST_REMEMBERED

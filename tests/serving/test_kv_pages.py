@@ -33,10 +33,12 @@ class Pages(RuleBasedStateMachine):
         self.pages = KvPages(COUNT, SIZE)
         self.holders: list[Holder] = []
         self.memory: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self.spoilt: set[int] = set()
 
     @rule(root=st.sampled_from(ROOTS), tokens=TOKENS)
     def begin(self, root: str, tokens: list[int]) -> None:
         found, node = self.pages.find(root, tokens)
+        assert not self.spoilt & set(found)
         for index, page in enumerate(found):
             assert self.memory[page] == (root, tuple(tokens[: (index + 1) * SIZE])), "another's keys and values"
         free = self.pages.free
@@ -47,6 +49,7 @@ class Pages(RuleBasedStateMachine):
             self.pages.release(found)
             return
         assert not set(taken) & {page for holder in self.holders for page in holder.pages}
+        self.spoilt -= set(taken)
         holder = Holder(root, tokens, found + taken, node, len(found))
         for index in range(len(found), len(holder.pages)):
             self.memory[holder.pages[index]] = (root, tuple(tokens[: (index + 1) * SIZE]))
@@ -66,6 +69,14 @@ class Pages(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         self.pages.release(self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1))).pages)
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data())
+    def forget_and_release(self, data: st.DataObject) -> None:
+        holder = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
+        self.pages.forget(holder.pages)
+        self.spoilt.update(holder.pages)
+        self.pages.release(holder.pages)
 
     @invariant()
     def every_page_is_held_or_free(self) -> None:
@@ -123,6 +134,22 @@ def test_of_two_equal_prefixes_one_is_kept() -> None:
     assert (pages.free, pages.idle) == (COUNT - 1, 0)
     pages.release(one)
     assert pages.find("base", [1, 1])[0] == one
+
+
+def test_what_is_forgotten_is_not_found_and_whoever_holds_it_goes_on() -> None:
+    pages = KvPages(COUNT, SIZE)
+    first = kept(pages, "base", [1, 1, 2, 2, 3, 3])
+    held, _ = pages.find("base", [1, 1, 2, 2])
+    spoilt, _ = pages.find("base", [1, 1])
+    pages.forget(spoilt)
+    pages.release(spoilt)
+    assert pages.find("base", [1, 1, 2, 2])[0] == []
+    assert pages.allocate(COUNT - 2) is not None, "what followed it can be given out"
+    pages.release(held)
+    assert pages.free == 2
+    assert held == first[:2]
+    with pytest.raises(AssertionError, match="is free"):
+        pages.forget(held)
 
 
 def test_a_page_can_not_be_released_twice() -> None:

@@ -300,6 +300,24 @@ def test_a_known_prefix_is_not_computed_again() -> None:
         assert other.cached_prompt == 0, "of another tenant or adapter"
 
 
+def test_a_spoilt_prefix_is_computed_again() -> None:
+    world = World()
+    prompt = tuple(n % 5 for n in range(11))
+    first = world.arrive(prompt=prompt, new=9)
+    world.step()
+    second = world.arrive(prompt=prompt, new=9)
+    world.step()
+    assert second.cached_prompt == 8
+    world.scheduler.remove(first, spoilt=True)
+    third = world.arrive(prompt=prompt, new=2)
+    world.step()
+    assert third.cached_prompt == 0
+    world.scheduler.remove(second)
+    while world.scheduler.running:
+        world.step()
+    assert world.pages.free == world.pages.count
+
+
 def test_whoever_came_last_steps_back_when_pages_run_out_and_all_end() -> None:
     world = World()
     first, second = (world.arrive(prompt=(n,) * 14, new=22) for n in (1, 2))

@@ -25,6 +25,7 @@ STATUS = {
     "invalid_request": 400,
     "adapter_too_large": 400,
     "adapter_unsupported": 400,
+    "adapter_overflows": 400,
     "no_chat_template": 400,
     "rate_limit_exceeded": 429,
     "client_left": LEFT,
@@ -36,15 +37,15 @@ STATUS = {
     "database_unavailable": 503,
     "corrupt": 500,
 }
-HTTP_CODES = {413: "request_too_large"}
-TYPES = {
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    400: "invalid_request_error",
+HTTP_CODES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
 }
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""Of OpenAI's; of other statuses below 500 it is `invalid_request_error`, and from there on `server_error`."""
 RETRY_AFTER = {
     "rate_limit_exceeded": "1",
     "overloaded": "1",
@@ -85,7 +86,7 @@ class InvalidRequest(ValueError):
 
 def error_body(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
-    kind = TYPES.get(status, "server_error")
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     message = message.encode(errors="backslashreplace").decode()  # it may quote a lone surrogate of the request's
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -119,7 +120,7 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        mistakes = [(".".join(map(str, e["loc"][1:])), _say(e)) for e in error.errors()[:MOST_MISTAKES]]
+        mistakes = [(_where(e), _say(e)) for e in error.errors()[:MOST_MISTAKES]]
         message = "; ".join(f"{where}: {what}" if where else what for where, what in mistakes)
         return JSONResponse(error_body(message, "invalid_request", 400, mistakes[0][0] or None), 400)
 
@@ -135,7 +136,16 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
         app.add_exception_handler(kind, ours)
 
 
+def _where(error: Any) -> str:
+    """The field; nothing where the body as a whole is wrong."""
+    return "" if error["type"] == "json_invalid" else ".".join(map(str, error["loc"][1:]))
+
+
 def _say(error: Any) -> str:
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON ({error['ctx']['error']}, at character {error['loc'][-1]})"
+    if not error["loc"][1:] and isinstance(error["input"], bytes):
+        return "the body was not read as JSON. Send it with 'content-type: application/json'"
     if error["type"] == "extra_forbidden":
         return "this parameter is unknown or not supported; leave it out"
     return str(error["msg"])

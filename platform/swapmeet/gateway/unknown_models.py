@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
+from swapmeet.gateway.single_flight import SingleFlight
 from swapmeet_registry import NotFound
 
 Found = TypeVar("Found")
@@ -18,6 +19,7 @@ class UnknownModels:
     """The names that a look-up did not find within the last `seconds`, at most `most` of them; for any thread.
 
     What is found is never remembered, so an alias that moves and a version that is yanked count from the next look-up.
+    Of those who ask for one name at once, one looks.
     """
 
     def __init__(self, seconds: float = SECONDS, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,6 +28,7 @@ class UnknownModels:
         self._clock = clock
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()  # what to say and until when, oldest first
         self._lock = threading.Lock()
+        self._flights = SingleFlight()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -37,6 +40,10 @@ class UnknownModels:
             NotFound: there was nothing, now or then; the message is the same.
         """
         self._check(name)
+        return self._flights.look_up(name, lambda: self._look(name, look))
+
+    def _look(self, name: str, look: Callable[[str], Found]) -> Found:
+        self._check(name)  # somebody may have looked in the meantime
         try:
             return look(name)
         except NotFound as error:
