@@ -8,7 +8,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -93,7 +93,7 @@ class Replica:
         """Everything measured here."""
         return self._engine.families({"disk": self._folders.digests()})
 
-    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream a call's answers, in turn as they grow; leaving the generator cancels them.
 
         Raises:
@@ -258,8 +258,7 @@ class Replica:
             engine.wait(IDLE_SECONDS)
             with self._heartbeat.step():
                 outputs = engine.step()
-            for output in outputs:
-                self._deliver(output)
+            self._deliver(outputs)
 
     def _make_engine(self) -> "Engine":
         from swapmeet_serving.engine import Engine
@@ -278,8 +277,17 @@ class Replica:
             exact=settings.exact,
         )
 
-    def _deliver(self, output: Output) -> None:
-        found = self._under_way.get(output.request_id)
-        if found:
-            answers, _ = found
-            answers.loop.call_soon_threadsafe(answers.outputs.put_nowait, output)
+    def _deliver(self, outputs: list[Output]) -> None:
+        """Wake each loop once for all that a step gave."""
+        whose: dict[asyncio.AbstractEventLoop, list[tuple[_Answers, Output]]] = {}
+        for output in outputs:
+            if found := self._under_way.get(output.request_id):
+                answers, _ = found
+                whose.setdefault(answers.loop, []).append((answers, output))
+        for loop, each in whose.items():
+            loop.call_soon_threadsafe(_hand_out, each)
+
+
+def _hand_out(outputs: list[tuple[_Answers, Output]]) -> None:
+    for answers, output in outputs:
+        answers.outputs.put_nowait(output)
