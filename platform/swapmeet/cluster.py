@@ -11,11 +11,13 @@ from swapmeet.settings import Settings
 SERVE = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
-"""Switches of Ray Serve that it reads from the environment alone: tokens go by gRPC, not through the object store, and
-change no thread; an engine that is dead or stuck ends at once, because there is nothing that it could finish."""
+"""Switches of Ray Serve that it reads from the environment alone: calls go by gRPC, not through the object store, and
+change no thread, so that handles belong to an event loop; an engine that is dead or stuck ends at once, because there
+is nothing that it could finish."""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Run the whole platform on this machine: a local Ray, the gateway and the engine replicas."""
 
+import asyncio
 import logging
 import signal
 import socket
@@ -43,11 +44,14 @@ def serving(settings: Settings, tell: Tell = lambda _: None) -> Iterator[Running
     check_port(settings)
     key = prepare(settings)
     base = BaseLibrary(settings.folder, tell).find(settings.base)
-    with ray_running(settings):
-        from swapmeet.gateway.listener import listening
+    from swapmeet.gateway.listener import event_loop, listening
 
+    with event_loop() as loop, ray_running(settings):  # in this order: Ray tells its handles on the loop that it ends
         tell(f"Loading {base.name} as NF4; requests will be logged in {settings.request_log}")
-        with _engines(settings, base) as app, listening(app, settings.host, settings.port, settings.drain):
+        with (
+            _engines(settings, base, loop) as app,
+            listening(app, loop, settings.host, settings.port, settings.drain),
+        ):
             yield Running(f"http://{settings.host}:{settings.port}", key)
 
 
@@ -87,8 +91,8 @@ def _refuse_a_second(settings: Settings) -> None:
 
 
 @contextmanager
-def _engines(settings: Settings, base: Base) -> Iterator["FastAPI"]:
-    """Have the engines under Ray Serve within the block; gives the gateway's app in front of them."""
+def _engines(settings: Settings, base: Base, loop: asyncio.AbstractEventLoop) -> Iterator["FastAPI"]:
+    """Have the engines under Ray Serve within the block; gives the gateway's app in front of them, for the loop."""
     from ray import serve
 
     from swapmeet.gateway.deployment import build_engines, gateway_app
@@ -103,10 +107,7 @@ def _engines(settings: Settings, base: Base) -> Iterator["FastAPI"]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ServerFailed(f"The engine did not start: {reason}") from error
         board = serve.get_deployment_handle(BOARD, APPLICATION)
-        try:
-            yield gateway_app(settings, base, handle, board)
-        finally:
-            for each in (handle, board):
-                each.shutdown()  # type: ignore[no-untyped-call]  # its thread reports to Ray, and would start another Ray once ours has ended
+        with gateway_app(settings, base, handle, board, loop) as app:
+            yield app
     finally:
         serve.delete(APPLICATION)  # not serve.shutdown(): a cluster may be others', too, and our own ends with us

@@ -6,6 +6,7 @@ of for `EXPIRY_SECONDS`. The board is a deployment of the same application: Serv
 it with the others, on one machine as on a cluster, and a board that was restarted is full again after one post.
 """
 
+import asyncio
 import logging
 import threading
 import time
@@ -94,8 +95,13 @@ def process_id() -> str:
 
 
 def poster_to(board: "DeploymentHandle[Board]") -> Callable[[Snapshot], object]:
-    """Posts to the board from a thread, and waits until it has arrived."""
-    return lambda snapshot: board.post.remote(snapshot).result(timeout_s=EXPIRY_SECONDS)
+    """Posts to the board from a thread, and waits until it has arrived; to be made on the loop that handles live on."""
+    loop = asyncio.get_running_loop()
+
+    async def post(snapshot: Snapshot) -> None:
+        await board.post.remote(snapshot)
+
+    return lambda snapshot: asyncio.run_coroutine_threadsafe(post(snapshot), loop).result(EXPIRY_SECONDS)
 
 
 def build_board() -> "Application":

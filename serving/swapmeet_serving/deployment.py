@@ -3,9 +3,14 @@
 Ray wraps what a replica raises in a `RayTaskError` whose `cause` is the error itself.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from swapmeet_serving.board import Board, Poster, poster_to, process_id
+from swapmeet_serving.calls import Call
+from swapmeet_serving.inbox import Address
+from swapmeet_serving.outbox import Outbox
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
 
@@ -21,12 +26,28 @@ LOOK_BACK_SECONDS = 15.0
 
 
 class ServedReplica(Replica):
-    """A replica that posts its measurements to the board if there is one."""
+    """A replica that sends answers to gateways' inboxes, and posts its measurements to the board if there is one."""
 
     def __init__(self, settings: ReplicaSettings, board: "DeploymentHandle[Board] | None" = None) -> None:
         super().__init__(settings, process_id() if board else "alone")
+        self._outbox = Outbox()
         if board:
             self._poster = Poster("replica", self._id, self.families, poster_to(board))
+
+    async def send(self, call: Call, to: Address) -> AsyncIterator[None]:
+        """`generate`, where the chunks go to an inbox; gives nothing, and ends when all have left.
+
+        Raises:
+            ConnectionError: the inbox can not be reached, or not any more.
+            ServingError, RegistryError: as from `generate`.
+        """
+        line = await self._outbox.line(to)
+        async with aclosing(self.generate(call)) as chunks:
+            async for chunk in chunks:
+                line.send(to.stream, chunk)
+                await line.room()
+        await line.sent()
+        yield
 
 
 def build_replicas(

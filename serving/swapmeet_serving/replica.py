@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -100,7 +100,7 @@ class Replica:
         """Everything measured here."""
         return self._engine.families({"disk": self._folders.digests()})
 
-    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+    async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream a call's answers, in turn as they grow; leaving the generator cancels them.
 
         Raises:
@@ -311,17 +311,23 @@ class Replica:
         return engine
 
     def _hand_out(self, outputs: list[Output]) -> None:
-        """Deliver outputs; whoever can not be reached is not computed for any longer, and nobody else is harmed."""
+        """Wake each loop once for all that a step gave; who can not be reached is not computed for any longer."""
+        whose: dict[asyncio.AbstractEventLoop, list[tuple[_Answers, Output]]] = {}
         for output in outputs:
+            if found := self._under_way.get(output.request_id):
+                answers, _ = found
+                whose.setdefault(answers.loop, []).append((answers, output))
+        for loop, each in whose.items():
             try:
-                self._deliver(output)
+                loop.call_soon_threadsafe(_deliver, each)
             except Exception:  # a loop that was closed under its calls, say
-                log.exception("an output of request %s can not be delivered; it is cancelled", output.request_id)
-                self._under_way.pop(output.request_id, None)
-                self._engine.cancel(output.request_id)
+                names = [output.request_id for _, output in each]
+                log.exception("outputs can not be delivered; their requests are cancelled: %s", ", ".join(names))
+                for name in names:
+                    self._under_way.pop(name, None)
+                    self._engine.cancel(name)
 
-    def _deliver(self, output: Output) -> None:
-        found = self._under_way.get(output.request_id)
-        if found:
-            answers, _ = found
-            answers.loop.call_soon_threadsafe(answers.outputs.put_nowait, output)
+
+def _deliver(outputs: list[tuple[_Answers, Output]]) -> None:
+    for answers, output in outputs:
+        answers.outputs.put_nowait(output)

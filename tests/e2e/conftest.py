@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,22 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def serving(free_port: Callable[[], int]) -> Callable[..., Any]:
-    """`with serving(home, base) as server`: started and ready; stopped by SIGTERM, which must succeed."""
+def shared() -> Iterator[ExitStack]:
+    """Holds the server of `running`, if there is one."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def serving(free_port: Callable[[], int], shared: ExitStack) -> Callable[..., Any]:
+    """`with serving(home, base) as server`: started and ready; stopped by SIGTERM, which must succeed.
+
+    A shared server is stopped first, so that two never compete.
+    """
 
     @contextmanager
     def start(home: Path, base: object, *arguments: object) -> Iterator[Server]:
+        shared.close()
         port = free_port()
         process = subprocess.Popen(
             command("up", "--base", base, "--home", home, "--port", port, "--json", *arguments),
@@ -94,3 +105,20 @@ def serving(free_port: Callable[[], int]) -> Callable[..., Any]:
         assert time.monotonic() - began < 60
 
     return start
+
+
+@pytest.fixture(scope="session")
+def running(
+    serving: Callable[..., Any], shared: ExitStack, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Server]:
+    """`running(base, *options)`: a server that tests share; it goes on until another one is started."""
+    up: dict[tuple[object, ...], Server] = {}
+
+    def run(base: Path, *options: str) -> Server:
+        if (base, *options) not in up:
+            server = shared.enter_context(serving(tmp_path_factory.mktemp("home"), base, *options))
+            shared.callback(up.clear)
+            up[base, *options] = server
+        return up[base, *options]
+
+    return run

@@ -22,9 +22,9 @@ def base(tiny_qwen2: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(base: Path, tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]) -> Iterator[Any]:
-    with serving(tmp_path_factory.mktemp("home"), base, "--exact") as server:
-        yield server.openai()
+def client(base: Path, running: Callable[..., Any]) -> Iterator[Any]:
+    with running(base, "--exact").openai() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ two tokens are as likely as bits can tell, either may be chosen, and only there.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rank": 4, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 24}, "seed": 4,
     },
 }  # fmt: skip
-
+ASKED = [(adapter, question) for question in QUESTIONS for adapter in (None, *SHAPES)]
+"""Of the base itself where no adapter is named."""
 
 TORN = 0.25
 """Logits between the best two tokens, in bfloat16 of values up to 32, that a change of the last bit can swap."""
@@ -49,35 +51,52 @@ class Hosted:
     adapters: dict[str, Path]
 
 
-@pytest.fixture(scope="module", params=["smollm2", "smollm2 exact", "tiny_qwen2 exact"])
+@pytest.fixture(scope="module")
+def adapters_of(
+    random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], dict[str, Path]]:
+    """A base's adapters, made once."""
+
+    @cache
+    def make(base: Path) -> dict[str, Path]:
+        folder = tmp_path_factory.mktemp("adapters")
+        return {name: random_lora(base, folder / name.replace("/", "-"), **shape) for name, shape in SHAPES.items()}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def expected_of(adapters_of: Callable[[Path], dict[str, Path]]) -> Callable[[Path], list[Any]]:
+    """What transformers and PEFT give for everything that is asked, computed once for each base."""
+    return cache(lambda base: reference(base, adapters_of(base)))
+
+
+@pytest.fixture(scope="module", params=["tiny_qwen2 exact", "smollm2 exact", "smollm2"])
 def hosted(
     request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    serving: Callable[..., Any],
-    random_lora: Callable[..., Path],
+    running: Callable[..., Any],
+    adapters_of: Callable[[Path], dict[str, Path]],
     swapmeet: Callable[..., Any],
-) -> Iterator[Hosted]:
-    """A server over one base and a registry of adapters pushed by the command line."""
+) -> Hosted:
+    """A server over one base and a registry of adapters, one of them pushed by the command line."""
     name, *exact = request.param.split()
     base: Path = request.getfixturevalue(name)
-    home = tmp_path_factory.mktemp("home")
-    adapters = {}
-    for name, shape in SHAPES.items():
-        adapters[name] = random_lora(base, tmp_path_factory.mktemp("adapters") / name.replace("/", "-"), **shape)
-        pushed = swapmeet("push", adapters[name], name, "--base", base, "--home", home, "--json")
-        assert pushed.returncode == 0, pushed.stderr
-    with serving(home, base, *(f"--{each}" for each in exact)) as server:
-        yield Hosted(server, base, bool(exact), adapters)
+    server, adapters = running(base, *(f"--{each}" for each in exact)), adapters_of(base)
+    first, *others = adapters
+    pushed = swapmeet("push", adapters[first], first, "--base", base, "--home", server.home, "--json")
+    assert pushed.returncode == 0, pushed.stderr
+    registry, trained_on = Registry(f"file://{server.home}/registry"), fingerprint(base, "base")
+    for other in others:
+        registry.push(adapters[other], other, base=trained_on)
+    return Hosted(server, base, bool(exact), adapters)
 
 
 @pytest.mark.slow
-def test_mixed_batches_equal_peft(hosted: Hosted) -> None:
+def test_mixed_batches_equal_peft(hosted: Hosted, expected_of: Callable[[Path], list[Any]]) -> None:
     base_name = hosted.server.openai().models.list().data[0].id
-    asked = [(model, question) for question in QUESTIONS for model in [base_name, *hosted.adapters]]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda each: ask(hosted.server.openai(), *each), asked))
-    expected = reference(hosted.base, hosted.adapters, base_name, asked)
-    for each, found, (tokens, logits) in zip(asked, answers, expected, strict=True):
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        answers = list(pool.map(lambda each: ask(hosted.server.openai(), each[0] or base_name, each[1]), ASKED))
+    for each, found, (tokens, logits) in zip(ASKED, answers, expected_of(hosted.base), strict=True):
         if hosted.exact:
             assert found == tokens, each
         else:
@@ -86,7 +105,7 @@ def test_mixed_batches_equal_peft(hosted: Hosted) -> None:
     assert all(by_adapter.count(each) == 1 for each in by_adapter), "adapters that answer alike prove nothing"
 
 
-def assert_same_or_torn(asked: tuple[str, str], found: list[int], tokens: list[int], logits: Any) -> None:
+def assert_same_or_torn(asked: tuple[str | None, str], found: list[int], tokens: list[int], logits: Any) -> None:
     """Equal up to a token that the reference itself found almost as likely as its own."""
     parted = next((n for n, (a, b) in enumerate(zip(found, tokens, strict=False)) if a != b), None)
     if parted is None:
@@ -107,7 +126,7 @@ def ask(client: Any, model: str, question: str) -> list[int]:
     return list(answer.choices[0].token_ids)
 
 
-def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list[tuple[str, str]]) -> list[Any]:
+def reference(base: Path, adapters: dict[str, Path]) -> list[Any]:
     """Greedy tokens of PEFT and the logits they were taken from, one request at a time."""
     import torch
     from peft import PeftModel
@@ -120,13 +139,13 @@ def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list
     for name in others:
         model.load_adapter(adapters[name], adapter_name=names[name])
     model.eval()
-    found = {}
-    for model_name, question in asked:
+    found = []
+    for adapter, question in ASKED:
         chat = [{"role": "user", "content": question}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        if model_name != base_name:
-            model.set_adapter(names[model_name])
-        alone = model.disable_adapter() if model_name == base_name else nullcontext()
+        if adapter:
+            model.set_adapter(names[adapter])
+        alone = nullcontext() if adapter else model.disable_adapter()
         with alone, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             output = model.generate(
@@ -137,8 +156,8 @@ def reference(base: Path, adapters: dict[str, Path], base_name: str, asked: list
                 return_dict_in_generate=True,
             )
         tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        found[model_name, question] = tokens, [each[0] for each in output.logits]
-    return [found[each] for each in asked]
+        found.append((tokens, [each[0] for each in output.logits]))
+    return found
 
 
 @pytest.mark.slow

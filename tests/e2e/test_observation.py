@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ASKED = "acme/seen"
 PATIENCE = 30
+GENERATED = "swapmeet_generated_tokens_total"
 
 
 def scrape(server: Any, key: str | None = None) -> httpx.Response:
@@ -27,29 +28,39 @@ def total(page: str, name: str, **labels: str) -> float:
     )
 
 
+def settled(server: Any) -> str:
+    """A scrape with all that was asked before: replicas post every two seconds."""
+    pages = [scrape(server, server.key).text]
+    while len(pages) < 2 or total(pages[-1], GENERATED) != total(pages[-2], GENERATED):
+        time.sleep(2.5)
+        pages.append(scrape(server, server.key).text)
+    return pages[-1]
+
+
 @pytest.mark.slow
 def test_a_request_is_seen_in_metrics_and_log(
-    serving: Callable[..., Any],
+    running: Callable[..., Any],
     swapmeet: Callable[..., Any],
     random_lora: Callable[..., Path],
-    tiny_llama: Path,
+    smollm2: Path,
     tmp_path: Path,
 ) -> None:
-    home = tmp_path / "home"
-    adapter = random_lora(tiny_llama, tmp_path / "adapter")
-    assert swapmeet("push", adapter, ASKED, "--base", tiny_llama, "--home", home).returncode == 0
-    with serving(home, tiny_llama) as server:
-        with server.openai() as client:
-            ask = client.completions.with_raw_response.create
-            options = {"model": ASKED, "prompt": "Hello", "max_tokens": 6, "extra_body": {"ignore_eos": True}}
-            answers = [ask(**options), ask(**options, extra_headers={"x-request-id": "checkout-42"})]
-        assert answers[1].headers["x-request-id"] == "checkout-42"
-        page, deadline = "", time.monotonic() + PATIENCE
-        while total(page, "swapmeet_generated_tokens_total") < 12:
-            assert time.monotonic() < deadline, page
-            time.sleep(0.2)
-            page = scrape(server, server.key).text
-        assert scrape(server).status_code == 401
+    server = running(smollm2)
+    adapter = random_lora(smollm2, tmp_path / "adapter")
+    assert swapmeet("push", adapter, ASKED, "--base", smollm2, "--home", server.home).returncode == 0
+    before = settled(server)
+    with server.openai() as client:
+        ask = client.completions.with_raw_response.create
+        options = {"model": ASKED, "prompt": "Hello", "max_tokens": 6, "extra_body": {"ignore_eos": True}}
+        answers = [ask(**options), ask(**options, extra_headers={"x-request-id": "checkout-42"})]
+    assert answers[1].headers["x-request-id"] == "checkout-42"
+    page, deadline = before, time.monotonic() + PATIENCE
+    while total(page, GENERATED) < total(before, GENERATED) + 12:
+        assert time.monotonic() < deadline, page
+        time.sleep(0.2)
+        page = scrape(server, server.key).text
+    assert total(page, GENERATED) == total(before, GENERATED) + 12
+    assert scrape(server).status_code == 401
 
     labels = {"adapter": ASKED}
     assert total(page, "swapmeet_adapter_requests_total", **labels) == 2
@@ -59,7 +70,8 @@ def test_a_request_is_seen_in_metrics_and_log(
     for tier in ("device", "disk"):
         assert total(page, "swapmeet_adapter_resident", tier=tier, **labels) == 1
     route = "/v1/completions"
-    assert total(page, "swapmeet_http_requests_total", route=route, status="200") == 2
+    answered = "swapmeet_http_requests_total"
+    assert total(page, answered, route=route, status="200") == total(before, answered, route=route, status="200") + 2
     (replica,) = {
         sample.labels["replica"]
         for family in text_string_to_metric_families(page)
@@ -67,7 +79,7 @@ def test_a_request_is_seen_in_metrics_and_log(
         if family.name == "swapmeet_step_seconds"
     }
 
-    lines = [json.loads(line) for line in (home / "logs" / "requests.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (server.home / "logs" / "requests.jsonl").read_text().splitlines()]
     for answer, tier in zip(answers, ("registry", "device"), strict=True):
         (line,) = [each for each in lines if each["request"] == answer.headers["x-request-id"]]
         assert (line["route"], line["status"]) == (route, 200)

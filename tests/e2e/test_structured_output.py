@@ -30,11 +30,9 @@ class Report(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(
-    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]
-) -> Iterator[Callable[..., Any]]:
-    with serving(tmp_path_factory.mktemp("home"), smollm2) as server:
-        yield server.openai()
+def client(smollm2: Path, running: Callable[..., Any]) -> Iterator[Any]:
+    with running(smollm2).openai() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
-"""What a restart keeps, and what `up` leaves behind."""
+"""What a restart keeps, what `up` leaves behind, and what it finishes before it ends."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 
@@ -21,7 +24,7 @@ def children(pid: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_restart_keeps_key_and_adapters_and_a_stop_leaves_no_process(
+def test_a_restart_keeps_key_and_adapters_and_a_stop_finishes_answers_and_leaves_no_process(
     serving: Callable[..., Any],
     swapmeet: Callable[..., Any],
     random_lora: Callable[..., Path],
@@ -32,12 +35,16 @@ def test_a_restart_keeps_key_and_adapters_and_a_stop_leaves_no_process(
     with serving(home, tiny_llama) as first:
         started = children(first.process.pid)
         environment = {"SWAPMEET_URL": first.url, "SWAPMEET_API_KEY": first.key}
-        answer = swapmeet("chat", "tiny-llama", "Hello", "--max-tokens", 8, "--json", **environment)
+        with ThreadPoolExecutor() as pool:
+            chats = [
+                pool.submit(swapmeet, "chat", "tiny-llama", "Hello", "--max-tokens", 8, "--json", **environment),
+                pool.submit(swapmeet, "chat", "acme/absent", "Hello", **environment),
+                pool.submit(swapmeet, "chat", "tiny-llama", "Hello", **environment | {"SWAPMEET_API_KEY": "sm-forged"}),
+            ]
+        answer, unknown, forged = (chat.result() for chat in chats)
         assert answer.returncode == 0, answer.stderr
-        unknown = swapmeet("chat", "acme/absent", "Hello", **environment)
         assert (unknown.returncode, unknown.stdout) == (1, "")
         assert "acme/absent" in unknown.stderr
-        forged = swapmeet("chat", "tiny-llama", "Hello", SWAPMEET_URL=first.url, SWAPMEET_API_KEY="sm-forged")
         assert forged.returncode == 1
         assert "API key" in forged.stderr
         # published while the server runs, without telling it
@@ -56,3 +63,25 @@ def test_a_restart_keeps_key_and_adapters_and_a_stop_leaves_no_process(
             SWAPMEET_URL=second.url, SWAPMEET_API_KEY=second.key,
         )  # fmt: skip
         assert json.loads(again.stdout) == json.loads(late.stdout)
+        assert_a_stop_lets_a_stream_finish_and_takes_no_more(second)
+
+
+def assert_a_stop_lets_a_stream_finish_and_takes_no_more(server: Any) -> None:
+    body = {"model": "tiny-llama", "prompt": "Hello", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body["return_token_ids"] = True
+    headers = {"authorization": f"Bearer {server.key}"}
+    assert httpx.get(f"{server.url}/readyz", trust_env=False, timeout=30).json() == {"status": "ready"}
+    url = f"{server.url}/v1/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        *rest, last = [line for line in lines if line]
+    assert last == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in (first, *rest)]
+    assert sum(len(event["choices"][0]["token_ids"]) for event in events) == 400
+    errors = server.process.communicate(timeout=60)[1]
+    assert server.process.returncode == 0, errors
+    assert "graceful_shutdown" not in errors
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/healthz", trust_env=False)

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from swapmeet.cluster import SERVE
+from swapmeet.gateway.listener import event_loop
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import fingerprint
-from swapmeet_serving import Call, Chunk, Sampling
+from swapmeet_serving import Call, Chunk, Sampling, deployment
 from swapmeet_serving.deployment import ServedReplica, build_replicas
 from swapmeet_serving.errors import EngineDead, Overloaded
+from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
 
 pytestmark = [
@@ -78,11 +80,25 @@ def pinned(settings: ReplicaSettings) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def deploy() -> Iterator[Callable[..., Any]]:
+def on_the_loop() -> Iterator[Callable[..., None]]:
+    """`on_the_loop(part, …)`: one after the other on the loop of a gateway, on which handles live."""
+    with event_loop() as loop:
+
+        def run(*parts: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            for part in parts:
+                asyncio.run_coroutine_threadsafe(part(), loop).result(200)
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def deploy(on_the_loop: Callable[..., None]) -> Iterator[Callable[..., Any]]:
     """`deploy(settings)`: the replicas as the gateway sees them; `replica` may be a class of its own."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (SERVE | QUICK).items():
             patch.setenv(name, value)
+        patch.setattr(deployment, "HEALTH_SECONDS", 1.0)
+        patch.setattr(deployment, "LOOK_BACK_SECONDS", 10.1)  # Ray wants more than 10
         import ray
         from ray import serve
 
@@ -95,14 +111,13 @@ def deploy() -> Iterator[Callable[..., Any]]:
             serve.delete("test")  # whatever the test before has left
             built = build_replicas(settings, None, replica)
             handle = serve.run(built, name="test", route_prefix=None, logging_config={"log_level": "ERROR"})
-            handles.append(handle)
-            return ServeReplicas(handle, no_board, no_board)
+            deployed.append(ServeReplicas(handle, handle, lambda: Snapshot("gateway", "test", ())))
+            return deployed[-1]
 
-        handles: list[Any] = []
-        no_board: Any = None
+        deployed: list[Any] = []
         yield run
-        for handle in handles:
-            handle.shutdown()
+        for each in deployed:
+            on_the_loop(each.close)
         serve.delete("test")
         ray.shutdown()
 
@@ -122,6 +137,13 @@ async def stream(replicas: Any, call: Call, begun: Callable[[], object] = lambda
     return chunks
 
 
+def tokens_of(chunks: list[Chunk]) -> int:
+    """How many came, which must be as many as the last chunk says."""
+    came = sum(len(chunk.token_ids) for chunk in chunks)
+    assert chunks[-1].completion_tokens == came
+    return came
+
+
 async def until(what: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not await what():
@@ -129,8 +151,28 @@ async def until(what: Callable[[], Awaitable[bool]], seconds: float = 60) -> Non
         await asyncio.sleep(0.2)
 
 
+async def leave_all_along_the_way(replicas: Any) -> None:
+    """Whoever leaves is not computed for, however far the call has come."""
+    begun = replicas.generate(Call("begun", prompt="Hello", sampling=LONG))
+    assert (await anext(begun)).completion_tokens >= 1
+    await begun.aclose()
+    for n in range(40):  # on every part of the way
+        asking = asyncio.create_task(stream(replicas, Call(f"left{n}", prompt="Hello", sampling=LONG)))
+        await asyncio.sleep(n * 0.0003)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    async def idle() -> bool:
+        return not any(each["requests"] for each in (await described(replicas)).values())
+
+    await until(idle, 5)
+
+
 def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
-    deploy: Callable[..., Any], settings: ReplicaSettings, pinned: Callable[[str], str]
+    deploy: Callable[..., Any],
+    on_the_loop: Callable[..., None],
+    settings: ReplicaSettings,
+    pinned: Callable[[str], str],
 ) -> None:
     replicas = deploy(settings)
 
@@ -151,7 +193,7 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
             return all(each["requests"] for each in (await described(replicas)).values())
 
         await until(spread)
-        assert [len(each) for each in await answers] == [400] * 12
+        assert [tokens_of(each) for each in await answers] == [400] * 12
         assert all(pinned("one") in each["resident_adapters"] for each in (await described(replicas)).values())
 
     async def death() -> None:
@@ -172,7 +214,7 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
         lost = [each for each in results if isinstance(each, BaseException)]
         assert all(isinstance(each, EngineDead) for each in lost), lost
         assert 0 < len(lost) <= load["requests"]
-        assert all(len(each) == 400 for each in results if not isinstance(each, BaseException))
+        assert all(tokens_of(each) == 400 for each in results if not isinstance(each, BaseException))
 
         async def recovered() -> bool:
             try:
@@ -184,31 +226,18 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
         assert before - {victim} < set(await described(replicas))
         assert await replicas.state() == "ready"
 
-    asyncio.run(cold())
-    asyncio.run(hot())
-    asyncio.run(death())
+    on_the_loop(cold, hot, lambda: leave_all_along_the_way(replicas), death)
 
 
-def test_a_stuck_engine_is_replaced(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
-    replicas = deploy(replace(settings, step_timeout=1, scaling=Scaling()), Stuck)
+def test_one_replica_wakes_for_a_bounded_queue_is_replaced_when_stuck_sleeps_and_finishes_what_it_has_begun(
+    deploy: Callable[..., Any], on_the_loop: Callable[..., None], settings: ReplicaSettings
+) -> None:
+    from ray import serve
 
-    async def stick() -> None:
-        assert (await replicas.answer(Call("1", prompt="Hello", sampling=SHORT)))[0].completion_tokens == 4
-        (first,) = await described(replicas)
-        (settings.cache.parent / "stuck").touch()
-        # Nobody has read a token of it, so it is sent once more, and waits for the replica that comes instead.
-        assert len(await asyncio.wait_for(stream(replicas, Call("2", prompt="Hello", sampling=SHORT)), 120)) == 4
-        (second,) = await described(replicas)
-        assert first != second
-
-    asyncio.run(stick())
-
-
-def test_down_to_zero_and_up_again_with_a_bounded_queue(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
     scaling = Scaling(min_replicas=0, max_replicas=1, upscale_delay=0, downscale_delay=1, max_queued=2)
-    replicas = deploy(replace(settings, scaling=scaling))
+    replicas = deploy(replace(settings, step_timeout=1, scaling=scaling), Stuck)
 
-    async def cycle() -> None:
+    async def queue() -> None:
         assert await replicas.state() == "asleep"
         calls = [Call(f"c{n}", prompt="Hello", sampling=SHORT) for n in range(5)]
         results = await asyncio.gather(*(replicas.answer(call) for call in calls), return_exceptions=True)
@@ -217,25 +246,26 @@ def test_down_to_zero_and_up_again_with_a_bounded_queue(deploy: Callable[..., An
         assert all(each[0].completion_tokens == 4 for each in results if each not in refused)
         assert await replicas.state() == "ready"
 
+    async def stick() -> None:
+        (first,) = await described(replicas)
+        (settings.cache.parent / "stuck").touch()
+        # Nobody has read a token of it, so it is sent once more, and waits for the replica that comes instead.
+        answer = await asyncio.wait_for(stream(replicas, Call("2", prompt="Hello", sampling=SHORT)), 120)
+        assert tokens_of(answer) == 4
+        (second,) = await described(replicas)
+        assert first != second
+
+    async def sleep() -> None:
         async def asleep() -> bool:
             return await replicas.state() == "asleep"
 
         await until(asleep)
-        assert (await replicas.answer(Call("again", prompt="Hello", sampling=SHORT)))[0].completion_tokens == 4
-
-    asyncio.run(cycle())
-
-
-def test_a_replica_that_goes_finishes_its_answers(deploy: Callable[..., Any], settings: ReplicaSettings) -> None:
-    from ray import serve
-
-    replicas = deploy(replace(settings, scaling=Scaling()))
 
     async def drain() -> None:
         begun = asyncio.Event()
         answer = asyncio.create_task(stream(replicas, Call("1", prompt="Hello", sampling=LONG), begun.set))
         await begun.wait()
         await asyncio.to_thread(serve.delete, "test")
-        assert len(await answer) == 400
+        assert tokens_of(await answer) == 400
 
-    asyncio.run(drain())
+    on_the_loop(queue, stick, sleep, drain)

@@ -90,12 +90,28 @@ def greedy() -> Callable[..., list[list[int]]]:
 
 
 @pytest.fixture(scope="session")
-def reference(greedy: Callable[..., list[list[int]]]) -> Callable[..., list[list[int]]]:
-    """`reference(base, adapter, prompts, new_tokens, dtype)`: greedy tokens of `generate`, one by one."""
+def likeliest() -> Callable[..., list[int]]:
+    """`likeliest(model, prompt, tokens)`: the likeliest next token after the prompt, and after each token but the last.
 
-    def run(
-        base: Path, adapter: Path | None, prompts: list[tuple[int, ...]], new: int, dtype: str = "bfloat16"
-    ) -> list[list[int]]:
+    They are the tokens themselves if `generate` would give these, and otherwise not; one pass instead of many.
+    """
+
+    def run(model: Any, prompt: tuple[int, ...], tokens: list[int]) -> list[int]:
+        import torch
+
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0]
+        found: list[int] = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference_model() -> Callable[..., Any]:
+    """`reference_model(base, adapter, dtype)`: the base as transformers computes it, with an adapter as PEFT does."""
+
+    def load(base: Path, adapter: Path | None, dtype: str = "bfloat16") -> Any:
         from peft import PeftModel
 
         from swapmeet_registry.bases.nf4 import load_nf4
@@ -105,7 +121,21 @@ def reference(greedy: Callable[..., list[list[int]]]) -> Callable[..., list[list
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT's remarks on tied heads and Hub look-ups
                 model = PeftModel.from_pretrained(model, adapter).eval()
-        return greedy(model, prompts, new)
+        return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def reference(
+    greedy: Callable[..., list[list[int]]], reference_model: Callable[..., Any]
+) -> Callable[..., list[list[int]]]:
+    """`reference(base, adapter, prompts, new_tokens, dtype)`: greedy tokens of `generate`, one by one."""
+
+    def run(
+        base: Path, adapter: Path | None, prompts: list[tuple[int, ...]], new: int, dtype: str = "bfloat16"
+    ) -> list[list[int]]:
+        return greedy(reference_model(base, adapter, dtype), prompts, new)
 
     return run
 

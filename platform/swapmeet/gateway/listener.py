@@ -1,13 +1,16 @@
-"""The gateway's own HTTP server, in a thread of the process that started the platform: no proxy stands before it."""
+"""The gateway's own HTTP server, on a thread of the process that started the platform: no proxy stands before it."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from math import ceil
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.loops.auto import auto_loop_factory
 
 from swapmeet.errors import PortInUse, ServerFailed
 
@@ -16,7 +19,28 @@ START_SECONDS = 30
 
 
 @contextmanager
-def listening(app: FastAPI, host: str, port: int, drain: float) -> Iterator[None]:
+def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that runs in a thread of its own within the block; what is left on it at the end is cancelled."""
+    started: Future[asyncio.AbstractEventLoop] = Future()
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+            loop = runner.get_loop()
+            loop.call_soon(started.set_result, loop)
+            loop.run_forever()
+
+    thread = threading.Thread(target=work, name="gateway", daemon=True)
+    thread.start()
+    loop = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@contextmanager
+def listening(app: FastAPI, loop: asyncio.AbstractEventLoop, host: str, port: int, drain: float) -> Iterator[None]:
     """Answer requests within the block; at its end take no more, and give those under way `drain` seconds.
 
     Raises:
@@ -33,14 +57,13 @@ def listening(app: FastAPI, host: str, port: int, drain: float) -> Iterator[None
     )
     server = uvicorn.Server(config)
     with _bound(host, port) as bound:
-        thread = threading.Thread(target=server.run, args=([bound],), name="gateway", daemon=True)
-        thread.start()
+        served = asyncio.run_coroutine_threadsafe(server.serve([bound]), loop)
         try:
-            _wait_started(server, thread)
+            _wait_started(server, served)
             yield
         finally:
             server.should_exit = True
-            thread.join()
+            served.result()
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -52,12 +75,12 @@ def _bound(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _wait_started(server: uvicorn.Server, thread: threading.Thread) -> None:
+def _wait_started(server: uvicorn.Server, served: "Future[None]") -> None:
     pause = threading.Event()
     for _ in range(START_SECONDS * 100):
         if server.started:
             return
-        if not thread.is_alive():
+        if served.done():
             break
         pause.wait(0.01)
     raise ServerFailed("The gateway's HTTP server did not start; its log says why.")

@@ -50,8 +50,13 @@ class Services:
     unknown: UnknownModels = field(default_factory=UnknownModels)
 
 
-def services(request: Request) -> Services:
-    """The app's services, as a FastAPI dependency."""
+async def services(request: Request) -> Services:
+    """The app's services, as a FastAPI dependency; FastAPI would call a plain function on another thread."""
+    return services_of(request)
+
+
+def services_of(request: Request) -> Services:
+    """The app's services."""
     found = request.app.state.services
     assert isinstance(found, Services)
     return found
@@ -64,7 +69,7 @@ async def authorize(request: Request) -> str:
 
 async def admit(request: Request, tenant: Annotated[str, Depends(authorize)]) -> AsyncIterator[None]:
     """Count a request of a tenant's, until its answer has gone out."""
-    with services(request).admission.admit(tenant):
+    with services_of(request).admission.admit(tenant):
         yield
 
 
@@ -76,7 +81,7 @@ async def authorize_operator(request: Request) -> None:
 
 async def _holder(request: Request) -> Holder:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    keys, key = services(request).keys, key.strip()
+    keys, key = services_of(request).keys, key.strip()
     holder = keys.known_holder_of(key)  # most requests are spared a thread and a query
     if holder is None and scheme.lower() == "bearer":
         holder = await run_in_threadpool(keys.holder_of, key)
