@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 import threading
@@ -90,6 +91,17 @@ def _refuse_a_second(settings: Settings) -> None:
         raise AlreadyRunning(f"{settings.ray_address} serves {APPLICATION} already. Use that one, or delete it first.")
 
 
+def _reason(error: RuntimeError) -> str:
+    """What kept the application from starting: what a replica raised, if one did, or what Ray Serve says."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    told = [each.message.strip() for each in application.deployments.values()] if application else []
+    raised = [message.splitlines()[-1] for message in told if "Traceback" in message or "Error" in message]
+    reason = [*raised, *(str(error).strip() or type(error).__name__).splitlines()[-1:]][0]
+    return re.sub(r"^swapmeet\w*(\.\w+)+: ", "", reason)  # ours say what to do, whatever they are called
+
+
 @contextmanager
 def _engines(settings: Settings, base: Base, loop: asyncio.AbstractEventLoop) -> Iterator["FastAPI"]:
     """Have the engines under Ray Serve within the block; gives the gateway's app in front of them, for the loop."""
@@ -104,8 +116,7 @@ def _engines(settings: Settings, base: Base, loop: asyncio.AbstractEventLoop) ->
         try:
             handle = serve.run(build_engines(settings, base), name=APPLICATION, route_prefix=None)
         except RuntimeError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise ServerFailed(f"The engine did not start: {reason}") from error
+            raise ServerFailed(f"The engine did not start: {_reason(error)}") from error
         board = serve.get_deployment_handle(BOARD, APPLICATION)
         with gateway_app(settings, base, handle, board, loop) as app:
             yield app

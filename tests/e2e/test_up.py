@@ -49,9 +49,13 @@ def test_a_restart_keeps_key_and_adapters_and_a_stop_finishes_answers_and_leaves
         assert "API key" in forged.stderr
         # published while the server runs, without telling it
         adapter = random_lora(tiny_llama, tmp_path / "adapter")
+        (adapter / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
         assert swapmeet("push", adapter, "acme/late", "--base", tiny_llama, "--home", home).returncode == 0
         late = swapmeet("chat", "acme/late", "Hello", "--max-tokens", 8, "--json", **environment)
         assert late.returncode == 0, late.stderr
+        with_template = children(first.process.pid)
+        assert len(set(with_template) - set(started)) >= 1, "a process renders the adapter's own template"
+        started = [*started, *with_template]
     assert started
     listed = subprocess.run(["ps", "-e", "-o", "pid="], capture_output=True, text=True, check=True).stdout.split()
     assert not set(started) & set(listed)
@@ -85,3 +89,16 @@ def assert_a_stop_lets_a_stream_finish_and_takes_no_more(server: Any) -> None:
     assert "graceful_shutdown" not in errors
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/healthz", trust_env=False)
+
+
+@pytest.mark.slow
+def test_memory_that_would_refuse_nearly_everything_is_refused(
+    swapmeet: Callable[..., Any], smollm2: Path, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """Known once the base is loaded, in the engine's own process; the reason comes all the way."""
+    up = ("up", "--base", smollm2, "--home", tmp_path / "home", "--port", free_port())
+    refused = swapmeet(*up, SWAPMEET_KV_MEMORY=str(1 << 20))
+    assert refused.returncode == 1
+    (last,) = refused.stderr.strip().splitlines()[-1:]
+    assert last.startswith("swapmeet: The engine did not start: 1048576 bytes for keys and values hold 32 tokens")
+    assert last.endswith("Set kv_memory to 23592960 or more.")
