@@ -18,7 +18,7 @@ import pytest
 
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
-from swapmeet.gateway.listener import listening
+from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
 from swapmeet.keys import Keys
 from swapmeet_registry import Registry
@@ -72,7 +72,7 @@ def gateway(tmp_path: Path) -> Callable[..., AbstractContextManager[tuple[str, C
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        with listening(app, "127.0.0.1", port, drain=5):
+        with event_loop() as loop, listening(app, loop, "127.0.0.1", port, drain=5):
             yield f"http://127.0.0.1:{port}", lambda tenant: keys.create(tenant, "inference")
 
     return start
