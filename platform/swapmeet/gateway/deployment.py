@@ -38,6 +38,8 @@ SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 """Ray's states of a deployment that gets replicas as it needs them."""
 ATTEMPTS = 2
 """How often a call is sent when the replica it was sent to dies before it gave anything."""
+PLAIN: dict[str, Any] = {"request_serialization": "pickle", "response_serialization": "pickle"}
+"""Calls and errors are of importable classes: Ray need not look whether their code must be sent along."""
 LATE_SECONDS = 5.0
 """How much later than the end of a call its last tokens may come."""
 CLOSE_SECONDS = 10.0
@@ -95,7 +97,7 @@ class ServeReplicas:
         """One attempt: the chunks come to the inbox, and Ray tells how the call ended."""
         left = call.n
         async with self._inbox.stream() as stream:
-            response: Any = self.handle.options(stream=True).send.remote(call, stream.address)
+            response: Any = self.handle.options(stream=True, **PLAIN).send.remote(call, stream.address)
             following = asyncio.create_task(_follow(response, stream))
             self._following.add(following)
             following.add_done_callback(self._following.discard)
@@ -111,7 +113,7 @@ class ServeReplicas:
     async def answer(self, call: Call) -> tuple[Chunk, ...]:
         """The whole answers, each as one chunk; leaving early cancels them in the replica."""
         for attempt in range(1, ATTEMPTS + 1):
-            response: Any = self.handle.answer.remote(call)
+            response: Any = self.handle.options(**PLAIN).answer.remote(call)
             try:
                 with _replica_errors():
                     whole: tuple[Chunk, ...] = await response
