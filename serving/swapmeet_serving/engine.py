@@ -190,7 +190,8 @@ class Engine:
     def families(self, tiers: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Family]:
         """Everything measured, for any thread; `tiers` names adapters that others keep ready, by identity or hash."""
         state = gauges(self._scheduler, self._pages, self._bank, len(self._arrivals))
-        return [*state, *self.meter.families({"device": self.resident, "host": self.in_host_memory, **tiers})]
+        host = {"host": self.in_host_memory} if self._host.budget else {}
+        return [*state, *self.meter.families({"device": self.resident, **host, **tiers})]
 
     def compile(self, constraint: Constraint) -> Grammar:
         """What a request's `grammar` may be. For any thread but the one that steps: it can take a second.

@@ -31,7 +31,7 @@ class HostTier:
     """
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._used = 0
         self._copies: OrderedDict[str, HostCopy] = OrderedDict()
         self._lock = threading.Lock()
@@ -51,12 +51,12 @@ class HostTier:
 
     def keep(self, identity: str, copy: HostCopy) -> None:
         """Keep a copy, if there is room for it at all."""
-        if copy.size > self._budget:
+        if copy.size > self.budget:
             return
         with self._lock:
             before = self._copies.pop(identity, None)
             self._used += copy.size - (before.size if before else 0)
             self._copies[identity] = copy
-            while self._used > self._budget:
+            while self._used > self.budget:
                 _, oldest = self._copies.popitem(last=False)
                 self._used -= oldest.size

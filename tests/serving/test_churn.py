@@ -260,7 +260,7 @@ def assert_nothing_held(engine: Any) -> None:
         engine._wake.wait(0.01)
         engine.step()
     assert not loads._under_way
-    assert not loads._on_disk, "found on disk, and nobody asks for it"
+    assert not loads._at_hand, "found on disk, and nobody asks for it"
     assert len(loads._failures) <= adapters.MOST_FAILURES
     assert set(bank) == set(loads._weights) == set(engine.meter._ready)
     assert not any(room.pins for room in bank._rooms.values())
