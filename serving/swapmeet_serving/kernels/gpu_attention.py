@@ -27,7 +27,7 @@ PROMPT_ROWS = 64
 """Rows times query heads in a block of a prompt."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "table_stride"])
 def _attend(
     query, q_head, q_row, keys, values, blocks, tables, table_stride, result, sums, stats, rows, part, scaling, window,
     PRECISION: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
@@ -80,7 +80,7 @@ def _attend(
         tl.store(stats + line * 2 + 1, total, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _join(
     sums, stats, blocks, result, rows, part, heads,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
