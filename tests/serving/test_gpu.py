@@ -148,3 +148,14 @@ def test_fixed_steps_change_no_token(
     assert tokens[0] == tokens[1]
     assert sizes
     assert len(set(sizes)) == len(sizes), "each size is captured once"
+
+
+def test_a_step_that_gives_no_token_is_waited_for(
+    tiny_llama: Path, make_engine: Callable[..., Engine], answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads anything of it, so a GPU might compute it still when its adapter is evicted."""
+    waited: list[str] = []
+    monkeypatch.setattr(runner, "wait_for", waited.append)
+    made = make_engine(tiny_llama, max_batch=1, max_step_tokens=24, device=GPU)
+    answer(made, ask("one", range(5, 65), new=3))
+    assert waited == [GPU, GPU], "of the prompt's 60 tokens, 48 in two steps that give none"
