@@ -193,7 +193,7 @@ def test_rows_seen_in_parts_among_others_are_those_of_torch(window: int, monkeyp
         decoding=True,
         prompt_rows=16,
         scaling=0.25,
-        window=0,
+        window=window,
     )
     assert made == [(4, 4, heads, width), (4, 4, heads, 2)]
     for index, (row, length) in enumerate(zip(at, lengths, strict=True)):
