@@ -2,7 +2,8 @@
 
 The virtual token counter of "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every tenant has a
 counter of what it was served, whoever has the lowest goes first, and who comes back after a pause starts no lower
-than the lowest of those who have been waiting or running, so that nobody saves up.
+than the lowest of those who have been waiting or running, or than who was there last if nobody is, so that nobody
+saves up.
 """
 
 from collections import Counter, OrderedDict
@@ -20,11 +21,12 @@ class FairShare:
         self._served: dict[str, float] = {}  # of those with requests under way
         self._present: Counter[str] = Counter()
         self._away: OrderedDict[str, float] = OrderedDict()  # of the others, those longest away first
+        self._left = 0.0  # the counter of who left last
 
     def arrive(self, tenant: str) -> None:
         """A tenant has one more request under way."""
         if tenant not in self._present:
-            lowest = min(self._served.values(), default=0.0)
+            lowest = min(self._served.values(), default=self._left)
             self._served[tenant] = max(self._away.pop(tenant, 0.0), lowest)
         self._present[tenant] += 1
 
@@ -37,7 +39,7 @@ class FairShare:
         assert self._present[tenant] >= 0, f"{tenant!r} left more often than it came"
         if not self._present[tenant]:
             del self._present[tenant]
-            self._away[tenant] = self._served.pop(tenant)
+            self._away[tenant] = self._left = self._served.pop(tenant)
             if len(self._away) > MOST_REMEMBERED:
                 self._away.popitem(last=False)
 

@@ -18,6 +18,8 @@ from swapmeet_serving.calls import Chunk, join
 from swapmeet_serving.chunk_frames import Unpacker
 
 SECRET_BYTES = 32
+GREETING_SECONDS = 5.0
+"""How long a connection may take to say the secret: who does not know it must not fill the list of open files."""
 log = logging.getLogger("swapmeet.inbox")
 
 
@@ -113,7 +115,7 @@ class Inbox:
         return compare_digest(secret, self._secret)
 
     def came(self, line: asyncio.BaseTransport) -> None:
-        """A connection that knew the secret."""
+        """A connection was made."""
         self._lines.add(line)
 
     def went(self, line: asyncio.BaseTransport) -> None:
@@ -138,6 +140,8 @@ class _Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
+        self._deadline = asyncio.get_running_loop().call_later(GREETING_SECONDS, transport.close)
+        self._inbox.came(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._greeting is not None:
@@ -150,7 +154,7 @@ class _Line(asyncio.Protocol):
                 self._transport.abort()
                 return
             self._greeting = None
-            self._inbox.came(self._transport)
+            self._deadline.cancel()
         try:
             for stream, piece in self._unpacker.feed(data):
                 self._inbox.put(stream, piece)
@@ -159,4 +163,5 @@ class _Line(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is Python's
+        self._deadline.cancel()
         self._inbox.went(self._transport)

@@ -95,19 +95,19 @@ class Outbox:
         place = to.host, to.port, to.secret
         if place not in self._lines:
             self._lines[place] = asyncio.ensure_future(self._connect(to))
-        try:
-            return await asyncio.shield(self._lines[place])
-        except OSError as error:
-            self._lines.pop(place, None)
-            log.warning("the gateway at %s:%s can not be reached from here: %s", to.host, to.port, error)
-            raise ConnectionError(f"The gateway at {to.host}:{to.port} can not be reached: {error}") from error
+        return await asyncio.shield(self._lines[place])
 
     async def _connect(self, to: Address) -> Line:
         def ended() -> None:
             self._lines.pop((to.host, to.port, to.secret), None)
 
-        async with asyncio.timeout(CONNECT_SECONDS):  # a TimeoutError is an OSError
-            _, line = await asyncio.get_running_loop().create_connection(
-                lambda: Line(to.secret, ended), to.host, to.port
-            )
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):  # a TimeoutError is an OSError
+                _, line = await asyncio.get_running_loop().create_connection(
+                    lambda: Line(to.secret, ended), to.host, to.port
+                )
+        except OSError as error:
+            ended()  # here, because whoever asked may have left
+            log.warning("the gateway at %s:%s can not be reached from here: %s", to.host, to.port, error)
+            raise ConnectionError(f"The gateway at {to.host}:{to.port} can not be reached: {error}") from error
         return line

@@ -35,6 +35,7 @@ def main(seconds: float, memory: int) -> None:
     def answer(request: bytes) -> dict[str, Any]:
         try:
             ((text,), _) = render_jinja_template(add_generation_prompt=True, **json.loads(request))
+            text.encode()  # no tokenizer takes half a surrogate pair
         except MemoryError:
             raise
         except Exception as error:  # a template is a program and may raise anything

@@ -28,6 +28,7 @@ from swapmeet_serving.request import Output, Request
 from swapmeet_serving.routing import Report
 from swapmeet_serving.scheduler import most_of_one_tenant
 from swapmeet_serving.template_renderer import WORKERS
+from swapmeet_serving.text_limit import TextLimit, characters_of
 from swapmeet_serving.tools.calling import CallReader, ToolCalling
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Replica:
         self._thread.start()
         self._engine = ready.result()
         self._templates = ChatTemplates(self._engine.tokenizer, self._folders.fetch, settings.tool_format)
+        self._limit = TextLimit(self._engine.tokenizer, self._engine.room)
         self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
@@ -238,21 +240,25 @@ class Replica:
             raise InvalidRequest("Give messages or a prompt.")
         if isinstance(call.prompt, tuple):
             return call.prompt
+        self._limit.check(len(call.prompt))
         if len(call.prompt) <= LONG_TEXT:
             return self._tokens(call.prompt)
         return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._tokens, call.prompt)
 
     async def _rendered(self, call: Call, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """The prompt of a conversation. What waits for a registry or another process does not wait here."""
+        functions = call.tools.functions if call.tools else ()
+        characters = characters_of((messages, functions))
+        self._limit.check(characters)
         adapter, elsewhere = call.template_from, asyncio.get_running_loop().run_in_executor
         if self._templates.knows(adapter):
             template = self._templates.find(adapter)
         else:
             template = await elsewhere(self._fetchers, self._templates.find, adapter)
-        asked = messages, adapter, call.tools.functions if call.tools else (), call.tenant
+        asked = messages, adapter, functions, call.tenant
         if template.own:
             return await elsewhere(self._renderers, self._templates.render, *asked)
-        if sum(len(each.get("content") or "") for each in messages) > LONG_TEXT:
+        if characters > LONG_TEXT:
             return await elsewhere(self._fetchers, self._templates.render, *asked)
         return self._templates.render(*asked)
 

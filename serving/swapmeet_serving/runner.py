@@ -82,7 +82,10 @@ class Runner:
         """
         plan = build_plan(slices, adapters)
         replayed = self._graphs.run(plan) if self._graphs else None
-        return _logits(self._forward(plan) if replayed is None else replayed, plan, slices)
+        logits = _logits(self._forward(plan) if replayed is None else replayed, plan, slices)
+        if not any(piece.complete for piece in slices):
+            wait_for(self._base.device)
+        return logits
 
     def _forward(self, plan: StepPlan) -> torch.Tensor:
         tokens, positions, kept = (each.to(self._base.device) for each in (plan.tokens, plan.positions, plan.kept))
@@ -93,6 +96,16 @@ class Runner:
             self._kernels.end()
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def wait_for(device: str) -> None:
+    """Return when a device has computed all that this thread gave it.
+
+    Who reads a step's tokens waits for it. Where there are none to read, the adapters of a request that is cancelled
+    would be evicted under a step that still reads them.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _graphs(base: BaseModel, kernels: Kernels) -> "DecodeGraphs | None":

@@ -35,6 +35,17 @@ def test_nobody_saves_up_while_away() -> None:
     assert fair.served("newcomer") == 2005, "going away and coming back wins nothing"
 
 
+def test_a_newcomer_at_a_quiet_moment_does_not_outrun_the_others_for_long() -> None:
+    """The paper's case of an empty queue: who comes first begins where the last one stopped."""
+    fair = FairShare()
+    fair.arrive("busy")
+    fair.charge("busy", 1_000_000, output=False, share=1)
+    fair.leave("busy")
+    fair.arrive("newcomer")
+    fair.arrive("busy")
+    assert fair.served("newcomer") == fair.served("busy") == 1_000_000
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), max_size=200))
 def test_with_work_for_all_the_counters_stay_together(costs: list[tuple[str, int]]) -> None:
     """The bound of the paper: always serving the lowest, nobody is ahead by more than one job."""
@@ -67,11 +78,12 @@ def test_who_is_remembered_is_known_from_a_model(monkeypatch: pytest.MonkeyPatch
         present: dict[str, int] = {}
         served: dict[str, float] = {}
         away: list[str] = []
+        left = 0.0
         for tenant, comes, cost in events:
             if comes:
                 if tenant not in present:
                     known = served.get(tenant, 0.0) if tenant in away else 0.0
-                    served[tenant] = max(known, min((served[each] for each in present), default=0.0))
+                    served[tenant] = max(known, min((served[each] for each in present), default=left))
                     away = [each for each in away if each != tenant]
                 present[tenant] = present.get(tenant, 0) + 1
                 fair.arrive(tenant)
@@ -82,6 +94,7 @@ def test_who_is_remembered_is_known_from_a_model(monkeypatch: pytest.MonkeyPatch
                 fair.leave(tenant)
                 if not present[tenant]:
                     del present[tenant]
+                    left = served[tenant]
                     away = [*away, tenant][-most:]
             for each in "abcdefgh":
                 assert fair.served(each) == (served[each] if each in present or each in away else 0.0)

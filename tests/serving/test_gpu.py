@@ -15,6 +15,7 @@ bnb = pytest.importorskip("bitsandbytes")
 
 from swapmeet_serving import Engine, Request, Sampling, engine, runner  # noqa: E402
 from swapmeet_serving.base_model import BaseModel  # noqa: E402
+from swapmeet_serving.kernels import PAGE, gpu_attention  # noqa: E402
 from swapmeet_serving.kernels.decode_graphs import DecodeGraphs  # noqa: E402
 from swapmeet_serving.kernels.gpu import GpuKernels  # noqa: E402
 from swapmeet_serving.kernels.gpu_nf4 import SplitProduct  # noqa: E402
@@ -148,3 +149,56 @@ def test_fixed_steps_change_no_token(
     assert tokens[0] == tokens[1]
     assert sizes
     assert len(set(sizes)) == len(sizes), "each size is captured once"
+
+
+def test_a_step_that_gives_no_token_is_waited_for(
+    tiny_llama: Path, make_engine: Callable[..., Engine], answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads anything of it, so a GPU might compute it still when its adapter is evicted."""
+    waited: list[str] = []
+    monkeypatch.setattr(runner, "wait_for", waited.append)
+    made = make_engine(tiny_llama, max_batch=1, max_step_tokens=24, device=GPU)
+    answer(made, ask("one", range(5, 65), new=3))
+    assert waited == [GPU, GPU], "of the prompt's 60 tokens, 48 in two steps that give none"
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_rows_seen_in_parts_among_others_are_those_of_torch(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial sums are of the rows that decode only: of a long context, they take many times the result."""
+    torch.manual_seed(0)
+    lengths, at, heads, width = (3, 70, 200), (0, 4, 7), 4, 16
+    made: list[tuple[int, ...]] = []
+    empty = torch.empty
+
+    def noted(*shape: int, **settings: Any) -> Any:
+        made.append(shape)
+        return empty(*shape, **settings)
+
+    pages = -(-max(lengths) // PAGE)
+    cache = tuple(torch.randn(len(lengths) * pages, PAGE, 2, width, device=GPU) for _ in range(2))
+    tables = torch.arange(len(lengths) * pages, device=GPU).view(len(lengths), pages)
+    found = [(row, 1, n - 1, i) for i, (row, n) in enumerate(zip(at, lengths, strict=True))]
+    blocks = torch.tensor([*found, (0, 0, 0, 0)], device=GPU)  # the last one is empty, as in fixed steps
+    query = torch.randn(heads, 9, width, device=GPU)
+    result = torch.zeros(9, heads, width, device=GPU)
+    monkeypatch.setattr(gpu_attention, "PART", 64)
+    monkeypatch.setattr(torch, "empty", noted)
+    gpu_attention.attend(
+        query,
+        cache,
+        blocks,
+        tables,
+        result,
+        longest=pages * PAGE,
+        decoding=True,
+        prompt_rows=16,
+        scaling=0.25,
+        window=window,
+    )
+    assert made == [(4, 4, heads, width), (4, 4, heads, 2)]
+    for index, (row, length) in enumerate(zip(at, lengths, strict=True)):
+        k, v = (each[tables[index]].flatten(0, 1)[:length].transpose(0, 1).repeat_interleave(2, 0) for each in cache)
+        k, v = (each[:, -window:] for each in (k, v))
+        expected = torch.softmax(0.25 * query[:, row, None] @ k.transpose(1, 2), -1) @ v
+        assert (result[row] - expected[:, 0]).abs().max() < 1e-4
+    assert not result[[1, 2, 3, 5, 6, 8]].any(), "nothing else is written"

@@ -1,6 +1,7 @@
 """The way of tokens from replicas to gateways, over real sockets."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -165,6 +166,24 @@ def test_who_sends_nonsense_is_hung_up_on(with_inbox: Callable[[Work], None], ca
     assert "hung up on a replica" in caplog.text
 
 
+def test_who_does_not_say_the_secret_in_time_is_hung_up_on(
+    with_inbox: Callable[[Work], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swapmeet_serving.inbox.GREETING_SECONDS", 0.05)
+
+    async def work(inbox: Inbox, outbox: Outbox) -> None:
+        async with inbox.stream() as stream:
+            mine = await outbox.line(stream.address)
+            reader, writer = await asyncio.open_connection(stream.address.host, stream.address.port)
+            writer.write(stream.address.secret[:7])
+            assert await reader.read() == b""
+            writer.close()
+            mine.send(stream.address.stream, piece("still here"))
+            assert await stream.take() == [piece("still here")]
+
+    with_inbox(work)
+
+
 def test_a_line_that_broke_is_made_anew(with_inbox: Callable[[Work], None]) -> None:
     async def work(inbox: Inbox, outbox: Outbox) -> None:
         async with inbox.stream() as stream:
@@ -192,6 +211,19 @@ def test_a_gateway_that_can_not_be_reached_is_an_error_each_time(with_inbox: Cal
         for _ in range(2):
             with pytest.raises(ConnectionError, match="can not be reached"):
                 await outbox.line(Address(gone.host, gone.port, gone.secret))
+
+    with_inbox(work)
+
+
+def test_a_failure_is_not_kept_for_those_who_come_later(with_inbox: Callable[[Work], None]) -> None:
+    async def work(inbox: Inbox, outbox: Outbox) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            to = Address(*gone.getsockname(), secret=bytes(32))
+        asked = asyncio.create_task(outbox.line(to))
+        await asyncio.sleep(0)
+        asked.cancel()  # its caller left
+        await asyncio.sleep(0.05)
+        assert not outbox._lines
 
     with_inbox(work)
 

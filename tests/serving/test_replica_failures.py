@@ -14,9 +14,11 @@ import pytest
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, Sampling
-from swapmeet_serving.errors import BaseUnsupported, EngineDead, InvalidRequest
+from swapmeet_serving.calls import ToolUse
+from swapmeet_serving.errors import BaseUnsupported, ContextTooLong, EngineDead, InvalidRequest
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
+from swapmeet_serving.text_limit import TextLimit, characters_of
 
 MESSAGES = ({"role": "user", "content": "Tell me a story"},)
 SHORT = Sampling(max_tokens=6, ignore_eos=True)
@@ -115,6 +117,36 @@ def test_the_event_loop_goes_on_while_a_template_loops(replica: Replica, pinned:
         assert len(await waits) == 6
 
     asyncio.run(others())
+
+
+def test_what_can_not_fit_is_refused_before_it_is_tokenized(replica: Replica, pinned: Callable[[str], str]) -> None:
+    """16 MiB of text, as a request may have, would take 5 GB on the way to tokens."""
+    text = "a b " * (4 << 20)
+    tool = {"name": "f", "description": text}
+    calls = [
+        Call("prompt", prompt=text),
+        Call("message", messages=({"role": "user", "content": text},)),
+        Call("own", messages=({"role": "user", "content": text},), adapter=pinned("own")),
+        Call("tool", messages=MESSAGES, tools=ToolUse((tool,))),
+    ]
+    began = time.process_time()
+    for call in calls:
+        with pytest.raises(ContextTooLong, match="characters, more than the 512 tokens"):
+            asyncio.run(collect(replica, call))
+    assert time.process_time() - began < 1
+    answered(replica)
+
+
+def test_a_text_within_the_limit_is_tokenized_to_be_counted() -> None:
+    class Tokenizer:
+        def get_vocab(self) -> dict[str, int]:
+            return {"a": 0, "longest": 1}
+
+    limit = TextLimit(Tokenizer(), room=3)
+    limit.check(3 * 7)
+    with pytest.raises(ContextTooLong, match="22 characters, more than the 3 tokens"):
+        limit.check(3 * 7 + 1)
+    assert characters_of([{"ab": ["c", 1, None, {"d": "ef"}]}, ("g",)]) == 7
 
 
 def test_who_can_not_be_told_is_cancelled_and_the_engine_goes_on(

@@ -106,6 +106,7 @@ def test_what_loops_is_ended_and_nobody_else_waits(renderer: TemplateRenderer) -
         (TALKS, "gives more than"),
         ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
         ("{{ raise_exception('a' * 100000) }}", "refuses these messages: aaa"),
+        (r"{{ '\ud800' }}", "refuses these messages: 'utf-8' codec can't encode"),
         ("{% if %}", "refuses these messages: "),
         ("{{ ''.__class__.__mro__ }}", "refuses these messages: "),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "refuses these messages: maximum recursion"),

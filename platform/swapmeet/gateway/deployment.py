@@ -166,6 +166,9 @@ async def _follow(response: Any, stream: Stream) -> None:
             pass
     except Exception as error:
         stream.fail(error)
+    except asyncio.CancelledError:  # by Ray, which ends; or by `_cancel`, when nobody reads the stream any more
+        stream.fail(_Gone("The call was cancelled on its way to the engine. Ask again."))
+        raise
     else:
         lost = _Gone("A part of the answer was lost on its way from the engine. Ask again.")
         asyncio.get_running_loop().call_later(LATE_SECONDS, stream.fail, lost)

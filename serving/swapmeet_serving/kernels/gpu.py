@@ -96,6 +96,8 @@ class GpuKernels:
         self.pages = pages
         self.weight_bytes = dtype.itemsize
         self._dtype, self._device, self._groups = dtype, device, groups
+        stream: Any = torch.cuda.Stream
+        self._beside = None if device == "cpu" else stream(device)
         self._places = {name: place for place, name in enumerate(name for group in groups for name in group)}
         self._group_of = [index for index, group in enumerate(groups) for _ in group]
         self._tiles = {next(iter(group)): self._tiles_of(group) for group in groups}
@@ -128,15 +130,16 @@ class GpuKernels:
         return PackedLora(block, table, widths, parts)
 
     def bring(self, packed: PackedLora) -> GpuLora:
-        """Copy to the device, beside the steps under way, which do not wait for it."""
-        if self._device == "cpu":
+        """Copy to the device, beside the steps under way, which do not wait for it.
+
+        On one stream for all adapters: memory that one leaves is found again on its own stream only. No step uses it
+        before this returns, and none is under way when it is let go, so the steps' stream needs not be told.
+        """
+        if self._beside is None:
             return self._placed(packed, packed.block.clone())
-        stream: Any = torch.cuda.Stream
-        beside = stream(self._device)
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(self._beside):
             held = self._placed(packed, packed.block.to(self._device, non_blocking=True))
-            # No step uses it before this returns, and none is under way when it is let go: one stream is enough.
-            beside.synchronize()
+            self._beside.synchronize()
         return held
 
     def _placed(self, packed: PackedLora, block: torch.Tensor) -> GpuLora:

@@ -27,13 +27,13 @@ PROMPT_ROWS = 64
 """Rows times query heads in a block of a prompt."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend(
-    query, q_head, q_row, keys, values, blocks, tables, table_stride, result, sums, stats, rows, part, scaling, window,
+    query, q_head, q_row, keys, values, blocks, tables, table_stride, result, sums, stats, part, scaling, window,
     PRECISION: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
     TOKENS: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Result (rows, heads, WIDTH); or of a part, sums (parts, rows, heads, WIDTH) and stats (parts, rows, heads, 2)."""
+    """Result (rows, heads, WIDTH); or, of blocks of single rows, sums and stats (parts, blocks, heads, WIDTH or 2)."""
     block = blocks + tl.program_id(0) * BLOCK
     kv_head, kv_heads, split = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     first, count, position = tl.load(block), tl.load(block + 1), tl.load(block + 2)
@@ -74,7 +74,7 @@ def _attend(
         place = (row * kv_heads * GROUP + head)[:, None] * WIDTH + d[None, :]
         tl.store(result + place, (summed / total[:, None]).to(result.dtype.element_ty), mask=mask)
     else:
-        line = (split * rows + row) * kv_heads * GROUP + head
+        line = (split * tl.num_programs(0) + tl.program_id(0)) * kv_heads * GROUP + head
         tl.store(sums + line[:, None] * WIDTH + d[None, :], summed, mask=mask)
         tl.store(stats + line * 2, peak, mask=mine)
         tl.store(stats + line * 2 + 1, total, mask=mine)
@@ -82,7 +82,7 @@ def _attend(
 
 @triton.jit
 def _join(
-    sums, stats, blocks, result, rows, part, heads,
+    sums, stats, blocks, result, part, heads,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A row's parts, those that it has, in their order."""
@@ -90,12 +90,12 @@ def _join(
     row, count = tl.load(block), tl.load(block + 1)
     head = tl.program_id(1)
     d = tl.arange(0, PADDED)
-    real = (d < WIDTH) & (count > 0)
+    real = d < count * WIDTH  # nothing of a block that is empty
     peak, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
     summed = tl.zeros((PADDED,), tl.float32)
     parts = tl.where(count > 0, tl.cdiv(tl.load(block + 2) + 1, part), 0)
     for split in range(parts):
-        line = (split * rows + row) * heads + head
+        line = (split * tl.num_programs(0) + tl.program_id(0)) * heads + head
         its = tl.load(stats + line * 2)
         now = tl.maximum(peak, its)
         safe = tl.where(now == float("-inf"), 0.0, now)
@@ -127,24 +127,24 @@ def attend(
         scaling: of scores.
         window: how many tokens a row sees, itself included; 0 for all.
     """
-    heads, rows, width = query.shape
+    heads, _, width = query.shape
     kv_heads = cache[0].shape[2]
     group = heads // kv_heads
     parts = -(-longest // PART) if decoding else 1
     part = PART if decoding else longest
     sums, stats = (
-        torch.empty(parts if parts > 1 else 0, rows, heads, last, dtype=torch.float32, device=query.device)
+        torch.empty(parts if parts > 1 else 0, len(blocks), heads, last, dtype=torch.float32, device=query.device)
         for last in (width, 2)
     )
     tile = _power(group if decoding else prompt_rows * group)
     _attend[(len(blocks), kv_heads, parts)](
-        query, query.stride(0), query.stride(1), *cache, blocks, tables, tables.stride(0), result, sums, stats, rows,
+        query, query.stride(0), query.stride(1), *cache, blocks, tables, tables.stride(0), result, sums, stats,
         part, scaling, window, PRECISION=_precision(query), GROUP=group, M=max(16, tile), WIDTH=width,
         PADDED=max(16, _power(width)), TOKENS=TOKENS, PAGE=PAGE, BLOCK=BLOCK, WHOLE=parts == 1,
     )  # fmt: skip
     if parts > 1:
         _join[(len(blocks), heads)](
-            sums, stats, blocks, result, rows, part, heads, WIDTH=width, PADDED=_power(width), BLOCK=BLOCK
+            sums, stats, blocks, result, part, heads, WIDTH=width, PADDED=_power(width), BLOCK=BLOCK
         )
 
 

@@ -6,6 +6,9 @@ expands them into every layer's result. Both go through blocks of up to `ROWS` n
 through the mix's terms at their own ranks: nothing is padded but the tiles that tensor cores multiply. Grids depend on
 how many blocks there may be and on nothing else, so that a CUDA graph replays them for whatever adapters come.
 
+What differs from step to step or layer to layer is not specialised: each kernel would be compiled, for seconds in which
+all wait, once for numbers that are 1, once for multiples of 16 and once for others.
+
 All tables are int64; weights of terms and scalings stand in them as the bits of a float32.
 """
 
@@ -42,7 +45,7 @@ PART = 512
 PARTS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["place", "rows", "width"])
 def _shrink(
     x, x_stride, inputs, blocks, terms, place, t, rows, width, part,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, DEPTH: tl.constexpr,
@@ -74,7 +77,7 @@ def _shrink(
         t += columns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "width"])
 def _expand(
     t, rows, width, parts, y, y_stride, blocks, terms, tiles, side_by_side,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, OUTPUTS: tl.constexpr,

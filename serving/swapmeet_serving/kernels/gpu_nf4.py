@@ -33,7 +33,7 @@ COLUMNS: int = 512
 PROGRAMS_PER_CORE = 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _multiply(
     x, x_stride, weights, code, absmax, nested, code_2, absmax_2, offset, partial, rows, outputs, inputs, part,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, NESTED: tl.constexpr,
@@ -69,7 +69,7 @@ def _multiply(
     tl.store(place, total, mask=mine[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _sum(partial, bias, result, rows, outputs, parts, BIAS: tl.constexpr, COLUMNS: tl.constexpr):
     """result (rows, outputs): the parts in their order, and the bias."""
     row = tl.program_id(0)

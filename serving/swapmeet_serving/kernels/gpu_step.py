@@ -81,7 +81,7 @@ class Sizes:
     @property
     def total(self) -> int:
         """Numbers in all."""
-        return sum(prod(shape) for _, shape in self.sections())
+        return sum(_room(shape) for _, shape in self.sections())
 
 
 @dataclass(slots=True)
@@ -143,12 +143,19 @@ class Step:
 
 
 def sections(array: Any, sizes: Sizes) -> dict[str, Any]:
-    """The parts of an array or tensor, by name, as views."""
+    """The parts of an array or tensor, by name, as views.
+
+    Each begins at a multiple of 16 bytes: Triton compiles a kernel once for these, and once for all other addresses.
+    """
     found, begin = {}, 0
     for name, shape in sizes.sections():
-        count = prod(shape)
-        found[name], begin = array[begin : begin + count].reshape(shape), begin + count
+        found[name], begin = array[begin : begin + prod(shape)].reshape(shape), begin + _room(shape)
     return found
+
+
+def _room(shape: tuple[int, ...]) -> int:
+    """Numbers that a part takes, so that the next begins at a multiple of 16 bytes."""
+    return prod(shape) + prod(shape) % 2
 
 
 def _put(into: Numbers, values: object) -> None:

@@ -91,7 +91,8 @@ class ToolFormat(ABC):
             arguments = json.loads(arguments)
         if not isinstance(arguments, dict):
             raise ValueError("arguments are an object")
-        return value["name"], json.dumps(arguments, ensure_ascii=False)
+        written = json.dumps(arguments, ensure_ascii=False)
+        return value["name"], written.encode(errors="backslashreplace").decode()  # half a surrogate pair stays escaped
 
     def call_rules(self, functions: Sequence[Function]) -> str:
         """Lark rules for `call`: the JSON of a call of any of these functions."""
