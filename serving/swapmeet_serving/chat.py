@@ -16,7 +16,9 @@ from swapmeet_serving.tools.prompt import as_plain_text
 TEMPLATE_FILE = "chat_template.jinja"
 LONGEST_TEMPLATE = 256 << 10
 """Bytes; the longest in use have a tenth of it."""
-MOST_KEPT = 4096
+MOST_KEPT = 16 << 20
+"""Characters of all templates that are kept, each counted as no less than ENTRY."""
+ENTRY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class ChatTemplates:
         fetch: gives the folder of an adapter's files.
         tool_format: the name of the form in which templates that know tools have them; "auto" looks at each.
         renderer: renders adapters' own templates.
+        limit: refuses what they gave if it has too many characters to be tokenized at all.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class ChatTemplates:
         fetch: Callable[[str], Path],
         tool_format: str = "auto",
         renderer: TemplateRenderer | None = None,
+        limit: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tool_format = tool_format
@@ -53,6 +57,8 @@ class ChatTemplates:
         self._renderer = renderer or TemplateRenderer()
         self._base = ChatTemplate(tokenizer.chat_template)
         self._found: dict[str | None, ChatTemplate] = {None: self._base}
+        self._kept = 0
+        self._limit = limit
         self._lock = Lock()
 
     def knows(self, adapter: str | None) -> bool:
@@ -73,9 +79,11 @@ class ChatTemplates:
         # most that come with an adapter are a copy of the base's
         template = self._base if own in (None, self._base.text) else ChatTemplate(own, own=True)
         with self._lock:
-            if len(self._found) >= MOST_KEPT:
-                self._found = {None: self._base}
+            size = max(ENTRY, len(template.text or "") if template.own else 0)
+            if self._kept + size > MOST_KEPT:
+                self._found, self._kept = {None: self._base}, 0
             self._found[adapter] = template
+            self._kept += size
         return template
 
     def tool_format(self, adapter: str | None) -> ToolFormat:
@@ -123,6 +131,7 @@ class ChatTemplates:
             text = self._renderer.render(template, given, tools or None, self._tokenizer.special_tokens_map, who)
         except TemplateFailed as error:
             raise InvalidRequest(f"The chat template of {who[1]} {error}.") from error
+        self._limit(len(text))
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _own(self, adapter: str, *, again: bool = True) -> str | None:

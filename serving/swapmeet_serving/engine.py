@@ -102,6 +102,8 @@ class Engine:
     ) -> None:
         # Explicitly, because Ray starts its workers with OMP_NUM_THREADS=1.
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # where Triton and CUDA graphs work
         model = load_base(base, device, quantization)
         self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
         self.context_length = model.context_length

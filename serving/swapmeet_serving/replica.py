@@ -90,8 +90,10 @@ class Replica:
         )
         self._thread.start()
         self._engine = ready.result()
-        self._templates = ChatTemplates(self._engine.tokenizer, self._folders.fetch, settings.tool_format)
         self._limit = TextLimit(self._engine.tokenizer, self._engine.room)
+        self._templates = ChatTemplates(
+            self._engine.tokenizer, self._folders.fetch, settings.tool_format, limit=self._limit.check
+        )
         self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
         self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")

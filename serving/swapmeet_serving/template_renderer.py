@@ -1,7 +1,7 @@
 """Renders adapters' own chat templates outside of this process, in time and memory that are bounded.
 
 A template is a program, and a stranger's may loop for ever or fill the memory. So it runs in one of a few processes
-that know nothing and have nothing, and that are killed and replaced when they take too much.
+that hold no secrets, may write no files, and are killed and replaced when they take too much.
 """
 
 import json

@@ -102,7 +102,7 @@ def test_a_folder_that_made_room_is_fetched_again(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "MOST_KEPT", 2)
+    monkeypatch.setattr(chat, "MOST_KEPT", chat.ENTRY)
     templates = ChatTemplates(Tokenizer("base:"), lambda _: tmp_path)
     for adapter in ("a", "b"):
         templates.render(MESSAGES, adapter)

@@ -26,6 +26,9 @@ from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
 
 Integers = npt.NDArray[np.int64]
 
+PACKED_AT_ONCE = 128
+"""Matrices: a call for each would cost more than the packing."""
+
 SLACK = WIDE
 """Elements behind every block of memory: tiles are read whole, so up to WIDE - 1 too far."""
 
@@ -127,10 +130,13 @@ class CpuKernels:
                 matrix(down, addresses[0], place.columns, place.column),
                 matrix(up, addresses[1], place.outputs, 0),
             ]
-            sources += [down, up]
             scaling = float_bits(pair.scaling)
             table[self._places[name]] = (*addresses, place.rank, scaling, place.columns, place.column)
             add_parts(parts, name, pair, self._dtype)
+            sources += [down, up]
+            if len(sources) >= PACKED_AT_ONCE:
+                pack(matrices, self._dtype)
+                matrices, sources = [], []
         pack(matrices, self._dtype)
         return CpuLora(block, table, parts)
 

@@ -211,6 +211,8 @@ class GpuKernels:
         cache = self._cache[cast(int, module.layer_idx)]
         for pages, new in zip(cache, (key, value), strict=True):
             pages.view(-1, *pages.shape[2:])[layout.on_device["slots"]] = new[0].transpose(0, 1)
+        assert query.dtype == key.dtype == value.dtype == self._dtype
+        query = query if query.stride(3) == 1 else query.contiguous()
         heads, rows, width = query.shape[1:]
         result = query.new_empty(1, rows, heads, width)
         for name, decoding in (("decoding", True), ("prompts", False)):

@@ -20,8 +20,8 @@ BLOCK = 4
 PART: int = 512
 """Tokens that one program sees of a row that decodes."""
 
-TOKENS: int = 64
-"""Tokens at a time."""
+TILE_BYTES = 16 << 10
+"""Of keys at a time, and as many of values: what every card's cores have room for, twice over."""
 
 PROMPT_ROWS = 64
 """Rows times query heads in a block of a prompt."""
@@ -140,12 +140,18 @@ def attend(
     _attend[(len(blocks), kv_heads, parts)](
         query, query.stride(0), query.stride(1), *cache, blocks, tables, tables.stride(0), result, sums, stats,
         part, scaling, window, PRECISION=_precision(query), GROUP=group, M=max(16, tile), WIDTH=width,
-        PADDED=max(16, _power(width)), TOKENS=TOKENS, PAGE=PAGE, BLOCK=BLOCK, WHOLE=parts == 1,
+        PADDED=max(16, _power(width)), TOKENS=tokens_of(width, query.element_size()), PAGE=PAGE, BLOCK=BLOCK,
+        WHOLE=parts == 1,
     )  # fmt: skip
     if parts > 1:
         _join[(len(blocks), heads)](
             sums, stats, blocks, result, part, heads, WIDTH=width, PADDED=_power(width), BLOCK=BLOCK
         )
+
+
+def tokens_of(width: int, element: int) -> int:
+    """Tokens at a time, where heads are so wide: 64, or what TILE_BYTES hold."""
+    return min(64, max(16, TILE_BYTES // (max(16, _power(width)) * element)))
 
 
 def rows_of(group: int) -> int:
