@@ -5,7 +5,9 @@
 
 Which adapter a request wants follows Zipf's law: the k-th most popular is asked for in proportion to 1 / k^exponent.
 A round keeps so many requests under way until all are done; a new one comes for each that ends. Every count has a
-process and an engine of its own, idle while the others take their turns; counts take turns round by round.
+process and an engine of its own, idle while the others take their turns; counts take turns round by round. Answers
+are half to one and a half times `--tokens` long: with equal lengths, and every adapter in memory, requests would begin
+and end in step, and their prompts be computed all at once.
 
 10,000 adapters of 20 MB would fill the disk with 200 GB of random numbers, so each is a folder of its own with hard
 links to one of eight sets of weights. The engine cannot tell: it fetches, checks, loads and evicts every identity by
@@ -100,12 +102,13 @@ def side(count: int, folder: Path, exponent: float) -> Answer:
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         wanted = chance.choices(range(count), cum_weights=popularity, k=question["requests"])
+        lengths = [chance.randint(question["tokens"] // 2, 3 * question["tokens"] // 2) for _ in wanted]
         before = loads(engine)
         start = time.perf_counter()
-        resident = run(engine, wanted, ids, numbers, question["at_once"], question["tokens"])
+        resident = run(engine, list(zip(wanted, lengths, strict=True)), ids, numbers, question["at_once"])
         seconds = time.perf_counter() - start
         return {
-            "tokens_per_second": len(wanted) * question["tokens"] / seconds,
+            "tokens_per_second": sum(lengths) / seconds,
             "hit_rate": resident / len(wanted),
             "loads": loads(engine) - before,
             "resident_mb": resident_memory(),
@@ -122,19 +125,18 @@ def link(weights: Path, folder: Path) -> None:
         os.link(path, folder / path.name)
 
 
-def run(engine: Any, wanted: list[int], ids: list[list[int]], numbers: Any, at_once: int, tokens: int) -> int:
-    """Answer these requests, so many at once; says how many found their adapter in memory."""
+def run(engine: Any, wanted: list[tuple[int, int]], ids: list[list[int]], numbers: Any, at_once: int) -> int:
+    """Answer requests for these adapters and of these lengths; says how many found their adapter in memory."""
     from swapmeet_serving import Request, Sampling
 
-    sampling = Sampling(max_tokens=tokens, ignore_eos=True)
     coming, found = iter(wanted), 0
 
-    def submit(adapter: int) -> None:
-        number = next(numbers)
+    def submit(adapter: int, tokens: int) -> None:
+        number, sampling = next(numbers), Sampling(max_tokens=tokens, ignore_eos=True)
         engine.submit(Request(str(number), tuple(ids[number % len(ids)]), str(adapter), sampling))
 
-    for adapter in itertools.islice(coming, at_once):
-        submit(adapter)
+    for each in itertools.islice(coming, at_once):
+        submit(*each)
     while engine.busy:
         engine.wait()
         for output in engine.step():
@@ -142,8 +144,8 @@ def run(engine: Any, wanted: list[int], ids: list[list[int]], numbers: Any, at_o
                 raise output.error
             if output.finish_reason:
                 found += output.timeline.resident
-                for adapter in itertools.islice(coming, 1):
-                    submit(adapter)
+                for each in itertools.islice(coming, 1):
+                    submit(*each)
     return found
 
 
