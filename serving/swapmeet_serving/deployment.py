@@ -38,7 +38,8 @@ class ServedReplica(Replica):
         """`generate`, where the chunks go to an inbox; gives nothing, and ends when all have left.
 
         Raises:
-            ConnectionError: the inbox can not be reached, or not any more.
+            ConnectionError: the inbox is gone.
+            EngineDead: it can not be reached.
             ServingError, RegistryError: as from `generate`.
         """
         line = await self._outbox.line(to)

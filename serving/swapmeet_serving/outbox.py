@@ -7,6 +7,7 @@ from typing import cast
 
 from swapmeet_serving.calls import Chunk
 from swapmeet_serving.chunk_frames import pack
+from swapmeet_serving.errors import EngineDead
 from swapmeet_serving.inbox import Address
 
 CONNECT_SECONDS = 5.0
@@ -90,7 +91,7 @@ class Outbox:
         """The line to a gateway, made if there is none.
 
         Raises:
-            ConnectionError: it can not be reached.
+            EngineDead: it can not be reached.
         """
         place = to.host, to.port, to.secret
         if place not in self._lines:
@@ -109,5 +110,8 @@ class Outbox:
         except OSError as error:
             ended()  # here, because whoever asked may have left
             log.warning("the gateway at %s:%s can not be reached from here: %s", to.host, to.port, error)
-            raise ConnectionError(f"The gateway at {to.host}:{to.port} can not be reached: {error}") from error
+            raise EngineDead(
+                f"The engine can not reach the gateway at {to.host}:{to.port} ({error or 'no answer'}). "
+                "Let the machines of the cluster reach each other on all ports."
+            ) from error
         return line

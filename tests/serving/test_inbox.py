@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from swapmeet_serving import Candidate, Chunk, TokenLogprob
 from swapmeet_serving.calls import Stages, ToolCall
 from swapmeet_serving.chunk_frames import Unpacker, pack
+from swapmeet_serving.errors import EngineDead
 from swapmeet_serving.inbox import Address, Inbox
 from swapmeet_serving.outbox import Outbox
 
@@ -209,7 +210,7 @@ def test_a_gateway_that_can_not_be_reached_is_an_error_each_time(with_inbox: Cal
         inbox.close()
         await asyncio.sleep(0.01)
         for _ in range(2):
-            with pytest.raises(ConnectionError, match="can not be reached"):
+            with pytest.raises(EngineDead, match="can not reach the gateway"):
                 await outbox.line(Address(gone.host, gone.port, gone.secret))
 
     with_inbox(work)

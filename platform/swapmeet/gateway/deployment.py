@@ -1,6 +1,7 @@
 """The gateway as a Ray Serve deployment in front of the engine replicas."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ from swapmeet_serving.errors import EngineDead, Overloaded
 from swapmeet_serving.inbox import Inbox, Stream
 from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
+
+log = logging.getLogger("swapmeet.gateway")
 
 SCALING = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 """Ray's states of a deployment that gets replicas as it needs them."""
@@ -199,7 +202,11 @@ def gateway_app(
     try:
         yield _app(settings, base, served, meter)
     finally:
-        asyncio.run_coroutine_threadsafe(served.close(), loop).result(CLOSE_SECONDS)
+        closing = asyncio.run_coroutine_threadsafe(served.close(), loop)
+        try:
+            closing.result(CLOSE_SECONDS)
+        except TimeoutError:
+            log.warning("the handles of Ray Serve were not closed within %s s", CLOSE_SECONDS)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
