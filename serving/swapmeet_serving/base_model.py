@@ -60,6 +60,11 @@ class BaseModel:
         set_attend(self.model, kernels.attend)
 
     @property
+    def token_bytes(self) -> int:
+        """What keys and values of a token take."""
+        return sum(2 * heads * width for heads, width in self.kv_layers.values()) * self.dtype.itemsize
+
+    @property
     def groups(self) -> list[dict[str, tuple[int, ...]]]:
         """Names and shapes of the linear layers, by their inputs."""
         shapes = self.layers.shapes

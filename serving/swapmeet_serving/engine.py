@@ -135,7 +135,7 @@ class Engine:
             self.meter,
         )
         self._pages = KvPages(kernels.pages, PAGE)
-        self._page_bytes = PAGE * model.dtype.itemsize * sum(2 * h * width for h, width in model.kv_layers.values())
+        self._page_bytes = PAGE * model.token_bytes
         self._scheduler = Scheduler(
             self._pages,
             self._adapters,

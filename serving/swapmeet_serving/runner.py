@@ -22,8 +22,7 @@ def kernels_for(base: BaseModel, kv_bytes: int, *, exact: bool) -> Kernels:
     Raises:
         BaseUnsupported: the device's own do not compute in the base's dtype.
     """
-    per_token = sum(2 * heads * width for heads, width in base.kv_layers.values()) * base.dtype.itemsize
-    pages = kv_bytes // (per_token * PAGE)
+    pages = kv_bytes // (base.token_bytes * PAGE)
     if exact:
         return ExactKernels(pages, base.kv_layers, base.dtype, base.device)
     if torch.device(base.device).type == "cpu":

@@ -43,6 +43,7 @@ EDGE = {
     "swapmeet_serving.kernels.gpu_attention",
     "swapmeet_serving.kernels.gpu_lora",
     "swapmeet_serving.kernels.gpu_nf4",
+    "swapmeet_serving.kernels.gpu_tiles",
     "swapmeet_serving.kernels.lora_block",
     "swapmeet_serving.kernels.threads",
     "swapmeet_serving.kernels.tile",

@@ -4,22 +4,28 @@ exact.py                torch, in the very order of transformers and PEFT: bit f
 cpu.py                  CPU cores; its loops are cpu_lora.py, cpu_attention.py and cpu_pack.py, compiled by numba
 tile.py, threads.py     the inner loop of the first two, and torch's threads to run them on
 gpu.py                  GPUs; its kernels are gpu_lora.py, gpu_attention.py and gpu_nf4.py, compiled by Triton
-gpu_step.py             a step's numbers for these
+gpu_step.py             a step's numbers for these; gpu_tiles.py has what their tiles have in common
 decode_graphs.py        CUDA graphs of steps in which every sequence decodes
 lora_block.py           where an adapter's weights lie in its block of memory
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from swapmeet_serving.adapter_parts import Parts
 from swapmeet_serving.lora_weights import LoraPairs
-from swapmeet_serving.step_plan import StepPlan
+from swapmeet_serving.step_plan import Span, StepPlan
 
 PAGE = 16
 """Tokens in a page of the KV cache; as many as the CPU's vectors have lanes."""
+
+
+def slots(span: Span) -> Iterator[int]:
+    """Where in the cache a span's tokens go."""
+    for position in range(span.position, span.length):
+        yield span.pages[position // PAGE] * PAGE + position % PAGE
 
 
 class Kernels(Protocol):

@@ -16,7 +16,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from swapmeet_serving.adapter_parts import Parts, PartsStep, linear_part, product
-from swapmeet_serving.kernels import PAGE
+from swapmeet_serving.kernels import PAGE, slots
 from swapmeet_serving.lora_weights import LoraPair, LoraPairs
 from swapmeet_serving.step_plan import Segment, Span, StepPlan, kept_rows, row, segments_of
 
@@ -82,7 +82,7 @@ class ExactKernels:
         decoding = [span for span in plan.spans if span.position]
         assert all(span.rows == 1 for span in decoding), "prompts are computed whole"
         self._layout = _Layout(
-            slots=row([slot for span in plan.spans for slot in self._slots(span)], self._device),
+            slots=row([slot for span in plan.spans for slot in slots(span)], self._device),
             segments=tuple(segments_of(plan.spans, [(span.start, span.stop) for span in plan.spans])),
             last_segments=tuple(segments_of(plan.spans, kept_rows(plan.spans))),
             groups=tuple(self._groups(decoding)),
@@ -138,10 +138,6 @@ class ExactKernels:
             mask = _window_mask(prompt.rows, sliding_window, query.device)
             result[:, prompt.start : prompt.stop], _ = sdpa_attention_forward(module, *span, mask, scaling=scaling)
         return result
-
-    def _slots(self, span: Span) -> Iterator[int]:
-        for position in range(span.position, span.length):
-            yield span.pages[position // PAGE] * PAGE + position % PAGE
 
     def _groups(self, decoding: list[Span]) -> Iterator[_Group]:
         for length, members in groupby(sorted(decoding, key=lambda span: span.length), key=lambda span: span.length):

@@ -208,10 +208,10 @@ class GpuKernels:
         """Every query against its own sequence's pages."""
         layout = self._layout
         assert layout is not None, "no step is under way"
+        assert query.dtype == key.dtype == value.dtype == self._dtype
         cache = self._cache[cast(int, module.layer_idx)]
         for pages, new in zip(cache, (key, value), strict=True):
             pages.view(-1, *pages.shape[2:])[layout.on_device["slots"]] = new[0].transpose(0, 1)
-        assert query.dtype == key.dtype == value.dtype == self._dtype
         query = query if query.stride(3) == 1 else query.contiguous()
         heads, rows, width = query.shape[1:]
         result = query.new_empty(1, rows, heads, width)

@@ -6,13 +6,12 @@ parts of `PART` tokens, each computed by a program of its own and then summed in
 on how long others are.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from swapmeet_serving.kernels import PAGE
+from swapmeet_serving.kernels.gpu_tiles import power_of_two, precision
 
 BLOCK = 4
 """Numbers of a block: first row, rows (0: an empty block), position of the first, row of its page table."""
@@ -136,32 +135,24 @@ def attend(
         torch.empty(parts if parts > 1 else 0, len(blocks), heads, last, dtype=torch.float32, device=query.device)
         for last in (width, 2)
     )
-    tile = _power(group if decoding else prompt_rows * group)
+    tile = power_of_two(group if decoding else prompt_rows * group)
     _attend[(len(blocks), kv_heads, parts)](
         query, query.stride(0), query.stride(1), *cache, blocks, tables, tables.stride(0), result, sums, stats,
-        part, scaling, window, PRECISION=_precision(query), GROUP=group, M=max(16, tile), WIDTH=width,
-        PADDED=max(16, _power(width)), TOKENS=tokens_of(width, query.element_size()), PAGE=PAGE, BLOCK=BLOCK,
+        part, scaling, window, PRECISION=precision(query), GROUP=group, M=max(16, tile), WIDTH=width,
+        PADDED=max(16, power_of_two(width)), TOKENS=tokens_of(width, query.element_size()), PAGE=PAGE, BLOCK=BLOCK,
         WHOLE=parts == 1,
     )  # fmt: skip
     if parts > 1:
         _join[(len(blocks), heads)](
-            sums, stats, blocks, result, part, heads, WIDTH=width, PADDED=_power(width), BLOCK=BLOCK
+            sums, stats, blocks, result, part, heads, WIDTH=width, PADDED=power_of_two(width), BLOCK=BLOCK
         )
 
 
 def tokens_of(width: int, element: int) -> int:
     """Tokens at a time, where heads are so wide: 64, or what TILE_BYTES hold."""
-    return min(64, max(16, TILE_BYTES // (max(16, _power(width)) * element)))
+    return min(64, max(16, TILE_BYTES // (max(16, power_of_two(width)) * element)))
 
 
 def rows_of(group: int) -> int:
     """Rows in a block of a prompt, where so many query heads share a key."""
     return max(1, PROMPT_ROWS // group)
-
-
-def _power(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
-def _precision(like: torch.Tensor) -> Any:
-    return "ieee" if like.dtype == torch.float32 else "tf32"

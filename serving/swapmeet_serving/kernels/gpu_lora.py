@@ -12,11 +12,11 @@ all wait, once for numbers that are 1, once for multiples of 16 and once for oth
 All tables are int64; weights of terms and scalings stand in them as the bits of a float32.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
+
+from swapmeet_serving.kernels.gpu_tiles import precision
 
 ROWS = 16
 """Rows of a block: as few as tensor cores take."""
@@ -128,7 +128,7 @@ def shrink(x: torch.Tensor, blocks: torch.Tensor, terms: torch.Tensor, place: in
     t = torch.empty(parts, rows, width, dtype=torch.float32, device=x.device)
     _shrink[(len(blocks), parts)](
         x, x.stride(0), inputs, blocks, terms, place, t, rows, width, part,
-        PRECISION=_precision(x), ROWS=ROWS, RANKS=RANKS, DEPTH=DEPTH, BLOCK=BLOCK, TERM=TERM, ENTRY=ENTRY,
+        PRECISION=precision(x), ROWS=ROWS, RANKS=RANKS, DEPTH=DEPTH, BLOCK=BLOCK, TERM=TERM, ENTRY=ENTRY,
     )  # fmt: skip
     return t
 
@@ -141,11 +141,6 @@ def expand(
     parts, rows, width = t.shape
     _expand[(len(blocks), len(tiles))](
         t, rows, width, parts, y, y.stride(0), blocks, terms, tiles, int(side_by_side),
-        PRECISION=_precision(y), ROWS=ROWS, RANKS=RANKS, OUTPUTS=OUTPUTS,
+        PRECISION=precision(y), ROWS=ROWS, RANKS=RANKS, OUTPUTS=OUTPUTS,
         BLOCK=BLOCK, TERM=TERM, ENTRY=ENTRY, TILE=TILE,
     )  # fmt: skip
-
-
-def _precision(like: torch.Tensor) -> Any:
-    """Of products of float32: exact for models in float32, and more exact than their weights for others."""
-    return "ieee" if like.dtype == torch.float32 else "tf32"

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import nn
 
+from swapmeet_serving.kernels.gpu_tiles import power_of_two, precision
+
 LEAST, MOST = 5, 64
 """Rows for which this is used."""
 
@@ -131,7 +133,7 @@ class SplitProduct:
         _multiply[(-(-outputs // OUTPUTS), self._parts)](
             x, x.stride(0), self._weights, self._code, self._absmax, self._absmax, self._code_2, self._absmax_2,
             self._offset, partial, rows, outputs, self._inputs, self._part,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", ROWS=max(16, 1 << (rows - 1).bit_length()),
+            PRECISION=precision(x), ROWS=max(16, power_of_two(rows)),
             OUTPUTS=OUTPUTS, BLOCK=BLOCK, NESTED=NESTED, DOUBLE=self._double,
         )  # fmt: skip
         result = x.new_empty(rows, outputs)

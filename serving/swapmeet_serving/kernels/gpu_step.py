@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swapmeet_serving.kernels import PAGE, gpu_attention, gpu_lora
+from swapmeet_serving.kernels import PAGE, gpu_attention, gpu_lora, slots
+from swapmeet_serving.kernels.gpu_tiles import power_of_two
 from swapmeet_serving.kernels.lora_block import float_bits
 from swapmeet_serving.step_plan import Span, StepPlan, kept_rows, mix_key
 
@@ -130,7 +131,7 @@ class Step:
         into["slots"][:] = self.spare
         _put(into["tokens"], self.plan.tokens[0].numpy())
         _put(into["positions"], self.plan.positions[0].numpy())
-        _put(into["slots"], [slot for span in self.plan.spans for slot in _slots(span)])
+        _put(into["slots"], [slot for span in self.plan.spans for slot in slots(span)])
         _put(into["kept"], self.plan.kept.numpy())
         for name, rows in (
             ("decoding", self._decoding), ("prompts", self._prompts), ("blocks", self._blocks),
@@ -164,11 +165,6 @@ def _put(into: Numbers, values: object) -> None:
         into[: len(rows)] = rows
 
 
-def _slots(span: Span) -> Iterator[int]:
-    for position in range(span.position, span.length):
-        yield span.pages[position // PAGE] * PAGE + position % PAGE
-
-
 def _terms(spans: tuple[Span, ...]) -> tuple[dict[object, int], list[tuple[int, int]]]:
     """Where each mix's terms begin, and all terms: address of the adapter's table, bits of the weight."""
     begins: dict[object, int] = {}
@@ -195,8 +191,3 @@ def _prompt_blocks(spans: tuple[Span, ...], rows: int) -> Iterator[tuple[int, ..
         if span.rows > 1:
             for begin in range(span.start, span.stop, rows):
                 yield begin, min(rows, span.stop - begin), span.position + begin - span.start, index
-
-
-def power_of_two(value: int) -> int:
-    """The least that is no smaller."""
-    return 1 << max(0, value - 1).bit_length()
