@@ -2,7 +2,8 @@
 
     python benchmarks/serving/http_load.py [--rates 1 2 4] [--seconds 60] [--adapters 8] [--tokens 64]
                                            [--first-ms 1000] [--token-ms 100]
-    python benchmarks/serving/http_load.py --url URL --model NAME … [--key KEY]      another server, such as vLLM's
+    SWAPMEET_BENCH_VLLM_PYTHON=PYTHON python benchmarks/serving/http_load.py ...     vLLM's server after it
+    python benchmarks/serving/http_load.py --url URL --model NAME … [--key KEY]      another server instead
 
 `swapmeet up` runs as users start it, with so many adapters of rank 16 in its registry. Requests come as a Poisson
 process and never wait for one another's answers; each streams from the base or an adapter, chosen evenly. Goodput is
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,24 @@ def main() -> None:
     options = parse.parse_args()
     if options.url and not options.model:
         parse.error("--url needs --model")
-    if options.url:
-        rows = asyncio.run(load(Server(options.url, options.key, options.model), options))
-    else:
-        with up(options.adapters) as server:
-            rows = asyncio.run(load(server, options))
+    servers = (
+        {"server": nullcontext(Server(options.url, options.key, options.model))} if options.url else local(options)
+    )
+    sides = {}
+    for name, starting in servers.items():
+        with starting as server:
+            print(f"\n{name}", end="")
+            sides[name] = asyncio.run(load(server, options))
     objective = {"first_ms": options.first_ms, "token_ms": options.token_ms}
-    report("http_load", seconds=options.seconds, tokens=options.tokens, objective=objective, rates=rows)
+    report("http_load", seconds=options.seconds, tokens=options.tokens, objective=objective, sides=sides)
+
+
+def local(options: Any) -> dict[str, AbstractContextManager[Server]]:
+    """Servers to start on this machine, one after another, because each takes all of it."""
+    servers: dict[str, AbstractContextManager[Server]] = {"swapmeet": up(options.adapters)}
+    if python := os.environ.get("SWAPMEET_BENCH_VLLM_PYTHON"):
+        servers["vllm"] = vllm(python, options.adapters)
+    return servers
 
 
 async def load(server: Server, options: Any) -> list[dict[str, float]]:
@@ -138,10 +150,7 @@ async def stream(client: httpx.AsyncClient, model: str, prompt: str, tokens: int
 @contextmanager
 def up(adapters: int) -> Iterator[Server]:
     """A server as users start it, with fresh adapters in its registry."""
-    base = bench_base()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    base, port = bench_base(), free_port()
     with tempfile.TemporaryDirectory() as home:
         registry = f"file://{home}/registry"
         names = [f"bench/{number}" for number in range(adapters)]
@@ -160,6 +169,45 @@ def up(adapters: int) -> Iterator[Server]:
                 yield Server(ready["url"], ready["admin_key"], [base.path.name, *names])
             finally:
                 server.terminate()
+
+
+@contextmanager
+def vllm(python: str, adapters: int) -> Iterator[Server]:
+    """vLLM's server on the same base in bfloat16, with a slot for each adapter."""
+    base, port = bench_base(), free_port()
+    with tempfile.TemporaryDirectory() as home:
+        folders = {f"bench-{seed}": random_adapter(base.path, Path(home) / str(seed), seed) for seed in range(adapters)}
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base.path), "--port", port]
+        command += ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32"]
+        if folders:
+            command += ["--enable-lora", "--max-loras", str(adapters), "--max-lora-rank", "16", "--lora-modules"]
+            command += [f"{name}={folder}" for name, folder in folders.items()]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2"} | os.environ
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+            try:
+                url = f"http://127.0.0.1:{port}"
+                while not answers(f"{url}/health"):
+                    if server.poll() is not None:
+                        raise SystemExit("vLLM's server did not start. Run it by hand to see why.")
+                    time.sleep(1)
+                yield Server(url, "none", [str(base.path), *folders])
+            finally:
+                server.terminate()
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a server is ready."""
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     `adapter_disk` is what a machine keeps of adapters fetched from the registry; everywhere those longest unused go.
     `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower. `tool_format`
     says how models with chat templates for tools write calls, where the template's text does not tell.
+    `storage` keeps uploaded files and runs' checkpoints, like `registry` in a folder or in S3.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
     seconds. `min_replicas` may be 0: after `downscale_delay` without a call the last engine ends, and the next call
     waits until one has started. `drain` is how long answers under way may go on when a server or replica stops.
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
 
     home: Path = Path("~/.swapmeet")
     registry: str = ""
+    storage: str = ""
     database: str = ""
     base: str = "smollm2-135m"
     host: str = "127.0.0.1"
@@ -80,8 +82,13 @@ class Settings(BaseSettings):
         return self.registry or f"file://{self.folder}/registry"
 
     @property
+    def storage_url(self) -> str:
+        """Where uploaded files and runs' checkpoints are kept: as set, or a folder in the home."""
+        return self.storage or f"file://{self.folder}/storage"
+
+    @property
     def database_url(self) -> str:
-        """Where keys are kept: as set, or an SQLite file in the home."""
+        """Where tenants, keys, jobs and usage are kept: as set, or an SQLite file in the home."""
         return self.database or f"sqlite:///{self.folder}/swapmeet.db"
 
     @classmethod

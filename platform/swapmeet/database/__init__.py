@@ -1,0 +1,10 @@
+"""The platform's records in SQL: SQLite where nothing is set, PostgreSQL by URL.
+
+database.py     sessions that read or write, and what is tried again
+tables/         what is recorded, a module per area
+migrations/     how older databases become newer ones (Alembic)
+"""
+
+from swapmeet.database.database import Database
+
+__all__ = ["Database"]

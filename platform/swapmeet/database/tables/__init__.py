@@ -1,0 +1,25 @@
+"""Every table. Ids are made by whoever inserts, moments are UTC, amounts are whole numbers of their unit."""
+
+from swapmeet.database.tables.base import Table
+from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
+from swapmeet.database.tables.jobs import CheckpointRow, EventRow, JobRow, LeaseRow, PermissionRow
+from swapmeet.database.tables.tenancy import AuditRow, KeyRow, TenantRow, UsageRow
+from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
+
+__all__ = [
+    "AuditRow",
+    "CheckpointRow",
+    "DeliveryRow",
+    "EventRow",
+    "FileRow",
+    "JobRow",
+    "KeyRow",
+    "LeaseRow",
+    "PartRow",
+    "PermissionRow",
+    "Table",
+    "TenantRow",
+    "UploadRow",
+    "UsageRow",
+    "WebhookRow",
+]
