@@ -20,6 +20,7 @@
 worker dies. Importing this package imports neither torch nor ray.
 """
 
+from swapmeet_training.check import Report, check_file
 from swapmeet_training.data import dataset_digest, read_examples
 from swapmeet_training.dataset import Dataset, check_files, load_dataset
 from swapmeet_training.errors import (
@@ -49,6 +50,7 @@ __all__ = [
     "OutOfMemory",
     "Outcome",
     "Progress",
+    "Report",
     "Resources",
     "Result",
     "RunFailed",
@@ -57,6 +59,7 @@ __all__ = [
     "TemplateError",
     "TrainingError",
     "WorkerLost",
+    "check_file",
     "check_files",
     "dataset_digest",
     "fine_tune",
