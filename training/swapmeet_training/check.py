@@ -18,7 +18,8 @@ from swapmeet_training.data.findings import Finding, Listing, Notes, Unit, told
 from swapmeet_training.data.reading import EMPTY, examine
 from swapmeet_training.data.repeats import Contents, Pairs
 from swapmeet_training.data.rows import files_of, unit_of
-from swapmeet_training.masking import Masked, Masker, sequences_of
+from swapmeet_training.dataset import load_tokenizer
+from swapmeet_training.masking import Masked, Masker, check_length, sequences_of
 
 PERCENTILES = (50, 90, 95, 99)
 SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
@@ -47,7 +48,7 @@ class Report:
         unit: what examples stand on, `line` or `row`.
         examples: how many there are, those with mistakes among them.
         bytes: the file's size.
-        tokens: of the examples without mistakes, if a base was given.
+        tokens: of the examples that are whole, those too long among them, if a base was given.
         mistakes: what must be mended before a run; the first twenty of each kind.
         warnings: what is probably not meant, as far.
         mistake_counts: how many mistakes there are of each kind, listed or not.
@@ -123,7 +124,7 @@ def check_file(
     if base is None and (max_length is not None or template is not None):
         raise ValueError("max_length and template need a base, whose tokenizer counts and renders.")
     size = sum(file.stat().st_size if file.is_file() else 0 for file in files_of(path))
-    survey = Survey(_masker(base, max_length, template) if base else None)
+    survey = Survey(_masker(base, template) if base else None, max_length)
     rows = 0
     for rows, row in enumerate(examine(path), 1):
         survey.mistakes.add(*row.mistakes)
@@ -146,12 +147,13 @@ def check_file(
 class Survey:
     """What is known of a file's examples so far."""
 
-    def __init__(self, masker: Masker | None) -> None:
+    def __init__(self, masker: Masker | None, max_length: int | None) -> None:
         self.mistakes = Listing()
         self.warnings = Listing()
         self._form: Form | None = None
         self._contents = Contents()
         self._masker = masker
+        self._max_length = max_length
         self._lengths = array("I")
         self._trained = 0
 
@@ -163,7 +165,7 @@ class Survey:
         if self._masker is None:
             _note_special(example, notes)
         elif masked := self._masker.examine(example, notes):
-            self._count(masked)
+            self._count(masked, notes)
         self.mistakes.add(*notes.mistakes)
         self.warnings.add(*notes.warnings)
 
@@ -218,8 +220,10 @@ class Survey:
 
         self.mistakes.add_all(len(pairs), "leakage", make)
 
-    def _count(self, masked: Masked) -> None:
+    def _count(self, masked: Masked, notes: Notes) -> None:
         for sequence in sequences_of(masked):
+            if self._max_length is not None:
+                check_length(sequence, self._max_length, notes)
             self._lengths.append(len(sequence.tokens))
             self._trained += sequence.trained
 
@@ -232,10 +236,8 @@ class Survey:
         return TokenStatistics(int(lengths.sum(dtype=np.int64)), self._trained, int(lengths.max()), percentiles)
 
 
-def _masker(base: Path, max_length: int | None, template: str | None) -> Masker:
-    from swapmeet_training.dataset import load_tokenizer
-
-    return Masker.of(base, load_tokenizer(base), max_length, template)
+def _masker(base: Path, template: str | None) -> Masker:
+    return Masker.of(base, load_tokenizer(base), None, template)
 
 
 def _note_special(example: Example, notes: Notes) -> None:

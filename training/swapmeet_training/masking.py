@@ -61,6 +61,13 @@ def sequences_of(masked: Masked) -> tuple[Sequence, ...]:
     return (masked,) if isinstance(masked, Sequence) else (masked.chosen, masked.rejected)
 
 
+def check_length(sequence: Sequence, max_length: int, notes: Notes) -> None:
+    """Note it if a sequence has more tokens than that."""
+    if len(sequence.tokens) > max_length:
+        message = f"has {len(sequence.tokens)} tokens, more than max_length {max_length}"
+        notes.mistake("", "too_long", message, "Shorten it or raise max_length.")
+
+
 class Masker:
     """Tokenises examples for one base.
 
@@ -162,10 +169,8 @@ class Masker:
         return Pair(example.line, *both)
 
     def _check(self, sequence: Sequence, notes: Notes) -> None:
-        length = len(sequence.tokens)
-        if self._max_length is not None and length > self._max_length:
-            message = f"has {length} tokens, more than max_length {self._max_length}"
-            notes.mistake("", "too_long", message, "Shorten it or raise max_length.")
+        if self._max_length is not None:
+            check_length(sequence, self._max_length, notes)
         if not sequence.trained:
             notes.mistake("", "nothing_trained", "has no trained token", "Give the assistant something to say.")
         elif self._ends and not self._ends.intersection(sequence.labels):

@@ -57,7 +57,8 @@ def is_encodable(value: str, field: str, notes: Notes) -> bool:
 def shown(value: Any) -> str:
     """A value as a message shows it: short, and as text that can be printed; a key as it is."""
     written = value if isinstance(value, str) else _json(value)
-    written = written.encode(errors="backslashreplace").decode()
+    if not written.isprintable():
+        written = written.encode("unicode_escape").decode()
     return written if len(written) <= SHOWN else written[:SHOWN] + "…"
 
 
