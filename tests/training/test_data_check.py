@@ -175,6 +175,19 @@ def test_a_template_is_tried_on_every_row(write_jsonl: Write, tiny_llama: Path) 
     assert report.mistake_counts == {"template_refuses": 2}
     report = check_file(path, base=tiny_llama, template="{% for m in messages %}{{ 1 / 0 }}{% endfor %}")
     assert report.mistake_counts == {"template_refuses": 2}
+    thinking = (
+        "{% for m in messages %}{% if loop.last and m.role == 'assistant' %}-{% endif %}{{ m.content }}<|im_end|>"
+        "{% endfor %}"
+    )
+    twice = chat("0?")["messages"] * 2
+    report = check_file(write_jsonl("data.jsonl", {"messages": twice}), base=tiny_llama, template=thinking)
+    assert report.ok
+    assert report.warning_counts == {"template_rewrites": 1}
+    assert report.tokens is not None
+    assert report.tokens.trained == 2 * 6
+    backwards = "{% for m in messages | reverse %}{{ m.content }}<|im_end|>{% endfor %}"
+    report = check_file(write_jsonl("data.jsonl", chat("0?")), base=tiny_llama, template=backwards)
+    assert report.mistake_counts == {"template_without_prompt": 1}
     assert set(report.mistake_counts) <= set(KINDS)
     with pytest.raises(ValueError, match="need a base"):
         check_file(path, max_length=10)

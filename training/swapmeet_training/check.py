@@ -164,8 +164,9 @@ class Survey:
         notes = Notes(example.line)
         if self._masker is None:
             _note_special(example, notes)
-        elif masked := self._masker.examine(example, notes):
-            self._count(masked, notes)
+        else:
+            for masked in self._masker.examine(example, notes):
+                self._count(masked, notes)
         self.mistakes.add(*notes.mistakes)
         self.warnings.add(*notes.warnings)
 

@@ -7,13 +7,15 @@ the end-of-turn token. So a chat is cut where the trained turns begin and end, a
     <|im_start|>user↵Hi<|im_end|>↵<|im_start|>assistant↵ | Hello.<|im_end|> | ↵<|im_start|>user↵…
     prompt                                                 trained            prompt of the next turn
 
-A turn of weight 0 is part of the next prompt, and what follows the last trained turn is left out. Nothing is cut off
-to fit: an example of more than `max_length` tokens is a mistake, told with its line.
+A turn of weight 0 is part of the next prompt, and what follows the last trained turn is left out. Some templates
+write earlier turns differently once others follow, without their thoughts, for instance; then each turn is trained in
+a sequence of its own, after the prompt that serving would make. Nothing is cut off to fit: an example of more than
+`max_length` tokens is a mistake, told with its line.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,63 +112,65 @@ class Masker:
         mistakes = Mistakes(path, unit)
         for example in examples:
             notes = Notes(example.line)
-            masked = self.examine(example, notes)
+            all_masked += self.examine(example, notes)
             for finding in notes.mistakes:
                 if finding.kind in TEMPLATE_KINDS:
                     raise TemplateError(f"{path.name}: {unit} {example.line}: {finding}")
             mistakes.add(*notes.mistakes)
-            all_masked.append(masked)
         mistakes.check()
         return all_masked
 
     def sequence(self, example: Chat | Completion) -> Sequence:
-        """One example as tokens; raises as `sequences` does."""
-        masked = self._masked(example)
+        """One example as tokens, where these are one sequence; raises as `sequences` does."""
+        (masked,) = self._masked(example)
         assert isinstance(masked, Sequence)
         return masked
 
     def pair(self, example: Preference) -> Pair:
         """Both sides of a preference as tokens; raises as `sequences` does."""
-        masked = self._masked(example)
+        (masked,) = self._masked(example)
         assert isinstance(masked, Pair)
         return masked
 
-    def _masked(self, example: Example) -> Masked:
+    def _masked(self, example: Example) -> tuple[Masked, ...]:
         notes = Notes(example.line)
         masked = self.examine(example, notes)
-        if masked is None:
+        if notes.mistakes:
             error = TemplateError if notes.mistakes[0].kind in TEMPLATE_KINDS else DataError
             raise error("\n".join(map(str, notes.mistakes)))
         return masked
 
-    def examine(self, example: Example, notes: Notes) -> Masked | None:
-        """One example as tokens, or None with what is wrong noted."""
+    def examine(self, example: Example, notes: Notes) -> tuple[Masked, ...]:
+        """One example as tokens; nothing if there are mistakes, which are noted."""
         if isinstance(example, Completion):
             self._note_special(example, notes)
         else:
             self._refuse_special(example, notes)
         if notes.mistakes:
-            return None
+            return ()
         try:
-            masked = self._mask(example)
+            masked = self._mask(example, notes)
         except Flawed as flawed:
             notes.mistakes.append(flawed.finding)
-            return None
-        for sequence in sequences_of(masked):
+            return ()
+        for sequence in (sequence for each in masked for sequence in sequences_of(each)):
             self._check(sequence, notes)
-        return None if notes.mistakes else masked
+        return () if notes.mistakes else masked
 
-    def _mask(self, example: Example) -> Masked:
+    def _mask(self, example: Example, notes: Notes) -> tuple[Masked, ...]:
+        line = example.line
         if isinstance(example, Completion):
-            return _joined(example.line, self._completion(example))
-        if isinstance(example, Chat):
-            return _joined(example.line, self._turns(example.messages, example.tools, example.line))
-        before = tuple(_untrained(message) for message in example.messages)
-        both = (
-            _joined(example.line, self._turns((*before, answer), example.tools, example.line))
-            for answer in (example.chosen, example.rejected)
-        )
-        return Pair(example.line, *both)
+            return (_joined(line, self._completion(example)),)
+        if isinstance(example, Preference):
+            before = tuple(replace(message, trained=False) for message in example.messages)
+            answers = ((*before, answer) for answer in (example.chosen, example.rejected))
+            (chosen,), (rejected,) = (self._chat(messages, example.tools, line) for messages in answers)
+            return (Pair(line, _joined(line, chosen), _joined(line, rejected)),)
+        parts = self._chat(example.messages, example.tools, line)
+        if len(parts) > 1:
+            message = f"is trained as {len(parts)} sequences: the chat template writes turns differently later on"
+            notes.warn("", "template_rewrites", message, "Give another chat template if that takes too long.")
+        return tuple(_joined(line, pieces) for pieces in parts)
 
     def _check(self, sequence: Sequence, notes: Notes) -> None:
         if self._max_length is not None:
@@ -186,15 +190,19 @@ class Masker:
             raise Flawed(Finding(example.line, "completion", "special_token", message, "Leave it out."))
         return [(prompt, False), (completion, True)]
 
-    def _turns(self, messages: tuple[Message, ...], tools: tuple[Function, ...], line: int) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _chat(self, messages: tuple[Message, ...], tools: tuple[Function, ...], line: int) -> list[list[Piece]]:
+        """The pieces of a chat: of one sequence, or of several where a prompt does not begin with the one before."""
+        parts: list[list[Piece]] = []
         written = ""
         for index, message in enumerate(messages):
             if message.role == "assistant" and message.trained:
-                prompt, answer = self._renderer.turn(messages[: index + 1], tools, written, line)
-                pieces += [(self._plain(prompt[len(written) :]), False), (self._plain(answer), True)]
+                prompt, answer = self._renderer.turn(messages[: index + 1], tools, line)
+                if not parts or not prompt.startswith(written):
+                    parts.append([])
+                    written = ""
+                parts[-1] += [(self._plain(prompt[len(written) :]), False), (self._plain(answer), True)]
                 written = prompt + answer
-        return pieces
+        return parts
 
     def _refuse_special(self, example: Example, notes: Notes) -> None:
         for field, text in texts_of(example):
@@ -218,7 +226,3 @@ def _joined(line: int, pieces: list[Piece]) -> Sequence:
     tokens = tuple(token for piece, _ in pieces for token in piece)
     labels = tuple(token if trained else IGNORED for piece, trained in pieces for token in piece)
     return Sequence(line, tokens, labels)
-
-
-def _untrained(message: Message) -> Message:
-    return Message(message.role, message.content, False, message.tool_calls, message.name, message.tool_call_id)

@@ -26,7 +26,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sequence to look at: the whole example, or one of the two answers of a preference by its key."""
+    """A sequence to look at: of a chat, mostly the only one; of a preference, one of the two answers by its key."""
 
     line: int
     key: str
@@ -60,9 +60,10 @@ def preview(path: Path, base: Path, line: int | None = None, template: str | Non
     """
     example = _example(path, line)
     tokenizer = load_tokenizer(base)
-    (masked,) = Masker.of(base, tokenizer, None, template).sequences([example], path)
-    keys = example.keys if isinstance(example, Preference) else ("",)
-    return [_shown(tokenizer, each, key) for each, key in zip(sequences_of(masked), keys, strict=True)]
+    masked = Masker.of(base, tokenizer, None, template).sequences([example], path)
+    sequences = [sequence for each in masked for sequence in sequences_of(each)]
+    keys = example.keys if isinstance(example, Preference) else ("",) * len(sequences)
+    return [_shown(tokenizer, sequence, key) for sequence, key in zip(sequences, keys, strict=True)]
 
 
 def _example(path: Path, line: int | None) -> Example:

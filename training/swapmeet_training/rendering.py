@@ -7,7 +7,7 @@ from swapmeet_registry.conversations import template_input, tool_form
 from swapmeet_training.data.examples import Function, Message
 from swapmeet_training.data.findings import Finding, Flawed
 
-TEMPLATE_KINDS = {"no_chat_template", "template_rewrites", "template_without_end"}
+TEMPLATE_KINDS = {"no_chat_template", "template_without_prompt", "template_without_end"}
 """What is wrong with the chat template, and not with the example."""
 
 
@@ -27,24 +27,20 @@ class Renderer:
         self._named = "The chat template" if template else "The base's chat template"
         self._knows_tools = bool(self._template) and tool_form(self._template) is not None
 
-    def turn(self, messages: Several[Message], tools: Several[Function], written: str, line: int) -> tuple[str, str]:
+    def turn(self, messages: Several[Message], tools: Several[Function], line: int) -> tuple[str, str]:
         """The prompt that serving would ask for the last message with, and that message up to its end.
 
         Args:
             messages: the chat up to a turn of the assistant's.
             tools: the functions it may call.
-            written: what of the chat was rendered already; the prompt begins with it.
             line: where the example stands.
         """
         prompt = self._render(messages[:-1], tools, line, generation_prompt=True)
         answered = self._render(messages, tools, line, generation_prompt=False)
-        if not (prompt.startswith(written) and answered.startswith(prompt)):
-            message = "can not mark the assistant's turn, because it writes a turn differently once others follow"
-            fix = (
-                "Give weight 0 to all of the assistant's turns but the last, give another chat template, or train "
-                "with 'prompt' and 'completion' instead."
-            )
-            raise Flawed(Finding(line, "", "template_rewrites", f"{self._named} {message}", fix))
+        if not answered.startswith(prompt):
+            message = "can not mark the assistant's turn, because what asks for it does not stand before it"
+            fix = "Give another chat template, or train with 'prompt' and 'completion' instead."
+            raise Flawed(Finding(line, "", "template_without_prompt", f"{self._named} {message}", fix))
         return prompt, self._until_end(answered[len(prompt) :], line)
 
     def _until_end(self, text: str, line: int) -> str:

@@ -31,7 +31,7 @@ def parse_messages(value: Any, where: str, notes: Notes, *, weights: bool) -> tu
     messages = tuple(message for message in parsed if message)
     if len(notes.mistakes) == before:
         _check_order(messages, where, notes)
-        _check_results(messages, where, notes)
+        _check_results(messages, [item["role"] == "function" for item in value], where, notes)
     return messages
 
 
@@ -120,8 +120,11 @@ def _check_order(messages: tuple[Message, ...], where: str, notes: Notes) -> Non
         notes.warn(where, "missing_user_message", note, "Begin with the user's turn, after optional instructions.")
 
 
-def _check_results(messages: tuple[Message, ...], where: str, notes: Notes) -> None:
-    """Every result must answer a call of the assistant's last turn, and every call should have a result."""
+def _check_results(messages: tuple[Message, ...], older: list[bool], where: str, notes: Notes) -> None:
+    """Every result must answer a call of the assistant's last turn, and every call should have a result.
+
+    Results in the older form name the function instead of the call.
+    """
     waiting: dict[str, ToolCall] = {}
     for index, message in enumerate(messages):
         if message.role != "tool":
@@ -133,8 +136,7 @@ def _check_results(messages: tuple[Message, ...], where: str, notes: Notes) -> N
             continue
         assert message.tool_call_id is not None
         call = waiting.pop(message.tool_call_id, None)
-        legacy = message.tool_call_id == LEGACY_ID
-        if call is None or (legacy and call.name != message.name):
-            what = f"the function {quoted(message.name)}" if legacy else quoted(message.tool_call_id)
+        if call is None or (older[index] and call.name != message.name):
+            what = f"the function {quoted(message.name)}" if older[index] else quoted(message.tool_call_id)
             note = f"answers {what}, which the assistant's turn before it does not call, or which is answered already"
             notes.mistake(f"{where}[{index}]", "unknown_tool_call", note, "Put it right after the turn that calls it.")
