@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swapmeet_training.data.examples import Example, Preference
-from swapmeet_training.data.findings import Finding, Mistakes
+from swapmeet_training.data.findings import Finding, Mistakes, Unit
 from swapmeet_training.data.reading import EMPTY, examine
 from swapmeet_training.data.rows import unit_of
 from swapmeet_training.dataset import load_tokenizer
@@ -28,6 +28,7 @@ class Span:
 class Shown:
     """A sequence to look at: of a chat, mostly the only one; of a preference, one of the two answers by its key."""
 
+    unit: Unit
     line: int
     key: str
     spans: tuple[Span, ...]
@@ -36,6 +37,7 @@ class Shown:
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {
+            "unit": self.unit,
             "line": self.line,
             "key": self.key,
             "trained": sum(span.trained for span in self.tokens),
@@ -60,21 +62,23 @@ def preview(path: Path, base: Path, line: int | None = None, template: str | Non
     """
     example = _example(path, line)
     tokenizer = load_tokenizer(base)
+    unit = unit_of(path)
     masked = Masker.of(base, tokenizer, None, template).sequences([example], path)
     sequences = [sequence for each in masked for sequence in sequences_of(each)]
     keys = example.keys if isinstance(example, Preference) else ("",) * len(sequences)
-    return [_shown(tokenizer, sequence, key) for sequence, key in zip(sequences, keys, strict=True)]
+    return [_shown(tokenizer, sequence, unit, key) for sequence, key in zip(sequences, keys, strict=True)]
 
 
 def _example(path: Path, line: int | None) -> Example:
-    mistakes, row = Mistakes(path, unit_of(path)), None
+    unit = unit_of(path)
+    mistakes, row = Mistakes(path, unit), None
     for row in examine(path):
         if line is None or row.line >= line:
             break
     if row is None:
         mistakes.add(EMPTY)
     elif line is not None and row.line != line:
-        mistakes.add(Finding(line, "", "empty_file", "has no example", "Name another."))
+        mistakes.add(Finding(line, "", "empty_file", "has no example", f"Name another {unit}."))
     else:
         mistakes.add(*row.mistakes)
     mistakes.check()
@@ -84,12 +88,12 @@ def _example(path: Path, line: int | None) -> Example:
     return row.example
 
 
-def _shown(tokenizer: Any, sequence: Sequence, key: str) -> Shown:
+def _shown(tokenizer: Any, sequence: Sequence, unit: Unit, key: str) -> Shown:
     marked = list(zip(sequence.tokens, (label != IGNORED for label in sequence.labels), strict=True))
     groups = [(trained, [token for token, _ in group]) for trained, group in groupby(marked, lambda each: each[1])]
     spans = _spans(tokenizer, groups)
     tokens = _spans(tokenizer, [(trained, [token]) for token, trained in marked])
-    return Shown(sequence.line, key, tuple(spans), tuple(tokens))
+    return Shown(unit, sequence.line, key, tuple(spans), tuple(tokens))
 
 
 def _spans(tokenizer: Any, groups: list[tuple[bool, list[int]]]) -> Iterator[Span]:

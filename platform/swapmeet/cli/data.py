@@ -139,7 +139,9 @@ def _count(number: int, what: str) -> str:
 def _heading(sequence: Shown) -> Text:
     trained = sum(token.trained for token in sequence.tokens)
     key = f", {sequence.key}" if sequence.key else ""
-    return Text(f"{sequence.line}{key}: {len(sequence.tokens)} tokens, of which {trained} are trained", "dim")
+    return Text(
+        f"{sequence.unit} {sequence.line}{key}: {len(sequence.tokens)} tokens, of which {trained} are trained", "dim"
+    )
 
 
 def _marked(sequence: Shown, coloured: bool) -> Text:
