@@ -1,6 +1,7 @@
 """Training files: what is read, and one sentence with line and field for everything that is wrong."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def test_files_that_are_no_json_lines(tmp_path: Path, content: bytes, expected: 
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (*(tmp_path / name for name in ("none.jsonl", "pipe", "x\0y", "x" * 300)), tmp_path):
         with pytest.raises(DataError, match="can not be read"):
             list(read_examples(path))
 

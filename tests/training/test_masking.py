@@ -107,6 +107,14 @@ def test_both_sides_of_a_preference_must_fit(tiny_llama: Path, tokenizer: Any) -
         masker.pair(Preference(3, (Message("user", "a"),), Message("assistant", "b"), Message("assistant", "c" * 100)))
 
 
+def test_a_mask_without_any_token_or_without_the_end_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="never trains the end of a turn, so the adapter would not learn to stop"):
+        with_template(tokenizer, None).sequence(Completion(1, "a", "b"))
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(DataError, match="has no trained token"):
+        Masker(tokenizer, frozenset(), 512, template).sequence(chat("a", "b"))
+
+
 def test_another_template_may_be_given(tiny_llama: Path, tokenizer: Any, make_spec: Callable[..., Any]) -> None:
     template = (
         "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}<|im_end|>{% endfor %}"

@@ -20,7 +20,7 @@
 worker dies. Importing this package imports neither torch nor ray.
 """
 
-from swapmeet_training.check import Report, check_file
+from swapmeet_training.check import check_file
 from swapmeet_training.data import dataset_digest, read_examples
 from swapmeet_training.dataset import Dataset, check_files, load_dataset
 from swapmeet_training.errors import (
@@ -38,6 +38,7 @@ from swapmeet_training.errors import (
 )
 from swapmeet_training.progress import Outcome, Progress, Result
 from swapmeet_training.qlora import run
+from swapmeet_training.report import Report
 from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
 
 __all__ = [

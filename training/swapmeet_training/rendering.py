@@ -5,6 +5,7 @@ from typing import Any
 
 from swapmeet_registry.conversations import template_input, tool_form
 from swapmeet_training.data.examples import Function, Message
+from swapmeet_training.data.fields import shown
 from swapmeet_training.data.findings import Finding, Flawed
 
 TEMPLATE_KINDS = {"no_chat_template", "template_without_prompt", "template_without_end"}
@@ -74,7 +75,7 @@ class Renderer:
                 )
             )
         except Exception as error:  # a template is a program and may raise anything
-            reason = str(error).rstrip(".") or type(error).__name__
+            reason = shown(str(error).rstrip(".") or type(error).__name__, 200)
             message = f"is refused by {self._named[0].lower()}{self._named[1:]}: {reason}"
             fix = "Write the messages as it wants them, or give another chat template."
             raise Flawed(Finding(line, "", "template_refuses", message, fix)) from error

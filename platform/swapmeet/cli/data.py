@@ -112,7 +112,7 @@ def _followed(file: Path) -> Iterator[Callable[[int], object]]:
 
 def _told(report: Report) -> Text:
     form = f" ({report.form})" if report.form else ""
-    text = Text(f"{report.name}: {report.examples:,} examples{form}, {report.bytes:,} bytes\n")
+    text = Text(f"{_printable(report.name)}: {report.examples:,} examples{form}, {report.bytes:,} bytes\n")
     if report.tokens:
         shares = ", ".join(f"{share} % up to {length}" for share, length in report.tokens.percentiles.items())
         text.append(f"tokens: {report.tokens.total:,}, of which {report.tokens.trained:,} are trained; ")

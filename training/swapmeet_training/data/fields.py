@@ -54,12 +54,12 @@ def is_encodable(value: str, field: str, notes: Notes) -> bool:
     return True
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: short, and as text that can be printed; a key as it is."""
+def shown(value: Any, most: int = SHOWN) -> str:
+    """A value as a message shows it: short, and as text that can be printed and stored; a text as it is."""
     written = value if isinstance(value, str) else _json(value)
     if not written.isprintable():
         written = written.encode("unicode_escape").decode()
-    return written if len(written) <= SHOWN else written[:SHOWN] + "…"
+    return written if len(written) <= most else written[:most] + "…"
 
 
 def quoted(value: Any) -> str:

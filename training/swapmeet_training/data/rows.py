@@ -5,7 +5,9 @@ Files are read piece by piece, so memory is bounded by the longest line, or by a
 
 import codecs
 import json
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -38,7 +40,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: there is no such file.
     """
-    if path.is_dir():
+    if is_folder(path):
         yield from _folder(path)
         return
     with open_file(path) as stream:
@@ -52,7 +54,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def unit_of(path: Path) -> Unit:
     """What the examples of a file stand on."""
-    if path.is_dir():
+    if is_folder(path):
         return "row"
     with open_file(path) as stream:
         return "row" if stream.read(len(PARQUET)) == PARQUET else "line"
@@ -64,7 +66,20 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         DataError: the folder holds no dataset.
     """
-    return arrow_files(path)[0] if path.is_dir() else [path]
+    return arrow_files(path)[0] if is_folder(path) else [path]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder and not a file.
+
+    Raises:
+        DataError: it is neither; a pipe could be read once only.
+    """
+    with _readable(path):
+        mode = path.stat().st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"{path} can not be read (it is no regular file). Save its content to a file, and name that.")
+    return stat.S_ISDIR(mode)
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -73,8 +88,14 @@ def open_file(path: Path) -> BufferedReader:
     Raises:
         DataError: it can not be.
     """
-    try:
+    with _readable(path):
         return path.open("rb")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path} can not be read ({error.strerror}). Name a JSONL or Parquet file.") from error
     except ValueError as error:  # a NUL in the name

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from swapmeet_training.data.fields import shown
 from swapmeet_training.data.findings import Finding, Flawed
 from swapmeet_training.data.rows import MAX_LINE, Row
 
@@ -87,7 +88,7 @@ def _told_as_ours() -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        message = f"can not be read as a table ({reason})"
+        message = f"can not be read as a table ({shown(reason, 200)})"
         raise Flawed(Finding(None, "", "invalid_file", message, "Save it again, as Parquet or JSON Lines.")) from error
 
 
@@ -99,7 +100,9 @@ def _row(line: int, batch: Any, index: int) -> Row:
         finding = Finding(line, "", "not_utf8", f"is not UTF-8 (byte {error.start})", "Save the texts as UTF-8.")
         return Row(line, flaw=finding)
     except Exception as error:  # values of any type, which may be beyond Python's
-        finding = Finding(line, "", "data_type", f"can not be read ({error})", "Keep to texts, numbers and lists.")
+        finding = Finding(
+            line, "", "data_type", f"can not be read ({shown(str(error), 200)})", "Keep to texts, numbers and lists."
+        )
         return Row(line, flaw=finding)
     if size > MAX_LINE:
         message = f"is longer than {MAX_LINE >> 20} MiB"
