@@ -282,16 +282,18 @@ def test_no_object_raises_anything(tmp_path: Path, value: dict[str, Any]) -> Non
 
 
 MEASURED = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from swapmeet_training import check_file
 report = check_file(Path(sys.argv[1]), against=Path(sys.argv[2]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# not ru_maxrss, which begins with the memory of the process that started this one
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 print(json.dumps({"peak": peak} | report.as_dict()))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads what Linux knows of a process")
 def test_a_million_lines_take_little_memory(tmp_path: Path) -> None:
     path, held_out = tmp_path / "data.jsonl", tmp_path / "held-out.jsonl"
     with path.open("w") as stream:
@@ -306,5 +308,5 @@ def test_a_million_lines_take_little_memory(tmp_path: Path) -> None:
     assert report["examples"] == 1_000_001
     assert [(each["line"], each["kind"]) for each in report["warnings"]] == [(1_000_001, "duplicate")]
     assert [(each["line"], each["kind"]) for each in report["mistakes"]] == [(6, "leakage")]
-    assert report["peak"] < 150 << 20
+    assert report["peak"] < 110 << 20
     assert seconds < 120
