@@ -6,12 +6,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from swapmeet_registry.conversations import Function, template_input
 from swapmeet_serving.calls import Message
 from swapmeet_serving.errors import InvalidRequest, NoChatTemplate
 from swapmeet_serving.template_renderer import TemplateFailed, TemplateRenderer
 from swapmeet_serving.tools import HERMES, ToolFormat, format_for
-from swapmeet_serving.tools.format import Function
-from swapmeet_serving.tools.prompt import as_plain_text
 
 TEMPLATE_FILE = "chat_template.jinja"
 LONGEST_TEMPLATE = 256 << 10
@@ -108,27 +107,29 @@ class ChatTemplates:
         template = self.find(adapter)
         if not template.text:
             raise NoChatTemplate("This base has no chat template. Use completions with a prompt instead.")
-        tools = [_as_tool(function) for function in functions]
-        turns = [dict(message) for message in messages]
-        if not format_for(template.text, self._tool_format):
-            turns, tools = as_plain_text(turns, tools), []
+        knows_tools = format_for(template.text, self._tool_format) is not None
+        turns, tools = template_input(messages, functions, knows_tools=knows_tools)
         if template.own:
             return self._render_apart(template.text, turns, tools, (tenant, adapter))
         try:
             tokens = self._tokenizer.apply_chat_template(
-                turns, tools=tools or None, chat_template=template.text, add_generation_prompt=True, return_dict=False
+                turns, tools=tools, chat_template=template.text, add_generation_prompt=True, return_dict=False
             )
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(f"The chat template refuses these messages: {error}") from error
         return tuple(tokens)
 
     def _render_apart(
-        self, template: str, turns: list[dict[str, Any]], tools: list[dict[str, Any]], who: tuple[str, str | None]
+        self,
+        template: str,
+        turns: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        who: tuple[str, str | None],
     ) -> tuple[int, ...]:
         """As the tokenizer's `apply_chat_template` does, which leaves out what is None, and renders here."""
         given = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
         try:
-            text = self._renderer.render(template, given, tools or None, self._tokenizer.special_tokens_map, who)
+            text = self._renderer.render(template, given, tools, self._tokenizer.special_tokens_map, who)
         except TemplateFailed as error:
             raise InvalidRequest(f"The chat template of {who[1]} {error}.") from error
         self._limit(len(text))
@@ -154,8 +155,3 @@ def _text(template: bytes, adapter: str) -> str:
         return template.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The chat template of {adapter} is not UTF-8.") from error
-
-
-def _as_tool(function: Function) -> dict[str, Any]:
-    shown = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
-    return {"type": "function", "function": {"parameters": {"type": "object", "properties": {}}} | shown}

@@ -20,6 +20,7 @@
 worker dies. Importing this package imports neither torch nor ray.
 """
 
+from swapmeet_training.check import check_file
 from swapmeet_training.data import dataset_digest, read_examples
 from swapmeet_training.dataset import Dataset, check_files, load_dataset
 from swapmeet_training.errors import (
@@ -37,6 +38,7 @@ from swapmeet_training.errors import (
 )
 from swapmeet_training.progress import Outcome, Progress, Result
 from swapmeet_training.qlora import run
+from swapmeet_training.report import Report
 from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "OutOfMemory",
     "Outcome",
     "Progress",
+    "Report",
     "Resources",
     "Result",
     "RunFailed",
@@ -57,6 +60,7 @@ __all__ = [
     "TemplateError",
     "TrainingError",
     "WorkerLost",
+    "check_file",
     "check_files",
     "dataset_digest",
     "fine_tune",

@@ -35,6 +35,7 @@ class FineTune(BaseModel):
     base_fingerprint: Fingerprint
     data: Location
     validation: Location | None = None
+    chat_template: str | None = None
 
     rank: int = Field(16, ge=1, le=512)
     alpha: Positive = 32

@@ -5,6 +5,7 @@ One small module per form. `format_for` tells from a chat template which one it 
 
 from collections.abc import Mapping
 
+from swapmeet_registry.conversations import tool_form as _tool_form
 from swapmeet_serving.tools.format import ToolFormat
 from swapmeet_serving.tools.hermes import HERMES
 from swapmeet_serving.tools.llama import LLAMA
@@ -22,6 +23,5 @@ def format_for(template: str, wanted: str = "auto") -> ToolFormat | None:
     """
     if "tools" not in template:
         return None
-    if wanted != "auto":
-        return FORMATS[wanted]
-    return next((each for each in FORMATS.values() if each.is_in(template)), None)
+    name = _tool_form(template) if wanted == "auto" else wanted
+    return FORMATS[name] if name else None

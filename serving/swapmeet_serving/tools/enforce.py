@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from swapmeet_registry.conversations import Function
 from swapmeet_serving.calls import ToolUse
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.errors import InvalidRequest
 from swapmeet_serving.grammars import Grammar
-from swapmeet_serving.tools.format import Function, ToolFormat, arguments_of
+from swapmeet_serving.tools.format import ToolFormat, arguments_of
 
 
 def enforced(use: ToolUse, form: ToolFormat, marker: str, answer: Constraint | None) -> Constraint | None:

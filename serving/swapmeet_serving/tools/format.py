@@ -3,19 +3,17 @@
 import json
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swapmeet_registry.conversations import Function
 from swapmeet_serving.constraints import Constraint, quote
 
 MOST_CALLS = 16
 """Calls in one enforced answer: a small model does not know when to stop."""
 
 TEXT = r"TEXT: /(.|\n)*/"
-
-Function = Mapping[str, Any]
-"""A function as OpenAI's API defines it: `name`, and perhaps `description`, `parameters` and `strict`."""
 
 Parsed = tuple[str, str]
 """A call: the function's name, and its arguments as the JSON text of an object."""
@@ -36,10 +34,6 @@ class ToolFormat(ABC):
     marker: str
     end: str
     arguments: str
-
-    def is_in(self, template: str) -> bool:
-        """Whether a chat template that knows tools uses this form."""
-        return self.marker in template
 
     def call_begins(self, text: str, names: Collection[str], fresh: bool) -> int:  # noqa: ARG002
         """Where in a text a call begins or may begin, with the white space before it.

@@ -3,21 +3,16 @@
 import json
 from collections.abc import Sequence
 
-from swapmeet_serving.tools.format import MOST_CALLS, TEXT, Function, Parsed, ToolFormat
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-OTHERS = ("<function=", "<arg_key>")
-"""What templates have that use the same element for something else than JSON."""
+from swapmeet_registry.conversations import HERMES_CLOSE as CLOSE
+from swapmeet_registry.conversations import HERMES_OPEN as OPEN
+from swapmeet_registry.conversations import Function
+from swapmeet_serving.tools.format import MOST_CALLS, TEXT, Parsed, ToolFormat
 
 
 class Hermes(ToolFormat):
     """Calls stand anywhere in the text, one element each."""
 
     __slots__ = ()
-
-    def is_in(self, template: str) -> bool:
-        """Whether a template has the element, with JSON in it."""
-        return OPEN in template and not any(other in template for other in OTHERS)
 
     def read(self, text: str) -> list[Parsed]:
         """The call of one element, whose end may be missing at the end of an answer."""

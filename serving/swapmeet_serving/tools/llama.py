@@ -3,19 +3,15 @@
 import json
 from collections.abc import Collection, Sequence
 
-from swapmeet_serving.tools.format import MOST_CALLS, Function, Parsed, ToolFormat, partial_end
-
-MARKER = "<|python_tag|>"
+from swapmeet_registry.conversations import LLAMA_MARKER as MARKER
+from swapmeet_registry.conversations import Function
+from swapmeet_serving.tools.format import MOST_CALLS, Parsed, ToolFormat, partial_end
 
 
 class Llama(ToolFormat):
     """Calls are the whole answer, or what follows the token; several are separated by semicolons."""
 
     __slots__ = ()
-
-    def is_in(self, template: str) -> bool:
-        """Whether a template has the token, or asks for `parameters` as smaller models' templates do."""
-        return MARKER in template or '"parameters": dictionary of argument name' in template
 
     def call_begins(self, text: str, names: Collection[str], fresh: bool) -> int:
         """At the token, or at the very start if the text may become the JSON of a call."""

@@ -5,9 +5,10 @@ import secrets
 import string
 from collections.abc import Sequence
 
-from swapmeet_serving.tools.format import MOST_CALLS, TEXT, Function, Parsed, ToolFormat
+from swapmeet_registry.conversations import MISTRAL_MARKER as MARKER
+from swapmeet_registry.conversations import Function
+from swapmeet_serving.tools.format import MOST_CALLS, TEXT, Parsed, ToolFormat
 
-MARKER = "[TOOL_CALLS]"
 ID_LENGTH = 9
 """Mistral's templates refuse ids of any other length, or with other than letters and digits."""
 
@@ -16,10 +17,6 @@ class Mistral(ToolFormat):
     """Calls end the answer."""
 
     __slots__ = ()
-
-    def is_in(self, template: str) -> bool:
-        """Whether a template has the token, with a list after it; later ones name the function outside of JSON."""
-        return MARKER in template and "[ARGS]" not in template
 
     def read(self, text: str) -> list[Parsed]:
         """All calls of the list."""

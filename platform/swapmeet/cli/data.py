@@ -1,0 +1,178 @@
+"""`swapmeet data check|show`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from swapmeet.cli.options import Home, Json, show, tell
+from swapmeet.settings import load_settings
+from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training import DataError, FineTune, Report, check_file
+from swapmeet_training.preview import Shown, preview
+
+app = typer.Typer(help="Training data: check it, see what of it is trained.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(help="JSONL, Parquet, or a folder that save_to_disk of HF datasets wrote.")]
+OfBase = Annotated[str | None, typer.Option("--base", help="A base, to try its tokenizer and template on every row.")]
+Template = Annotated[Path | None, typer.Option("--chat-template", help="A Jinja file to use instead of the base's.")]
+TOLD_EVERY = 100_000
+"""Rows between two lines about long work, where there is no terminal."""
+COLOURS = {"mistake": "bold red", "warning": "yellow"}
+
+
+@app.command()
+def check(
+    file: File,
+    base: OfBase = None,
+    validation: Annotated[Path | None, typer.Option(help="Held-out examples: checked, too, and for leakage.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Longest example, in tokens; with a base, what train takes if not given.")
+    ] = None,
+    chat_template: Template = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Find every mistake in training data; exit code 1 if there are any."""
+    if base is None and (max_length is not None or chat_template is not None):
+        raise typer.BadParameter("--max-length and --chat-template need --base, whose tokenizer counts and renders.")
+    folder = _base(base, home) if base else None
+    options: dict[str, Any] = {"base": folder, "template": _template(chat_template)}
+    if folder:
+        options["max_length"] = max_length or FineTune.model_fields["max_length"].default
+    reports = []
+    for path, against in ((file, validation), (validation, None)):
+        if path is not None:
+            with _followed(path) as progress:
+                reports.append(check_file(path, against=against, progress=progress, **options))
+    if json:
+        rest = {"validation": reports[1].as_dict()} if len(reports) > 1 else {}
+        show(reports[0].as_dict() | rest, "", json)
+    else:
+        for report in reports:
+            _console().print(_told(report))
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command("show")
+def show_(
+    file: File,
+    base: Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")],
+    line: Annotated[
+        int | None, typer.Option(min=1, help="The example's line or row; the first one if not given.")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="One token a line, with its id.")] = False,
+    chat_template: Template = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Show which tokens of an example are trained: in colour on a terminal, in [[brackets]] elsewhere."""
+    sequences = preview(file, _base(base, home), line, _template(chat_template))
+    if json:
+        show({"sequences": [sequence.as_dict() for sequence in sequences]}, "", json)
+        return
+    console = _console()
+    coloured = console.is_terminal and not console.no_color
+    for sequence in sequences:
+        console.print(_heading(sequence))
+        console.print(_token_lines(sequence, coloured) if tokens else _marked(sequence, coloured))
+
+
+def _base(name: str, home: Path | None) -> Path:
+    return BaseLibrary(load_settings(home=home).folder, tell).find(name).path
+
+
+def _template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can not be read as a chat template ({error}). Name a Jinja file.") from error
+
+
+@contextmanager
+def _followed(file: Path) -> Iterator[Callable[[int], object]]:
+    """Tell how far a long check is, on standard error."""
+    with Console(stderr=True).status(file.name) as status:
+
+        def told(rows: int) -> None:
+            if status.console.is_terminal:
+                status.update(f"{file.name}: {rows:,} rows")
+            elif rows % TOLD_EVERY == 0:
+                tell(f"{file.name}: {rows:,} rows")
+
+        yield told
+
+
+def _told(report: Report) -> Text:
+    form = f" ({report.form})" if report.form else ""
+    text = Text(f"{_printable(report.name)}: {report.examples:,} examples{form}, {report.bytes:,} bytes\n")
+    if report.tokens:
+        shares = ", ".join(f"{share} % up to {length}" for share, length in report.tokens.percentiles.items())
+        text.append(f"tokens: {report.tokens.total:,}, of which {report.tokens.trained:,} are trained; ")
+        text.append(f"the longest example has {report.tokens.longest} ({shares})\n")
+    for name, findings, counts in (
+        ("mistake", report.mistakes, report.mistake_counts),
+        ("warning", report.warnings, report.warning_counts),
+    ):
+        for finding in findings:
+            where = f"{report.unit} {finding.line}: " if finding.line else ""
+            text.append(name, COLOURS[name]).append(_printable(f"  {where}{finding} [{finding.kind}]\n"))
+        for kind, count in counts.items():
+            left = count - sum(finding.kind == kind for finding in findings)
+            if left:
+                text.append(name, COLOURS[name]).append(f"  {left:,} more of {kind}\n")
+    mistakes, warnings = (sum(counts.values()) for counts in (report.mistake_counts, report.warning_counts))
+    return text.append(f"{_count(mistakes, 'mistake')}, {_count(warnings, 'warning')}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _heading(sequence: Shown) -> Text:
+    trained = sum(token.trained for token in sequence.tokens)
+    key = f", {sequence.key}" if sequence.key else ""
+    return Text(
+        f"{sequence.unit} {sequence.line}{key}: {len(sequence.tokens)} tokens, of which {trained} are trained", "dim"
+    )
+
+
+def _marked(sequence: Shown, coloured: bool) -> Text:
+    text = Text()
+    for span in sequence.spans:
+        written = _printable(span.text)
+        if coloured:
+            text.append(written, "bold green" if span.trained else "")
+        else:
+            text.append(f"[[{written}]]" if span.trained else written)
+    return text
+
+
+def _token_lines(sequence: Shown, coloured: bool) -> Text:
+    text = Text()
+    for number, token in enumerate(sequence.tokens):
+        written = ascii(token.text) if "\ufffd" in token.text else repr(token.text)
+        marked = f"[[{written}]]" if token.trained and not coloured else written
+        text.append(f"{number:6}  {token.tokens[0]:>7}  ")
+        text.append(f"{marked}\n", "bold green" if token.trained and coloured else "")
+    text.rstrip()
+    return text
+
+
+def _printable(text: str) -> str:
+    """A stranger's text without what could steer a terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
