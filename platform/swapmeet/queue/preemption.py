@@ -1,0 +1,178 @@
+"""Which running jobs to park for waiting ones: as few as help, and never one that has just begun.
+
+Within a tenant, a job of higher priority may take the room of a lower one. From another tenant, whose turn would come
+later, a job may take room if its own tenant holds nothing, or by higher priority; and only as long as that other still
+holds, by its weight, no less than the taker then does. So priority moves work up to the fair share and not beyond, and
+no two tenants park each other's jobs in turn.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
+
+from swapmeet.queue.backlog import Backlog, Cursor
+from swapmeet.queue.records import SLACK, Active, Promise, Waiting
+from swapmeet.queue.room import PARKING, Hold, Room
+from swapmeet.queue.turns import Standing, Turns
+
+LEAST = 600.0
+"""A job that runs is left alone for so many seconds, so that none is parked twice without work between."""
+PATIENCE = 120.0
+"""Nobody is parked for a job that will have room within so many seconds anyway."""
+CLAIMS = 16
+"""So many waiting jobs are looked at in one decision."""
+
+
+@dataclass(slots=True)
+class Parking:
+    """Jobs to park, each with the reason, and what is promised to whom."""
+
+    because: dict[str, str] = field(default_factory=dict)
+    promises: dict[str, Promise] = field(default_factory=dict)
+
+
+def keep_promises(
+    promises: Mapping[str, Promise], backlog: Backlog, active: Sequence[Active], room: Room, turns: Turns
+) -> tuple[dict[str, str], Parking]:
+    """Jobs that can start, with their nodes, as those that made way for them are gone; and what is still to come."""
+    running = {job.id: job for job in active}
+    starts: dict[str, str] = {}
+    parking = Parking()
+    for job_id, promise in sorted(promises.items()):
+        job = backlog.get(job_id)
+        if job is None or promise.node not in room.nodes:
+            continue
+        leaving = [running[name] for name in promise.parked if name in running]
+        if not leaving and not turns.standing(job.tenant).refuses(job) and room.put(job, promise.node):
+            turns.begin(turns.standing(job.tenant), job)
+            starts[job_id] = promise.node
+        elif leaving and promise.node not in room.holds:
+            _promise(job, promise.node, leaving, room, turns, parking)
+    return starts, parking
+
+
+def park_without_quota(active: Sequence[Active], turns: Turns, parking: Parking) -> None:
+    """Park the jobs of tenants that have used up their GPU-seconds."""
+    for job in active:
+        left = turns.standing(job.tenant).share.gpu_seconds_left
+        if left is not None and left <= 0 and job.need.gpus and job.preemptible and not job.parking:
+            parking.because[job.id] = f"{job.tenant} has used up its GPU-seconds"
+
+
+def park_for_others(
+    backlog: Backlog, active: Sequence[Active], room: Room, turns: Turns, started: Mapping[str, str], parking: Parking
+) -> None:
+    """Park what waiting jobs may take the room of."""
+    latest = room.now - LEAST
+    victims = [
+        job
+        for job in active
+        if job.preemptible
+        and job.started_at <= latest
+        and not job.parking
+        and job.id not in parking.because
+        and job.node in room.nodes
+    ]
+    if not victims:
+        return
+    for job in list(_claimants(backlog, victims, room, turns, started, parking)):
+        found = min(_ways(job, victims, room, turns), default=None, key=lambda way: way[:3])
+        if found is None or (not turns.standing(job.tenant).full and room.soonest(job) <= room.now + PATIENCE):
+            continue
+        _, _, node, parked = found
+        for victim in parked:
+            whose = "its tenant's" if victim.tenant == job.tenant else f"{job.tenant}'s"
+            parking.because[victim.id] = f"makes way for {whose} {job.id}"
+        _promise(job, node, parked, room, turns, parking)
+        victims = [victim for victim in victims if victim.node != node]
+
+
+def _claimants(
+    backlog: Backlog,
+    victims: Sequence[Active],
+    room: Room,
+    turns: Turns,
+    started: Mapping[str, str],
+    parking: Parking,
+) -> Iterator[Waiting]:
+    """First jobs of tenants that hold nothing, or of higher priority than a running one; in turn."""
+    lowest = min(victim.priority for victim in victims)
+    able = (
+        turns.standing(tenant)
+        for tenant, line in backlog.lines.items()
+        if line.first and (-line.first[0] > lowest or turns.standing(tenant).held <= SLACK)
+    )
+    for standing in nsmallest(CLAIMS, able, key=lambda standing: (standing.turn, standing.tenant)):
+        cursor = Cursor(backlog.lines[standing.tenant], room.now)
+        while (job := cursor.job) and (job.id in started or job.id in parking.promises):
+            cursor.advance()
+        if job and room.possible(job.need):
+            yield job
+
+
+def _ways(
+    job: Waiting, victims: Sequence[Active], room: Room, turns: Turns
+) -> Iterator[tuple[int, float, str, list[Active]]]:
+    """For each node on which parking some makes room: how many, how much they hold, the node, and which."""
+    taker = turns.standing(job.tenant)
+    if taker.refuses(job) and not taker.full:
+        return
+    by_node = defaultdict(list)
+    for victim in victims:
+        if room.open_to(job, victim.node) and _may_take(job, victim, taker, turns):
+            by_node[victim.node].append(victim)
+    for node, candidates in by_node.items():
+        if parked := _fewest(job, node, candidates, room, turns):
+            yield len(parked), sum(room.capacity.rate(each.need) for each in parked), node, parked
+
+
+def _may_take(job: Waiting, victim: Active, taker: Standing, turns: Turns) -> bool:
+    if victim.tenant == job.tenant:
+        return job.priority > victim.priority
+    if taker.full or not (taker.held <= SLACK or job.priority > victim.priority):
+        return False
+    return taker.turn < turns.standing(victim.tenant).turn
+
+
+def _fewest(job: Waiting, node: str, candidates: Sequence[Active], room: Room, turns: Turns) -> list[Active]:
+    """Those of a node's jobs to park for another: the lowest and youngest first, and none that would not be needed."""
+    taker, rate = turns.standing(job.tenant), room.capacity.rate
+    after = taker.held + rate(job.need)
+    free = room.nodes[node].copy()
+    if free.devices(job.need) is not None and not taker.full:
+        return []
+    devices = {other.id: where for _, other, where in room.ends(node)}
+    chosen: list[Active] = []
+    lost: dict[str, float] = defaultdict(float)
+    for victim in sorted(candidates, key=lambda victim: (victim.priority, -victim.started_at, victim.id)):
+        if chosen and free.devices(job.need) is not None:
+            break
+        giver, left = turns.standing(victim.tenant), lost[victim.tenant] + rate(victim.need)
+        if giver is taker or (giver.held - left) / giver.weight >= after / taker.weight - SLACK:
+            lost[victim.tenant] = left
+            free.give(victim.need, devices[victim.id])
+            chosen.append(victim)
+    if free.devices(job.need) is None:
+        return []
+    for victim in reversed(chosen[:]):
+        free.take(victim.need, devices[victim.id])
+        if len(chosen) > 1 and free.devices(job.need) is not None:
+            chosen.remove(victim)
+        else:
+            free.give(victim.need, devices[victim.id])
+    return chosen
+
+
+def _promise(job: Waiting, node: str, parked: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:
+    """Hold a node for a job until those that are told to park are gone, and count as if that were done."""
+    then = room.nodes[node].copy()
+    for _, other, devices in room.ends(node):
+        if other in parked:
+            then.give(other.need, devices)
+    room.release(job)
+    room.holds[node] = Hold(job, room.now + PARKING, then)
+    parking.promises[job.id] = Promise(node, tuple(victim.id for victim in parked))
+    for victim in parked:
+        turns.end(turns.standing(victim.tenant), victim)
+    turns.begin(turns.standing(job.tenant), job)
