@@ -8,7 +8,7 @@ from math import inf
 from swapmeet.queue.backlog import Backlog, Cursor
 from swapmeet.queue.preemption import Parking
 from swapmeet.queue.records import SLACK, Need, Wait, Waiting
-from swapmeet.queue.room import GUESS, Room, ends_at
+from swapmeet.queue.room import GUESS, Room
 from swapmeet.queue.turns import Turns
 
 
@@ -29,7 +29,7 @@ def explain_waits(
         if not future.possible(job.need):
             waits[job.id] = Wait(nowhere(job.need, room), None)
             continue
-        seconds: float | None = max(future.start(job) - room.now, 0.0)
+        seconds: float | None = future.start(job) - room.now
         if job.id in parking.promises:
             promise = parking.promises[job.id]
             reason = f"{_count(len(promise.parked), 'job')} on {promise.node} make way for it"
@@ -103,7 +103,7 @@ class _Future:
         self._room, self._time = room, room.now
         self._floors: dict[Need, float] = {}
         rate = room.capacity.rate
-        self._ends = [(ends_at(job, room.now), rate(job.need)) for jobs in room.on.values() for job in jobs]
+        self._ends = [(room.end(job), rate(job.need)) for jobs in room.on.values() for job in jobs]
         heapify(self._ends)
         self._free = room.capacity.units - sum(amount for _, amount in self._ends)
 

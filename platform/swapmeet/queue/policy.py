@@ -50,7 +50,7 @@ def decide(
     turns = Turns(backlog, active, shares, room.capacity, now)
     started, parking = keep_promises(promises or {}, backlog, active, room, turns)
     _fill(backlog, room, turns, started, parking)
-    park_without_quota(active, turns, parking)
+    park_without_quota(active, room, turns, parking)
     park_for_others(backlog, active, room, turns, started, parking)
     waits = explain_waits(backlog, room, turns, started, parking) if explain else {}
     starts = [Start(job, node) for job, node in started.items()]

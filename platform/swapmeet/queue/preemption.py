@@ -52,12 +52,13 @@ def keep_promises(
     return starts, parking
 
 
-def park_without_quota(active: Sequence[Active], turns: Turns, parking: Parking) -> None:
+def park_without_quota(active: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:
     """Park the jobs of tenants that have used up their GPU-seconds."""
     for job in active:
         left = turns.standing(job.tenant).share.gpu_seconds_left
         if left is not None and left <= 0 and job.need.gpus and job.preemptible and not job.parking:
             parking.because[job.id] = f"{job.tenant} has used up its GPU-seconds"
+            room.leave(job)
 
 
 def park_for_others(
@@ -174,5 +175,6 @@ def _promise(job: Waiting, node: str, parked: Sequence[Active], room: Room, turn
     room.holds[node] = Hold(job, room.now + PARKING, then)
     parking.promises[job.id] = Promise(node, tuple(victim.id for victim in parked))
     for victim in parked:
+        room.leave(victim)
         turns.end(turns.standing(victim.tenant), victim)
     turns.begin(turns.standing(job.tenant), job)

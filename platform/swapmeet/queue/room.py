@@ -108,6 +108,8 @@ class Room:
             for node in sorted(nodes, key=lambda node: node.id)
         }
         self.holds: dict[str, Hold] = {}
+        self.leaving: set[str] = set()
+        """Jobs that are told to park by this decision."""
         self.on: dict[str, list[Active]] = {name: [] for name in self.nodes}
         for job in active:
             if job.node in self.on:
@@ -190,11 +192,20 @@ class Room:
                 return end
         return inf
 
+    def end(self, job: Active) -> float:
+        """When a job is expected to be gone."""
+        return self.now + PARKING if job.id in self.leaving else ends_at(job, self.now)
+
+    def leave(self, job: Active) -> None:
+        """A running job is told to park."""
+        self.leaving.add(job.id)
+        self._ends.pop(job.node, None)
+
     def ends(self, name: str) -> list[tuple[float, Active, tuple[int, ...]]]:
         """A node's running jobs with their GPUs, those that end first in front."""
         if name not in self._ends:
             devices = seats(self.nodes[name], self.on[name])
-            ends = [(ends_at(job, self.now), job, devices[job.id]) for job in self.on[name]]
+            ends = [(self.end(job), job, devices[job.id]) for job in self.on[name]]
             self._ends[name] = sorted(ends, key=lambda end: (end[0], end[1].id))
         return self._ends[name]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 from swapmeet.queue.backlog import Backlog, Cursor
-from swapmeet.queue.records import Active, Share, Waiting
+from swapmeet.queue.records import Active, Need, Share, Waiting
 from swapmeet.queue.room import GUESS, Capacity, ends_at
 
 HALF_LIFE = 6 * 3600.0
@@ -21,7 +21,7 @@ QUANTUM = 600.0
 
 def decayed(amounts: Iterable[tuple[float, float]], now: float) -> float:
     """What amounts, each with the moment of its use, still count: `Share.used`."""
-    return sum(amount * 0.5 ** (max(now - at, 0.0) / HALF_LIFE) for at, amount in amounts)
+    return sum(amount * float(0.5 ** (max(now - at, 0.0) / HALF_LIFE)) for at, amount in amounts)
 
 
 class Standing:
@@ -84,7 +84,7 @@ class Turns:
     ) -> None:
         self._backlog, self._shares, self._capacity, self._now = backlog, shares, capacity, now
         self.standings: dict[str, Standing] = {}
-        rates = {}
+        rates: dict[Need, float] = {}
         for job in active:
             standing = self.standing(job.tenant)
             rate = rates.get(job.need)
