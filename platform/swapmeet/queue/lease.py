@@ -1,13 +1,13 @@
 """One leader among all instances: who holds a row of the database, for six seconds at a time.
 
-Whether a lease has run out is told by the database's clock, one for all. SQLite has none of its own: its file is on one
-machine, whose clock all its users share. Should that clock be set back, a lease that nobody renewed for its whole
-length is also taken to have run out, by the clock of whoever watches it. A leader counts its six seconds on a clock that
-nobody sets, from before it asked, so it stops before another may start.
+Whether a lease has run out is told by the database's clock, one for all. SQLite has none of its own: its file is on
+one machine, whose clock all its users share. Should that clock be set back, a lease that nobody renewed for its whole
+length is also taken to have run out, by the clock of whoever watches it. A leader counts its six seconds on a clock
+that nobody sets, from before it asked, so it stops before another may start.
 
 One that did not notice, because it was stopped in between, still can not write: each leader has a higher `term` than
-all before it, and `require` lets a transaction of an old one fail. PostgreSQL ends a transaction whose client was stopped
-in it; with SQLite all others wait for such a client, as for any that holds the file's lock.
+all before it, and `require` lets a transaction of an old one fail. PostgreSQL ends a transaction whose client was
+stopped in it; with SQLite all others wait for such a client, as for any that holds the file's lock.
 """
 
 import logging
