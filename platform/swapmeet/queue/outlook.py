@@ -103,7 +103,7 @@ class _Future:
         self._room, self._time = room, room.now
         self._floors: dict[Need, float] = {}
         rate = room.capacity.rate
-        self._ends = [(room.end(job), rate(job.need)) for jobs in room.on.values() for job in jobs]
+        self._ends = [(end, rate(job.need)) for end, _, job in room.ends]
         heapify(self._ends)
         self._free = room.capacity.units - sum(amount for _, amount in self._ends)
 
@@ -124,6 +124,5 @@ class _Future:
 
     def _floor(self, need: Need) -> float:
         if need not in self._floors:
-            nodes = self._room.nodes
-            self._floors[need] = min((self._room.expected(need, name) for name in nodes), default=inf)
+            self._floors[need] = self._room.soonest(need)[0]
         return self._floors[need]

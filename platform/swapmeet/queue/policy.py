@@ -64,7 +64,7 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         return
     tried: Counter[tuple[str, Need]] = Counter()
     holds = len(room.holds) + HOLDS
-    _hold_for_overdue(backlog, room, turns)
+    _hold_for_overdue(backlog, fitting, room, turns)
     turns.rewind()
     while fitting and (turn := turns.next()):
         standing, cursor, job = turn
@@ -91,10 +91,10 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         turns.again(job.tenant)
 
 
-def _hold_for_overdue(backlog: Backlog, room: Room, turns: Turns) -> None:
+def _hold_for_overdue(backlog: Backlog, fitting: set[Need], room: Room, turns: Turns) -> None:
     """Whoever waits longest gets room in the end, whatever its turn and however many small jobs come."""
     firsts = (line.first[3] for line in backlog.lines.values() if line.first)
-    late = [job for job in firsts if job.queued_at <= room.now - OVERDUE and not room.fits(job.need)]
+    late = [job for job in firsts if job.queued_at <= room.now - OVERDUE and job.need not in fitting]
     late = [job for job in late if room.possible(job.need) and not turns.standing(job.tenant).refuses(job)]
     if late:
         room.hold(min(late, key=lambda job: (job.queued_at, job.id)))

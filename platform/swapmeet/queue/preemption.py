@@ -20,7 +20,7 @@ LEAST = 600.0
 """A job that runs is left alone for so many seconds, so that none is parked twice without work between."""
 PATIENCE = 120.0
 """Nobody is parked for a job that will have room within so many seconds anyway."""
-CLAIMS = 16
+CLAIMS = 8
 """So many waiting jobs are looked at in one decision."""
 
 
@@ -54,9 +54,9 @@ def keep_promises(
 
 def park_without_quota(active: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:
     """Park the jobs of tenants that have used up their GPU-seconds."""
-    for job in active:
-        left = turns.standing(job.tenant).share.gpu_seconds_left
-        if left is not None and left <= 0 and job.need.gpus and job.preemptible and not job.parking:
+    without = {standing.tenant for standing in turns.standings.values() if standing.spent}
+    for job in active if without else ():
+        if job.tenant in without and job.need.gpus and job.preemptible and not job.parking:
             parking.because[job.id] = f"{job.tenant} has used up its GPU-seconds"
             room.leave(job)
 
@@ -65,21 +65,12 @@ def park_for_others(
     backlog: Backlog, active: Sequence[Active], room: Room, turns: Turns, started: Mapping[str, str], parking: Parking
 ) -> None:
     """Park what waiting jobs may take the room of."""
-    latest = room.now - LEAST
-    victims = [
-        job
-        for job in active
-        if job.preemptible
-        and job.started_at <= latest
-        and not job.parking
-        and job.id not in parking.because
-        and job.node in room.nodes
-    ]
+    victims = [job for job in active if _parkable(job, backlog, room, turns)]
     if not victims:
         return
     for job in list(_claimants(backlog, victims, room, turns, started, parking)):
-        found = min(_ways(job, victims, room, turns), default=None, key=lambda way: way[:3])
-        if found is None or (not turns.standing(job.tenant).full and room.soonest(job) <= room.now + PATIENCE):
+        found = _best_way(job, victims, room, turns)
+        if found is None or (not turns.standing(job.tenant).full and _soon(job, room)):
             continue
         _, _, node, parked = found
         for victim in parked:
@@ -87,6 +78,21 @@ def park_for_others(
             parking.because[victim.id] = f"makes way for {whose} {job.id}"
         _promise(job, node, parked, room, turns, parking)
         victims = [victim for victim in victims if victim.node != node]
+
+
+def _parkable(job: Active, backlog: Backlog, room: Room, turns: Turns) -> bool:
+    """Whether anybody might take its room: a tenant with more than it, or its own with a higher priority."""
+    if not job.preemptible or job.parking or job.started_at > room.now - LEAST:
+        return False
+    line = backlog.lines.get(job.tenant)
+    better = line is not None and line.first is not None and -line.first[0] > job.priority
+    rich = turns.standings[job.tenant].held > room.capacity.rate(job.need) + SLACK
+    return (better or rich) and job.node in room.nodes and job.id not in room.leaving
+
+
+def _soon(job: Waiting, room: Room) -> bool:
+    """Whether it will find room anyway."""
+    return room.soonest(job.need, [name for name in room.nodes if room.open_to(job, name)])[0] <= room.now + PATIENCE
 
 
 def _claimants(
@@ -112,20 +118,27 @@ def _claimants(
             yield job
 
 
-def _ways(
+def _best_way(
     job: Waiting, victims: Sequence[Active], room: Room, turns: Turns
-) -> Iterator[tuple[int, float, str, list[Active]]]:
-    """For each node on which parking some makes room: how many, how much they hold, the node, and which."""
-    taker = turns.standing(job.tenant)
+) -> tuple[int, float, str, list[Active]] | None:
+    """Of the nodes on which parking some makes room: how many the fewest are, how much they hold, where, and which."""
+    taker, rate = turns.standing(job.tenant), room.capacity.rate
     if taker.refuses(job) and not taker.full:
-        return
+        return None
     by_node = defaultdict(list)
     for victim in victims:
         if room.open_to(job, victim.node) and _may_take(job, victim, taker, turns):
             by_node[victim.node].append(victim)
-    for node, candidates in by_node.items():
+    best = None
+    for node, candidates in sorted(by_node.items()):
+        if sum(victim.need.gpus for victim in candidates) + sum(room.nodes[node].gpus) < job.need.gpus - SLACK:
+            continue
         if parked := _fewest(job, node, candidates, room, turns):
-            yield len(parked), sum(room.capacity.rate(each.need) for each in parked), node, parked
+            way = len(parked), sum(rate(each.need) for each in parked), node, parked
+            best = min(best or way, way, key=lambda way: way[:3])
+            if way[:2] <= (1, rate(job.need)):
+                break  # no other is better, but by its name
+    return best
 
 
 def _may_take(job: Waiting, victim: Active, taker: Standing, turns: Turns) -> bool:
@@ -143,7 +156,7 @@ def _fewest(job: Waiting, node: str, candidates: Sequence[Active], room: Room, t
     free = room.nodes[node].copy()
     if free.devices(job.need) is not None and not taker.full:
         return []
-    devices = {other.id: where for _, other, where in room.ends(node)}
+    devices = room.seats(node)
     chosen: list[Active] = []
     lost: dict[str, float] = defaultdict(float)
     for victim in sorted(candidates, key=lambda victim: (victim.priority, -victim.started_at, victim.id)):
@@ -168,9 +181,8 @@ def _fewest(job: Waiting, node: str, candidates: Sequence[Active], room: Room, t
 def _promise(job: Waiting, node: str, parked: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:
     """Hold a node for a job until those that are told to park are gone, and count as if that were done."""
     then = room.nodes[node].copy()
-    for _, other, devices in room.ends(node):
-        if other in parked:
-            then.give(other.need, devices)
+    for victim in parked:
+        then.give(victim.need, room.seats(node)[victim.id])
     room.release(job)
     room.holds[node] = Hold(job, room.now + PARKING, then)
     parking.promises[job.id] = Promise(node, tuple(victim.id for victim in parked))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 from swapmeet.queue.backlog import Backlog, Cursor
-from swapmeet.queue.records import Active, Need, Share, Waiting
+from swapmeet.queue.records import Active, Share, Waiting
 from swapmeet.queue.room import GUESS, Capacity, ends_at
 
 HALF_LIFE = 6 * 3600.0
@@ -52,6 +52,11 @@ class Standing:
         """Whether it could run another job just if it ran one less."""
         return self.runs > 0 and self.runs == self.share.concurrent_runs
 
+    @property
+    def spent(self) -> bool:
+        """Whether it has no GPU-seconds left at all."""
+        return self.share.gpu_seconds_left is not None and self.share.gpu_seconds_left <= 0
+
     def begin(self, rate: float, gpu_seconds: float) -> None:
         """It runs one more."""
         self.runs += 1
@@ -84,14 +89,10 @@ class Turns:
     ) -> None:
         self._backlog, self._shares, self._capacity, self._now = backlog, shares, capacity, now
         self.standings: dict[str, Standing] = {}
-        rates: dict[Need, float] = {}
         for job in active:
-            standing = self.standing(job.tenant)
-            rate = rates.get(job.need)
-            if rate is None:
-                rate = rates[job.need] = capacity.rate(job.need)
+            standing = self.standings.get(job.tenant) or self.standing(job.tenant)
             limited = standing.gpu_seconds is not None
-            standing.begin(rate, job.need.gpus * (ends_at(job, now) - now) if limited else 0.0)
+            standing.begin(capacity.rate(job.need), job.need.gpus * (ends_at(job, now) - now) if limited else 0.0)
         self._cursors: dict[str, Cursor] = {}
         self._heap: list[tuple[float, int, float, str]] = []
 
