@@ -1,7 +1,7 @@
 """Why each waiting job waits, in words, and about how long: by going on as the policy would, in one dimension."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -24,17 +24,20 @@ def explain_waits(
     held = {hold.job.id: (name, hold.at) for name, hold in room.holds.items()}
     waits: dict[str, Wait] = {}
     before: Counter[str] = Counter()
-    for job in _in_turn(backlog, room, turns, started):
+    promised = [job for name in parking.promises if (job := backlog.get(name))]
+    done = {*started, *parking.promises}
+    for job in (*promised, *_in_turn(backlog, room, turns, done)):
         own, all_before = before[job.tenant], before.total()
         if not future.possible(job.need):
             waits[job.id] = Wait(nowhere(job.need, room), None)
             continue
         seconds: float | None = future.start(job) - room.now
-        if job.id in parking.promises:
-            promise = parking.promises[job.id]
-            reason = f"{_count(len(promise.parked), 'job')} on {promise.node} make way for it"
+        promise = parking.promises.get(job.id)
+        if promise and promise.parked:
+            number = len(promise.parked)
+            reason = f"{_count(number, 'job')} on {promise.node} {'makes' if number == 1 else 'make'} way for it"
             seconds = held[job.id][1] - room.now
-        elif refused := turns.standing(job.tenant).refuses(job):
+        elif not promise and (refused := turns.standing(job.tenant).refuses(job)):
             reason = f"{refused}; {_count(own, 'job')} of its tenant before it"
             seconds = seconds if turns.standing(job.tenant).full else None
         elif job.id in held:
@@ -80,7 +83,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _in_turn(backlog: Backlog, room: Room, turns: Turns, started: Mapping[str, str]) -> Iterator[Waiting]:
+def _in_turn(backlog: Backlog, room: Room, turns: Turns, done: Container[str]) -> Iterator[Waiting]:
     """Jobs in the order in which they would start if each ran to its end at once."""
     heap = [(turns.standing(tenant).turn, tenant) for tenant in backlog.lines]
     heapify(heap)
@@ -90,7 +93,7 @@ def _in_turn(backlog: Backlog, room: Room, turns: Turns, started: Mapping[str, s
         if (job := cursors[tenant].job) is None:
             continue
         cursors[tenant].advance()
-        if job.id not in started:
+        if job.id not in done:
             yield job
             turn += room.capacity.rate(job.need) * (job.seconds or GUESS) / turns.standing(tenant).weight
         heappush(heap, (turn, tenant))

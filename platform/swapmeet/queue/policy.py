@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from swapmeet.queue.backlog import Backlog
 from swapmeet.queue.outlook import explain_waits
-from swapmeet.queue.preemption import Parking, keep_promises, park_for_others, park_without_quota
+from swapmeet.queue.preemption import Parking, keep_promises, park_for_others, park_without_quota, promise_node
 from swapmeet.queue.records import Active, Decision, Need, Node, Promise, Share, Start, Wait, Waiting
 from swapmeet.queue.room import Room
 from swapmeet.queue.turns import Turns
@@ -15,7 +15,7 @@ __all__ = ["Active", "Backlog", "Decision", "Need", "Node", "Promise", "Share", 
 HOLDS = 4
 """For so many blocked jobs at most is a node held; smaller jobs fill the others."""
 OVERDUE = 3600.0
-"""Once the job that waits longest of all tenants' first ones has waited so long, a node is held for it before all."""
+"""Once the job that waits longest of all tenants' first ones has waited so long, a node is held until it runs."""
 DEPTH = 20
 """So many jobs of a tenant that need the same are tried between those that are held for."""
 
@@ -64,7 +64,7 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         return
     tried: Counter[tuple[str, Need]] = Counter()
     holds = len(room.holds) + HOLDS
-    _hold_for_overdue(backlog, fitting, room, turns)
+    _hold_for_overdue(backlog, fitting, room, turns, parking)
     turns.rewind()
     while fitting and (turn := turns.next()):
         standing, cursor, job = turn
@@ -91,10 +91,18 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         turns.again(job.tenant)
 
 
-def _hold_for_overdue(backlog: Backlog, fitting: set[Need], room: Room, turns: Turns) -> None:
-    """Whoever waits longest gets room in the end, whatever its turn and however many small jobs come."""
+def _hold_for_overdue(backlog: Backlog, fitting: set[Need], room: Room, turns: Turns, parking: Parking) -> None:
+    """Promise a node to the job that waits longest, whatever its turn and however many small jobs come.
+
+    One at a time, and only to a tenant with no more than its share: a flood of jobs is old, too.
+    """
+    if any(not promise.parked for promise in parking.promises.values()):
+        return
     firsts = (line.first[3] for line in backlog.lines.values() if line.first)
     late = [job for job in firsts if job.queued_at <= room.now - OVERDUE and job.need not in fitting]
-    late = [job for job in late if room.possible(job.need) and not turns.standing(job.tenant).refuses(job)]
-    if late:
-        room.hold(min(late, key=lambda job: (job.queued_at, job.id)))
+    for job in sorted(late, key=lambda job: (job.queued_at, job.id)):
+        standing = turns.standing(job.tenant)
+        if room.possible(job.need) and not standing.refuses(job) and turns.entitled(standing):
+            if job.id not in parking.promises:
+                promise_node(job, room, turns, parking)
+            return

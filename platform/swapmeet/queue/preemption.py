@@ -35,7 +35,7 @@ class Parking:
 def keep_promises(
     promises: Mapping[str, Promise], backlog: Backlog, active: Sequence[Active], room: Room, turns: Turns
 ) -> tuple[dict[str, str], Parking]:
-    """Jobs that can start, with their nodes, as those that made way for them are gone; and what is still to come."""
+    """Jobs that can start, with their nodes, as what they were promised is free; and what is still to come."""
     running = {job.id: job for job in active}
     starts: dict[str, str] = {}
     parking = Parking()
@@ -44,12 +44,22 @@ def keep_promises(
         if job is None or promise.node not in room.nodes:
             continue
         leaving = [running[name] for name in promise.parked if name in running]
-        if not leaving and not turns.standing(job.tenant).refuses(job) and room.put(job, promise.node):
+        refused = turns.standing(job.tenant).refuses(job)
+        if leaving and promise.node not in room.holds:
+            _promise(job, promise.node, leaving, room, turns, parking)
+        elif not leaving and not refused and room.put(job, promise.node):
             turns.begin(turns.standing(job.tenant), job)
             starts[job_id] = promise.node
-        elif leaving and promise.node not in room.holds:
-            _promise(job, promise.node, leaving, room, turns, parking)
+        elif not promise.parked and not refused:
+            promise_node(job, room, turns, parking)
     return starts, parking
+
+
+def promise_node(job: Waiting, room: Room, turns: Turns, parking: Parking) -> None:
+    """Hold the node on which it will fit first, until it runs."""
+    if node := room.hold(job):
+        parking.promises[job.id] = Promise(node, ())
+        turns.begin(turns.standing(job.tenant), job)
 
 
 def park_without_quota(active: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:
@@ -152,30 +162,36 @@ def _may_take(job: Waiting, victim: Active, taker: Standing, turns: Turns) -> bo
 def _fewest(job: Waiting, node: str, candidates: Sequence[Active], room: Room, turns: Turns) -> list[Active]:
     """Those of a node's jobs to park for another: the lowest and youngest first, and none that would not be needed."""
     taker, rate = turns.standing(job.tenant), room.capacity.rate
-    after = taker.held + rate(job.need)
-    free = room.nodes[node].copy()
+    after = (taker.held + rate(job.need)) / taker.weight
+    free, devices = room.nodes[node].copy(), room.seats(node)
     if free.devices(job.need) is not None and not taker.full:
         return []
-    devices = room.seats(node)
     chosen: list[Active] = []
     lost: dict[str, float] = defaultdict(float)
     for victim in sorted(candidates, key=lambda victim: (victim.priority, -victim.started_at, victim.id)):
-        if chosen and free.devices(job.need) is not None:
-            break
         giver, left = turns.standing(victim.tenant), lost[victim.tenant] + rate(victim.need)
-        if giver is taker or (giver.held - left) / giver.weight >= after / taker.weight - SLACK:
+        if giver is taker or (giver.held - left) / giver.weight >= after - SLACK:
+            if _alone(job, victim, room):
+                return [victim]
             lost[victim.tenant] = left
             free.give(victim.need, devices[victim.id])
             chosen.append(victim)
     if free.devices(job.need) is None:
         return []
-    for victim in reversed(chosen[:]):
+    for victim in reversed(chosen[:]):  # spare whom it can, those that weigh most first
         free.take(victim.need, devices[victim.id])
         if len(chosen) > 1 and free.devices(job.need) is not None:
             chosen.remove(victim)
         else:
             free.give(victim.need, devices[victim.id])
     return chosen
+
+
+def _alone(job: Waiting, victim: Active, room: Room) -> bool:
+    """Whether the room of one suffices, with what is free."""
+    free = room.nodes[victim.node].copy()
+    free.give(victim.need, room.seats(victim.node)[victim.id])
+    return free.devices(job.need) is not None
 
 
 def _promise(job: Waiting, node: str, parked: Sequence[Active], room: Room, turns: Turns, parking: Parking) -> None:

@@ -98,7 +98,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A node on which a waiting job will start once others, who were told to park, are gone."""
+    """A node on which a waiting job will start once others are gone, of which some may have been told to park."""
 
     node: str
     parked: tuple[str, ...]

@@ -22,7 +22,8 @@ def ends_at(job: Active, now: float) -> float:
     ran = max(now - job.started_at, 0.0)
     if job.seconds <= 0:
         return now + max(ran, GUESS)
-    return max(job.started_at + job.seconds, now + max(OVERRUN * ran, 1.0))
+    planned = job.started_at + job.seconds
+    return planned if planned > now else now + max(OVERRUN * ran, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +193,12 @@ class Room:
             self._put(job, name, devices)
         return devices is not None
 
-    def hold(self, job: Waiting) -> None:
-        """Hold the node on which a job will fit first, unless all that it may get are held."""
+    def hold(self, job: Waiting) -> str | None:
+        """Hold the node on which a job will fit first, unless all that it may get are held; gives its name."""
         at, name = self.soonest(job.need, [name for name in self.nodes if name not in self.holds])
         if name is not None:
             self.holds[name] = Hold(job, at, self._then(name, at))
+        return name
 
     def release(self, job: Waiting) -> None:
         """Hold nothing for it any more."""

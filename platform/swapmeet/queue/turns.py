@@ -128,6 +128,11 @@ class Turns:
         """Charge a tenant with a job that starts."""
         standing.begin(self._capacity.rate(job.need), job.need.gpus * (job.seconds or GUESS))
 
+    def entitled(self, standing: Standing) -> bool:
+        """Whether it holds no more than its part of the cluster among all who wait or run."""
+        weights = sum(self.standing(tenant).weight for tenant in {*self.standings, *self._backlog.lines})
+        return standing.held <= self._capacity.units * standing.weight / weights
+
     def end(self, standing: Standing, job: Active) -> None:
         """Credit a tenant with a job that is parked."""
         standing.runs -= 1
