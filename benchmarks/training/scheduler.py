@@ -4,15 +4,15 @@
 
 Simulated is all but the decisions. Tenants are of very different size (Zipf), submit in bursts (sweeps), more by day
 than by night; lengths are log-normal with a heavy tail, and estimates of them are wrong by a third; two jobs in five
-take a part of a GPU and one in ten several. FIFO starts the oldest job as soon as it fits somewhere, and nothing else
+take a part of a GPU and one in ten several. FIFO starts the oldest job as soon as it fits somewhere, and no other
 before. Both decide every ten simulated seconds in which something changed.
 
-decisions/s     calls of `decide` a second of this machine's time, and the jobs that they started
+decisions/s     calls of the policy a second of this process's time, and the jobs that they started
 Jain            Jain's index over tenants of what each held, on average over the time in which it wanted anything, as a
                 part of its max-min fair share of that time (all equal: 1; one of n has all: 1/n)
 wait            seconds between submission and end in which a job did not run; "small" tenants are the half that
                 submitted least, "big" ones the tenth that submitted most, by GPU-seconds
-utilisation     of all GPUs, from the end of the first simulated day to the last submission
+utilisation     of all GPUs, between a tenth of the time to the last submission and that
 """
 
 import argparse
@@ -38,6 +38,8 @@ LOST = 60.0
 SHARES_EVERY = 600.0
 """Simulated seconds between two looks at what tenants used."""
 SAMPLES_EVERY = 600.0
+AT_ONCE = 50_000
+"""Jobs that a single decision is timed with."""
 SHAPES = (
     (0.25, Need(1, 0.25, 8e9)),
     (0.15, Need(2, 0.5, 16e9)),
@@ -78,7 +80,7 @@ def main() -> None:
     for name, policy in (("fair share", fair_share()), ("FIFO", first_come())):
         jobs = workload(options)
         figures[name] = Simulation(jobs, nodes, policy).run()
-    at_once = one_decision(workload(options)[:50_000], nodes)
+    at_once = one_decision(workload(options)[:AT_ONCE], nodes)
     report(figures, at_once, options)
 
 
@@ -140,7 +142,7 @@ def fair_share() -> Policy:
 
 
 def first_come() -> Policy:
-    """FIFO, also of jobs that fit where the oldest does not."""
+    """FIFO: the oldest job, when it fits somewhere."""
     line: deque[Waiting] = deque()
 
     def choose(now: "Simulation") -> Decision:
@@ -298,7 +300,7 @@ class Simulation:
             "big_wait_p50": percentile(of_big, 50),
             "big_wait_p99": percentile(of_big, 99),
             "eight_gpus_wait_p99": percentile(of_8, 99),
-            "utilisation": self.fairness.busy(DAY, last) / (last - DAY) / self.capacity.units,
+            "utilisation": self.fairness.busy(last / 10, last) / (0.9 * last) / self.capacity.units,
             "parked": sum(job.parks for job in self.jobs),
             "hours": self.time / 3600,
         }
@@ -349,7 +351,7 @@ def max_min(wanted: dict[str, float], units: float) -> dict[str, float]:
 
 
 def one_decision(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
-    """Milliseconds for a decision over many jobs that nobody sorted before, with a word for each that waits."""
+    """Milliseconds of this process for a decision over many jobs that nobody sorted before, with a word for each that waits."""
     waiting = [Waiting(job.id, job.tenant, job.need, job.priority, job.at, None, job.estimate) for job in jobs]
     began = time.process_time()
     decide(waiting, (), nodes, {}, jobs[-1].at)
@@ -367,7 +369,7 @@ def report(figures: dict[str, dict[str, float]], at_once: float, options: argpar
     print(f"{'':24}" + "".join(f"{name:>12}" for name in figures))
     for key in next(iter(figures.values())):
         print(f"{key.replace('_', ' '):24}" + "".join(f"{each[key]:12.5g}" for each in figures.values()))
-    print(f"a decision over 50,000 unsorted jobs, each told why it waits: {at_once:.0f} ms")
+    print(f"a decision over {min(AT_ONCE, options.jobs):,} unsorted jobs, each told why it waits: {at_once:.0f} ms")
     shown = {name: {key: float(f"{value:.4g}") for key, value in each.items()} for name, each in figures.items()}
     print(json.dumps({"benchmark": "scheduler", **vars(options), "one_decision_ms": round(at_once), **shown}))
 

@@ -519,6 +519,7 @@ class World:
             assert share.concurrent_runs is None or runs[tenant] <= share.concurrent_runs, "over quota"
         held = {name for name in self.nodes for wait in decision.waits.values() if f"{name} is held" in wait.reason}
         held |= {promise.node for promise in decision.promises.values()}
+        runs += Counter(self.waiting[name].tenant for name in decision.promises)
         for job in self.waiting.values():
             most = self.shares.get(job.tenant, Share()).concurrent_runs
             if most is None or runs[job.tenant] < most:

@@ -1,7 +1,7 @@
 """Who runs next, and where: pure, so that it is tested and simulated anywhere."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from swapmeet.queue.backlog import Backlog
 from swapmeet.queue.outlook import explain_waits
@@ -64,13 +64,13 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         return
     tried: Counter[tuple[str, Need]] = Counter()
     holds = len(room.holds) + HOLDS
-    _hold_for_overdue(backlog, fitting, room, turns, parking)
+    _hold_for_overdue(backlog, fitting, room, turns, started, parking)
     turns.rewind()
     while fitting and (turn := turns.next()):
         standing, cursor, job = turn
         if job.id in started:
             cursor.advance()
-        elif standing.refuses(job):
+        elif standing.over if job.id in parking.promises else standing.refuses(job):
             cursor.drop(job.need)
         elif job.need in fitting and (node := room.place(job)):
             started[job.id] = node
@@ -91,7 +91,9 @@ def _fill(backlog: Backlog, room: Room, turns: Turns, started: dict[str, str], p
         turns.again(job.tenant)
 
 
-def _hold_for_overdue(backlog: Backlog, fitting: set[Need], room: Room, turns: Turns, parking: Parking) -> None:
+def _hold_for_overdue(
+    backlog: Backlog, fitting: set[Need], room: Room, turns: Turns, started: Container[str], parking: Parking
+) -> None:
     """Promise a node to the job that waits longest, whatever its turn and however many small jobs come.
 
     One at a time, and only to a tenant with no more than its share: a flood of jobs is old, too.
@@ -102,7 +104,8 @@ def _hold_for_overdue(backlog: Backlog, fitting: set[Need], room: Room, turns: T
     late = [job for job in firsts if job.queued_at <= room.now - OVERDUE and job.need not in fitting]
     for job in sorted(late, key=lambda job: (job.queued_at, job.id)):
         standing = turns.standing(job.tenant)
-        if room.possible(job.need) and not standing.refuses(job) and turns.entitled(standing):
-            if job.id not in parking.promises:
-                promise_node(job, room, turns, parking)
+        if job.id in started or job.id in parking.promises or standing.refuses(job):
+            continue
+        if room.possible(job.need) and turns.entitled(standing):
+            promise_node(job, room, turns, parking)
             return

@@ -53,6 +53,11 @@ class Standing:
         return self.runs > 0 and self.runs == self.share.concurrent_runs
 
     @property
+    def over(self) -> bool:
+        """Whether it runs more than it may, counting what is promised to it."""
+        return self.share.concurrent_runs is not None and self.runs > self.share.concurrent_runs
+
+    @property
     def spent(self) -> bool:
         """Whether it has no GPU-seconds left at all."""
         return self.share.gpu_seconds_left is not None and self.share.gpu_seconds_left <= 0
@@ -134,8 +139,7 @@ class Turns:
         return standing.held <= self._capacity.units * standing.weight / weights
 
     def end(self, standing: Standing, job: Active) -> None:
-        """Credit a tenant with a job that is parked."""
-        standing.runs -= 1
+        """Credit a tenant with the room of a job that is told to park; it runs until it is gone."""
         standing.held -= self._capacity.rate(job.need)
 
     def _place(self, tenant: str) -> tuple[float, int, float, str]:
