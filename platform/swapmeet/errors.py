@@ -6,6 +6,7 @@
     ├── NotConfigured    (LookupError)        no server URL or API key to talk to one with
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
+    ├── LeaseLost        (RuntimeError)       another instance leads now
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
@@ -48,6 +49,12 @@ class DatabaseFailed(PlatformError, OSError):
     """The database can not be opened, read or written."""
 
     code = "database_unavailable"
+
+
+class LeaseLost(PlatformError, RuntimeError):
+    """Who writes as the leader is it no more."""
+
+    code = "lease_lost"
 
 
 class AlreadyRunning(PlatformError, RuntimeError):
