@@ -20,7 +20,7 @@ from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
 from swapmeet_serving import Call, Chunk, join
@@ -61,19 +61,20 @@ class Crowd:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path) -> Callable[..., AbstractContextManager[tuple[str, Callable[[str], str]]]]:
+def gateway(
+    tenancy: Tenancy, key_of: Callable[..., str], tmp_path: Path
+) -> Callable[..., AbstractContextManager[tuple[str, Callable[[str], str]]]]:
     """`with gateway(replicas, caller_requests=256) as (url, key_of)`: listening, with a key for each tenant."""
 
     @contextmanager
     def start(replicas: Any, caller_requests: int = 256) -> Iterator[tuple[str, Callable[[str], str]]]:
-        keys = Keys(f"sqlite:///{tmp_path}/keys.db")
         registry = Registry(f"file://{tmp_path}/registry")
-        app = create_app(Services(registry, keys, BASE, replicas, Admission(caller_requests)))
+        app = create_app(Services(registry, tenancy, BASE, replicas, Admission(caller_requests)))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         with event_loop() as loop, listening(app, loop, "127.0.0.1", port, drain=5):
-            yield f"http://127.0.0.1:{port}", lambda tenant: keys.create(tenant, "inference")
+            yield f"http://127.0.0.1:{port}", lambda tenant: key_of(tenant, "infer")
 
     return start
 

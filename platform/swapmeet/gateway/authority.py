@@ -8,6 +8,7 @@ a caller may see is the route's own matter: it looks for those of `caller.tenant
 """
 
 from dataclasses import replace
+from functools import cache
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -63,6 +64,7 @@ class Authority:
         return f"This key may not do this: it lacks the scope {wanted}. Use a key that has it."
 
 
+@cache
 def may(*scopes: str) -> Authority:
     """Let pass whoever has one of the scopes; the operator has all."""
     return Authority(*scopes)

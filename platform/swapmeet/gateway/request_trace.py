@@ -172,6 +172,12 @@ class RequestTrace:
             log.info(json.dumps(trace.line(method, route), separators=(",", ":")))
 
 
+def request_id() -> str:
+    """The id of the request under way; empty where there is none."""
+    trace = _current.get()
+    return trace.id if trace else ""
+
+
 def log_to(path: Path) -> None:
     """Write the lines to a file that is rotated; only its owner may read it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 OPERATOR = "admin"
 """The tenant of whoever runs the server. With the scope `admin`, its keys may do and see everything."""
 
+READERS = ("admin", "publish", "train")
+"""Scopes that `read` comes with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -45,5 +48,6 @@ class Caller:
         return self.tenant == OPERATOR and "admin" in self.scopes
 
     def may(self, scope: str) -> bool:
-        """Whether the key has a scope; the operator's has all."""
-        return scope in self.scopes or self.operator
+        """Whether the key has a scope; the operator's has all, and whoever may change things may read them."""
+        reads = scope == "read" and not self.scopes.isdisjoint(READERS)
+        return reads or scope in self.scopes or self.operator

@@ -32,5 +32,7 @@ def expand(names: Iterable[str]) -> frozenset[str]:
             f"roles are {', '.join(ROLES)}."
         )
     if not wanted:
-        raise ValueError(f"a key needs a scope or a role. Scopes are {', '.join(SCOPES)}; roles are {', '.join(ROLES)}.")
+        raise ValueError(
+            f"a key needs a scope or a role. Scopes are {', '.join(SCOPES)}; roles are {', '.join(ROLES)}."
+        )
     return frozenset().union(*(ROLES.get(name, {name}) for name in wanted))
