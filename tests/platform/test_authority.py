@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.testclient import TestClient
 
 from swapmeet.database.tables import PermissionRow
@@ -100,9 +100,9 @@ def authorities(dependant: Dependant) -> list[Authority]:
 def unguarded(app: FastAPI) -> set[str]:
     """The paths of all routes that anybody may use; what is no plain route is taken for one."""
     return {
-        getattr(route, "path", repr(route))
-        for route in app.routes
-        if not isinstance(route, APIRoute) or not authorities(route.dependant)
+        route.path or repr(route.original_route)
+        for route in iter_route_contexts(app.routes)
+        if not (isinstance(route.original_route, APIRoute) and authorities(route.dependant))
     }
 
 

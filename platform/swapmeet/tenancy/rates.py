@@ -15,6 +15,8 @@ from swapmeet.tenancy.caller import Limits
 
 SECONDS = 60.0
 KINDS = ("requests", "tokens")
+ONE = 1 - 1e-6
+"""What is taken for one: sums of small parts end a little below."""
 MOST = 10_000
 """Buckets kept before those that are full again are forgotten."""
 
@@ -50,7 +52,7 @@ class Rates:
         if not limited:
             return {}
         left = {kind: self._left(tenant, kind, limit) for kind, limit in limited.items()}
-        waits = {kind: _seconds(1 - left[kind], limit) for kind, limit in limited.items() if left[kind] < 1}
+        waits = {kind: _seconds(1 - left[kind], limit) for kind, limit in limited.items() if left[kind] < ONE}
         if waits:
             kind = max(waits, key=lambda each: waits[each])
             wait = {"retry-after": str(math.ceil(waits[kind]))}
