@@ -2,7 +2,8 @@
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 
 tenant_app = typer.Typer(help="Tenants of a running server: create, list, show, set.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys of a running server: create, list, revoke, rotate.", no_args_is_help=True)
+
+
+class Grouping(StrEnum):
+    """What usage is told apart by."""
+
+    tenant = "tenant"
+    adapter = "adapter"
+    key = "key"
+    day = "day"
+
 
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -165,28 +176,26 @@ def rotate(
 def usage(
     start: Annotated[str | None, typer.Option(help="A date such as 2026-11-01; 30 days ago otherwise.")] = None,
     end: Annotated[str | None, typer.Option(help="Until before this date; now otherwise.")] = None,
-    by: Annotated[
-        list[Literal["tenant", "adapter", "key", "day"]] | None, typer.Option(help="What to tell apart.")
-    ] = None,
+    by: Annotated[list[Grouping] | None, typer.Option(help="What to tell apart.")] = None,
     tenant: Tenant = None,
     owned: Annotated[bool, typer.Option("--owned", help="What all used of the tenant's adapters.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print a table as CSV.")] = False,
     json: Json = False,
 ) -> None:
     """What was used: tokens, GPU-seconds, storage."""
-    query = {"start": start, "end": end, "by": by or None, "tenant": tenant, "owned": owned or None}
+    query = {
+        "start": start,
+        "end": end,
+        "by": [each.value for each in by or []] or None,
+        "tenant": tenant,
+        "owned": owned or None,
+    }
     with _client() as client:
         if csv:
             print(client.text("/v1/usage", query | {"format": "csv"}), end="", flush=True)
             return
         report = client.call("GET", "/v1/usage", query=query)
-    groups = [(" ".join(str(row[each]) for each in by or []), row) for row in report["data"]]
-    kinds = [kind for kind in (report["data"] or [{}])[0] if kind not in ("object", *(by or []))]
-    lines = [
-        line
-        for name, row in groups
-        for line in [*([name] if by else []), *(f"  {kind:24} {row[kind]:>16,}" for kind in kinds if row[kind])]
-    ]
+    lines = [line for row in report["data"] for line in _usage_lines(row, by or [])]
     show(report, "\n".join(lines) or "nothing was used", json)
 
 
@@ -239,6 +248,12 @@ def _tenant_lines(row: dict[str, Any]) -> str:
     quotas = [f"  {name:20} {'none' if value is None else value}" for name, value in row["quotas"].items()]
     state = [f"  suspended since {_moment(row['suspended_at'])}"] if row["suspended_at"] else []
     return "\n".join([row["name"], f"  {'weight':20} {row['weight']:g}", *quotas, *state])
+
+
+def _usage_lines(row: dict[str, Any], by: list[Grouping]) -> list[str]:
+    amounts = {kind: amount for kind, amount in row.items() if isinstance(amount, int) and amount}
+    group = [" ".join(row[each.value] or "-" for each in by)] if by else []
+    return [*group, *(f"  {kind:24} {amount:>16,}" for kind, amount in amounts.items())]
 
 
 def _show_new(made: dict[str, Any], json: bool) -> None:
