@@ -353,6 +353,7 @@ def test_tokens_a_minute(ask: Ask, owner_of: Callable[..., str]) -> None:
 
 def test_no_key_is_where_none_belongs(
     ask: Ask,
+    client: TestClient,
     owner_of: Callable[..., str],
     books: Tenancy,
     boss: str,
@@ -374,6 +375,9 @@ def test_no_key_is_where_none_belongs(
         answers += [ask("GET", f"keys/{key}", owner), ask("GET", f"keys?after={key}", owner)]
         ask("POST", "chat/completions", key, json=CHAT | {"model": f"acme/{key}"})
         ask("POST", "chat/completions", key, json=CHAT)
+        header = {"authorization": f"Bearer {made['value']}", "x-request-id": f"mine-{key}"}
+        assert client.get("/v1/audit", headers=header).status_code == 403
+        assert key not in client.get("/v1/models", headers=header).headers["x-request-id"]
     replicas.broken = KeyError("the log says more")
     answers.append(ask("POST", "chat/completions", owner, json=CHAT))
     ask("DELETE", f"keys/{rotated['id']}", owner)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from swapmeet.database.tables.base import now
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.listener import event_loop, listening
@@ -309,3 +311,33 @@ def test_openai_s_client_raises_what_ends_a_stream(settings: ReplicaSettings, ga
 
     with gateway(replica) as (url, key_of):
         asyncio.run(read(url, key_of("ana")))
+
+
+class Endless:
+    """Replicas that go on until nobody reads any more."""
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        for made in range(1, 100_000):
+            yield Chunk(text="a", token_ids=(1,), finish_reason=None, prompt_tokens=7, completion_tokens=made)
+            await asyncio.sleep(0.01)
+
+
+def test_who_leaves_a_stream_pays_for_what_was_made(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
+    def used() -> dict[str, Any]:
+        tenancy.flush()
+        return tenancy.usage.report(now() - timedelta(hours=1), now() + timedelta(hours=1))[0]
+
+    with gateway(Endless()) as (url, key_of):
+        body, headers = {"model": "tiny", "prompt": "x", "stream": True}, {"authorization": f"Bearer {key_of('ana')}"}
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
+        ) as answer:
+            lines = answer.iter_lines()
+            for _ in range(10):
+                next(lines)
+        deadline = time.monotonic() + 60
+        while not used()["inference_requests"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert (used()["inference_requests"], used()["inference_prompt_tokens"]) == (1, 7)
+    assert 5 <= used()["inference_output_tokens"] < 5000

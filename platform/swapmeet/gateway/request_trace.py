@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swapmeet.gateway.errors import LEFT, describe_error, error_code
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.services import Replicas
+from swapmeet.tenancy.caller import without_keys
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.mix import format_mix
@@ -138,7 +139,7 @@ class RequestTrace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")[:LONGEST_ID]
+        given = without_keys(Headers(scope=scope).get(HEADER, ""))[:LONGEST_ID]
         trace = Trace(given or uuid.uuid4().hex)
         _current.set(trace)
 

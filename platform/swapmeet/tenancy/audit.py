@@ -1,6 +1,5 @@
 """The audit log: who did what to what, and how it ended. Rows are added and never changed."""
 
-import re
 import threading
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,13 +10,12 @@ from sqlalchemy.orm import Session
 from swapmeet.database import Database
 from swapmeet.database.tables import AuditRow
 from swapmeet.database.tables.base import now
-from swapmeet.tenancy.caller import Caller
+from swapmeet.tenancy.caller import Caller, without_keys
 
 DONE = "done"
 REFUSED = "refused"
 MOST_REFUSALS = 10_000
 """Kinds of refusals held in memory until they are written; more within a few seconds are not told apart."""
-_KEY = re.compile(r"sm-[A-Za-z0-9_-]{8,}")
 
 
 @dataclass(slots=True)
@@ -130,4 +128,4 @@ def _row(
 
 def _clean(text: str) -> str:
     """Without what databases do not take, and without keys, should a client have sent one where it does not belong."""
-    return _KEY.sub("sm-…", text.replace("\0", "").encode(errors="replace").decode())
+    return without_keys(text.replace("\0", "").encode(errors="replace").decode())

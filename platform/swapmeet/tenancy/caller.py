@@ -1,10 +1,12 @@
 """Who asks: what is known of a request's sender once its key was found."""
 
+import re
 from dataclasses import dataclass, field
 
 OPERATOR = "admin"
 """The tenant of whoever runs the server. With the scope `admin`, its keys may do and see everything."""
 
+KEY_PREFIX = "sm-"
 READERS = ("admin", "publish", "train")
 """Scopes that `read` comes with."""
 
@@ -51,3 +53,11 @@ class Caller:
         """Whether the key has a scope; the operator's has all, and whoever may change things may read them."""
         reads = scope == "read" and not self.scopes.isdisjoint(READERS)
         return reads or scope in self.scopes or self.operator
+
+
+_KEY = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{16,}")
+
+
+def without_keys(text: str) -> str:
+    """A text that is to be kept, without the keys that a client sent where they do not belong."""
+    return _KEY.sub(KEY_PREFIX + "***", text) if KEY_PREFIX in text else text

@@ -17,11 +17,10 @@ from swapmeet.database.tables import KeyRow, PermissionRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, NotFound
 from swapmeet.tenancy.audit import Audit
-from swapmeet.tenancy.caller import Caller
+from swapmeet.tenancy.caller import KEY_PREFIX, Caller
 from swapmeet.tenancy.scopes import expand
 from swapmeet.tenancy.tenants import limits_of, tenant_row
 
-PREFIX = "sm-"
 KNOWN_SECONDS = 1.0
 """How long a key that was found is not looked up again: so much later at most, a change of it takes effect."""
 MOST_KNOWN = 10_000
@@ -225,7 +224,7 @@ def _get(session: Session, tenant: str | None, identifier: str, *, lock: bool = 
 
 
 def _issue(tenant: str, scopes: Iterable[str], name: str, expires_at: datetime | None, by: Caller | None) -> Issued:
-    key = PREFIX + secrets.token_urlsafe(32)
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
     row = KeyRow(
         digest=_digest(key),
         id=f"key-{secrets.token_hex(12)}",
