@@ -65,6 +65,44 @@ def test_tenants_are_made_once_and_changed(books: Tenancy) -> None:
             books.tenants.get(name)
 
 
+def test_of_many_who_make_one_tenant_at_once_all_get_it_or_are_told_why(books: Tenancy) -> None:
+    made, told = [], []
+
+    def make(weight: float) -> None:
+        try:
+            made.append(books.tenants.create("cara", {"weight": weight}, BOSS).weight)
+        except Conflict as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=make, args=(float(1 + number % 2),)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(told), len(set(made))) == (4, 4, 1)
+    assert [row.action for row in books.audit.page("cara")[0]] == ["tenant.create"]
+
+
+def test_of_many_who_rotate_one_key_at_once_one_does(books: Tenancy) -> None:
+    old = books.keys.create("acme", ["infer"]).row.id
+    made, told = [], []
+
+    def rotate() -> None:
+        try:
+            made.append(books.keys.rotate("acme", old, DAY, BOSS).row.id)
+        except Conflict as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=rotate) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(told)) == (1, 5)
+    assert made[0] in told[0]
+    assert len(books.keys.page("acme")[0]) == 2
+
+
 def test_amounts_of_one_source_replace_each_other(books: Tenancy, database: Database) -> None:
     def tell(amount: float, source: str = "ftjob-1/1", at: datetime = NOON) -> Callable[[Session], None]:
         return lambda session: books.usage.add(

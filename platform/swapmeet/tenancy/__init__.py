@@ -9,6 +9,7 @@
     rates.py           requests and tokens a minute, in memory
     quotas.py          what is stored and run
     usage.py           the ledger in SQL, ledger.py what of it is in memory
+    inserting.py       upserts on either database
     audit.py           who did what to what
     tenancy.py         all of it over one database
 

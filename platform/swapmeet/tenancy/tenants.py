@@ -13,6 +13,7 @@ from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, Forbidden, NotFound
 from swapmeet.tenancy.audit import Audit
 from swapmeet.tenancy.caller import OPERATOR, Caller, Limits
+from swapmeet.tenancy.inserting import insert_on
 from swapmeet_registry.names import is_tenant, require_tenant
 
 SETTINGS = ("weight", *(each.name for each in fields(Limits)))
@@ -33,12 +34,7 @@ class Tenants:
             InvalidName: it can not be a tenant's name.
         """
         require_tenant(name)
-
-        def work(session: Session) -> None:
-            if session.get(TenantRow, name) is None:
-                session.add(TenantRow(name=name))
-
-        self._database.write(work)
+        self._database.write(lambda session: _add(session, {"name": name}))
 
     def create(self, name: str, settings: Mapping[str, Any], by: Caller) -> TenantRow:
         """A new tenant; the same again gives the one that is there.
@@ -53,14 +49,13 @@ class Tenants:
             InvalidName: it can not be a tenant's name.
         """
         require_tenant(name)
-        wanted = TenantRow(**{"weight": 1.0, **settings}, name=name, created_at=now())
+        wanted = {**dict.fromkeys(SETTINGS), "weight": 1.0, **settings}
 
         def work(session: Session) -> TenantRow:
-            found = session.get(TenantRow, name)
-            if found is None:
+            if _add(session, {"name": name, **wanted}):
                 self._audit.record(by, "tenant.create", name, tenant=name, detail=_words(settings), session=session)
-                return session.merge(wanted)
-            if any(getattr(found, each) != getattr(wanted, each) for each in SETTINGS):
+            found = tenant_row(session, name)
+            if any(getattr(found, each) != value for each, value in wanted.items()):
                 raise Conflict(f"There is a tenant {name!r} with other settings. Change it, or choose another name.")
             return found
 
@@ -125,6 +120,12 @@ def tenant_row(session: Session, name: str, *, lock: bool = False) -> TenantRow:
 def no_tenant(name: str) -> NotFound:
     """What is said of a tenant that is not there, and of one that the caller may not know of."""
     return NotFound(f"There is no tenant {name[:64]!r}. Check its name.")
+
+
+def _add(session: Session, values: Mapping[str, Any]) -> bool:
+    """Add a tenant unless there is one of its name, whoever else tries at the same moment; says whether it did."""
+    statement = insert_on(session, TenantRow).values(**values).on_conflict_do_nothing(index_elements=[TenantRow.name])
+    return bool(session.execute(statement.returning(TenantRow.name)).all())
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
 from swapmeet.database.tables import FileRow, UsageRow
 from swapmeet.database.tables.base import now
+from swapmeet.tenancy.inserting import insert_on
 
 Kind = Literal[
     "inference_requests",
@@ -122,11 +122,10 @@ def minute(at: datetime) -> datetime:
 
 def put(session: Session, source: str, amounts: Mapping[Cell, int]) -> None:
     """Set amounts of a source, whatever they were."""
-    insert: Any = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     # In one order everywhere, so that transactions that set the same amounts do not wait for each other in a ring.
     rows = [cell._asdict() | {"source": source, "amount": amount} for cell, amount in sorted(amounts.items())]
     for first in range(0, len(rows), MOST_ROWS):
-        statement = insert(UsageRow).values(rows[first : first + MOST_ROWS])
+        statement = insert_on(session, UsageRow).values(rows[first : first + MOST_ROWS])
         unique = [UsageRow.source, UsageRow.at, UsageRow.tenant, UsageRow.kind, UsageRow.subject, UsageRow.key]
         set_ = {"amount": statement.excluded.amount, "owner": statement.excluded.owner}
         session.execute(statement.on_conflict_do_update(index_elements=unique, set_=set_))
