@@ -128,6 +128,13 @@ def test_a_route_without_an_authority_would_be_found(services: Services) -> None
     assert unguarded(app) - OPEN == {"/v1/forgotten", "/mounted"}
 
 
+def test_the_api_s_description_says_which_routes_want_a_key(services: Services) -> None:
+    described = create_app(services).openapi()
+    assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    open_ = {path for path, each in described["paths"].items() if any(not way.get("security") for way in each.values())}
+    assert open_ == {"/healthz", "/readyz"}
+
+
 def test_an_authority_names_scopes_that_exist() -> None:
     with pytest.raises(ValueError, match="infre"):
         may("infre")

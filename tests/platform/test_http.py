@@ -313,21 +313,25 @@ def test_openai_s_client_raises_what_ends_a_stream(settings: ReplicaSettings, ga
         asyncio.run(read(url, key_of("ana")))
 
 
-class Endless:
-    """Replicas that go on until nobody reads any more."""
+class Slow:
+    """Replicas that make a token every ten milliseconds, as many as are asked for."""
 
     async def generate(self, call: Call) -> AsyncIterator[Chunk]:
-        for made in range(1, 100_000):
-            yield Chunk(text="a", token_ids=(1,), finish_reason=None, prompt_tokens=7, completion_tokens=made)
+        most = call.sampling.max_tokens or 100_000
+        for made in range(1, most + 1):
+            last = "length" if made == most else None
+            yield Chunk(text="a", token_ids=(1,), finish_reason=last, prompt_tokens=7, completion_tokens=made)
             await asyncio.sleep(0.01)
 
 
-def test_who_leaves_a_stream_pays_for_what_was_made(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
-    def used() -> dict[str, Any]:
-        tenancy.flush()
-        return tenancy.usage.report(now() - timedelta(hours=1), now() + timedelta(hours=1))[0]
+def used(tenancy: Tenancy) -> tuple[int, int, int]:
+    """Requests, tokens read and tokens made, as far as they are written."""
+    (row,) = tenancy.usage.report(now() - timedelta(hours=1), now() + timedelta(hours=1))
+    return row["inference_requests"], row["inference_prompt_tokens"], row["inference_output_tokens"]
 
-    with gateway(Endless()) as (url, key_of):
+
+def test_who_leaves_a_stream_pays_for_what_was_made(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
+    with gateway(Slow()) as (url, key_of):
         body, headers = {"model": "tiny", "prompt": "x", "stream": True}, {"authorization": f"Bearer {key_of('ana')}"}
         with httpx.stream(
             "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
@@ -336,8 +340,32 @@ def test_who_leaves_a_stream_pays_for_what_was_made(gateway: Callable[..., Any],
             for _ in range(10):
                 next(lines)
         deadline = time.monotonic() + 60
-        while not used()["inference_requests"]:
+        while not used(tenancy)[0]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    assert (used()["inference_requests"], used()["inference_prompt_tokens"]) == (1, 7)
-    assert 5 <= used()["inference_output_tokens"] < 5000
+            tenancy.flush()
+    requests, prompt, output = used(tenancy)
+    assert (requests, prompt) == (1, 7)
+    assert 5 <= output < 5000
+
+
+def test_a_stop_lets_answers_end_and_writes_what_they_used(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
+    begun, lines = threading.Event(), list[str]()
+
+    def read(url: str, key: str) -> None:
+        body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 60}
+        headers = {"authorization": f"Bearer {key}"}
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
+        ) as answer:
+            for line in answer.iter_lines():
+                begun.set()
+                lines.append(line)
+
+    with gateway(Slow()) as (url, key_of):
+        reader = threading.Thread(target=read, args=(url, key_of("ana")))
+        reader.start()
+        assert begun.wait(30)
+    reader.join()
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert used(tenancy) == (1, 7, 60)

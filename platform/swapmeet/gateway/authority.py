@@ -12,6 +12,8 @@ from functools import cache
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
 from swapmeet.gateway.request_trace import request_id
@@ -23,8 +25,8 @@ from swapmeet.tenancy.scopes import SCOPES
 __all__ = ["Authority", "Caller", "may", "operator"]
 
 
-class Authority:
-    """A FastAPI dependency that lets some callers pass, and gives them.
+class Authority(SecurityBase):
+    """A FastAPI dependency that lets some callers pass, and gives them; the API's description says that it wants a key.
 
     Args:
         scopes: a key with any one of them may pass, and the operator's.
@@ -34,6 +36,8 @@ class Authority:
     def __init__(self, *scopes: str, operator: bool = False) -> None:
         if unknown := set(scopes) - set(SCOPES):
             raise ValueError(f"no such scopes: {', '.join(sorted(unknown))}")
+        self.model = HTTPBearer(description="An API key: `swapmeet key create` makes one.")
+        self.scheme_name = "key"
         self._scopes = scopes
         self._operator = operator
 
