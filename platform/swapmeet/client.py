@@ -1,7 +1,7 @@
 """A small HTTP client for a running server; applications may as well use the `openai` package."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import httpx
@@ -10,6 +10,8 @@ from swapmeet.errors import ApiError, NotConfigured
 from swapmeet.settings import load_settings
 
 Messages = Sequence[dict[str, str]]
+Query = Mapping[str, Any]
+"""Parameters of a URL; those that are None are left out, and lists stand there once for each entry."""
 
 
 HEALTHY = {"status": "ok", "service": "swapmeet"}
@@ -75,17 +77,48 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _json(self, method: str, path: str, body: Any = None, *, expect: str) -> Any:
+    def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
+        """The object that one of the API's calls answers with.
+
+        Raises:
+            ApiError: the server refused or did not answer; the message says why.
+        """
+        return dict(self._json(method, path, body, query))
+
+    def listed(self, path: str, query: Query | None = None) -> Iterator[dict[str, Any]]:
+        """Everything on a list, page after page."""
+        after: dict[str, Any] = {}
+        while True:
+            page = self._json("GET", path, query={**(query or {}), **after})
+            entries, more = page.get("data", []), page.get("has_more", False)
+            yield from entries
+            if not more or not entries:
+                return
+            after = {"after": entries[-1]["id"]}
+
+    def text(self, path: str, query: Query | None = None) -> str:
+        """What is answered as text."""
+        return self._request("GET", path, query=query).text
+
+    def _json(
+        self, method: str, path: str, body: Any = None, query: Query | None = None, *, expect: str | None = None
+    ) -> Any:
+        response = self._request(method, path, body, query)
         try:
-            response = self.http.request(method, path, json=body)
+            answer = response.json()
+            return answer if expect is None else answer[expect]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.") from error
+
+    def _request(self, method: str, path: str, body: Any = None, query: Query | None = None) -> httpx.Response:
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self.http.request(method, path, json=body, params=given)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.is_error:
             raise _api_error(response)
-        try:
-            return response.json()[expect]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.") from error
+        return response
 
     def _unreachable(self, error: httpx.TransportError) -> ApiError:
         return ApiError(f"{self.http.base_url} does not answer ({error}). Is `swapmeet up` running there?")

@@ -8,6 +8,11 @@
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── LeaseLost        (RuntimeError)       another instance leads now
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
+    ├── NotFound         (LookupError)        there is no such thing, or it is another tenant's
+    ├── Conflict         (RuntimeError)       it exists already, and differs, or is in no state for this
+    ├── Forbidden        (PermissionError)    the caller may not do this
+    ├── QuotaExceeded    (PermissionError)    a tenant would use more than it may
+    ├── RateLimited      (PermissionError)    a tenant asks too often; has the `headers` that say when it may again
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -61,6 +66,43 @@ class AlreadyRunning(PlatformError, RuntimeError):
     """The same fine-tune, or the same server, is under way."""
 
     code = "already_running"
+
+
+class NotFound(PlatformError, LookupError):
+    """There is no such thing, or it is another tenant's, which is told in the same words."""
+
+    code = "not_found"
+
+
+class Conflict(PlatformError, RuntimeError):
+    """It exists already and is not what was asked for, or its state does not allow what was asked for."""
+
+    code = "conflict"
+
+
+class Forbidden(PlatformError, PermissionError):
+    """The caller may do such things, but not this one."""
+
+    code = "permission_denied"
+
+
+class QuotaExceeded(PlatformError, PermissionError):
+    """A tenant would use more than its quota; trying again does not help."""
+
+    code = "insufficient_quota"
+
+
+class RateLimited(PlatformError, PermissionError):
+    """A tenant asks too often; `headers` say when it may ask again."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message, headers or {})
+        self.headers: dict[str, str] = headers or {}
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ApiError(PlatformError, RuntimeError):

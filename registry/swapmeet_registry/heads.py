@@ -61,7 +61,7 @@ class Heads:
         stored = self._store.get(_key(name))
         if stored is None:
             if start is None:
-                raise NotFound(f"There is no adapter {name} in this registry. Check its name.")
+                raise absent(name)
             return start, None
         try:
             head = Head.decode(stored.data, f"{_key(name)} in {self._store.url}")
@@ -70,6 +70,11 @@ class Heads:
         if head.adapter != str(name):
             raise Corrupt(f"{_key(name)} in {self._store.url} is the head of {head.adapter}. Restore it from a copy.")
         return head, stored.etag
+
+
+def absent(name: AdapterName) -> NotFound:
+    """What is said of a name without a head, and of one that must seem to have none."""
+    return NotFound(f"There is no adapter {name} in this registry. Check its name.")
 
 
 def _key(name: AdapterName) -> str:

@@ -110,6 +110,22 @@ class Reference:
         return str(self.name) if pick is None else f"{self.name}:{pick}"
 
 
+def is_tenant(text: str) -> bool:
+    """Whether a tenant could go by this name."""
+    return _PART.fullmatch(text) is not None
+
+
+def require_tenant(text: str) -> str:
+    """Give a tenant's name back.
+
+    Raises:
+        InvalidName: it is misspelt.
+    """
+    if not is_tenant(text):
+        raise InvalidName(f"{_quoted(text)} is not a tenant's name: it must be {_PART_RULE}.")
+    return text
+
+
 def require_digest(text: str) -> str:
     """Give `sha256:HEX` back.
 

@@ -62,10 +62,10 @@ def test_a_restart_keeps_key_and_adapters_and_a_stop_finishes_answers_and_leaves
 
     with serving(home, tiny_llama) as second:
         assert second.key == first.key
-        again = swapmeet(
-            "chat", "acme/late", "Hello", "--max-tokens", 8, "--json",
-            SWAPMEET_URL=second.url, SWAPMEET_API_KEY=second.key,
-        )  # fmt: skip
+        environment = {"SWAPMEET_URL": second.url, "SWAPMEET_API_KEY": second.key}
+        used = json.loads(swapmeet("usage", "--by", "adapter", "--json", **environment).stdout)["data"]
+        assert {row["adapter"]: row["inference_requests"] for row in used} == {"tiny-llama": 1, "acme/late": 1}
+        again = swapmeet("chat", "acme/late", "Hello", "--max-tokens", 8, "--json", **environment)
         assert json.loads(again.stdout) == json.loads(late.stdout)
         assert_a_stop_lets_a_stream_finish_and_takes_no_more(second)
 

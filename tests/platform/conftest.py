@@ -1,7 +1,7 @@
 """Databases to test on: an SQLite file each, and databases of one real PostgreSQL."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +10,7 @@ from sqlalchemy import create_engine
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
+from swapmeet.tenancy import Tenancy
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,23 @@ def database(database_url: str) -> Iterator[Database]:
     upgrade(database)
     yield database
     database.close()
+
+
+@pytest.fixture
+def tenancy(tmp_path: Path) -> Iterator[Tenancy]:
+    """Tenants and keys of a gateway under test, in an SQLite file."""
+    database = Database(f"sqlite:///{tmp_path}/tenancy.db")
+    upgrade(database)
+    yield Tenancy(database)
+    database.close()
+
+
+@pytest.fixture
+def key_of(tenancy: Tenancy) -> Callable[..., str]:
+    """`key_of("acme", "infer")`: a new key of a tenant's, which is made if it is not there."""
+
+    def make(tenant: str, *scopes: str) -> str:
+        tenancy.tenants.ensure(tenant)
+        return tenancy.keys.create(tenant, scopes).key
+
+    return make

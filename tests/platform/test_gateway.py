@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import BaseMismatch, Fingerprint, Registry
 from swapmeet_serving import Call, Candidate, Chunk, TokenLogprob, join
 from swapmeet_serving.errors import ContextTooLong, EngineDead, Overloaded
@@ -66,11 +66,10 @@ def replicas() -> Scripted:
 
 
 @pytest.fixture
-def client(replicas: Scripted, tmp_path: Path) -> Iterator[TestClient]:
-    keys = Keys(f"sqlite:///{tmp_path}/keys.db")
-    services = Services(Registry(f"file://{tmp_path}/registry"), keys, BASE, replicas)
+def client(replicas: Scripted, tenancy: Tenancy, key_of: Callable[..., str], tmp_path: Path) -> Iterator[TestClient]:
+    services = Services(Registry(f"file://{tmp_path}/registry"), tenancy, BASE, replicas)
     with TestClient(create_app(services), raise_server_exceptions=False) as client:
-        client.headers["authorization"] = f"Bearer {keys.create('admin', 'admin')}"
+        client.headers["authorization"] = f"Bearer {key_of('admin', 'admin')}"
         yield client
 
 

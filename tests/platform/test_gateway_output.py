@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.calls import ToolCall
@@ -49,12 +49,11 @@ def replicas() -> Scripted:
 
 
 @pytest.fixture
-def client(replicas: Scripted, tmp_path: Path) -> Iterator[TestClient]:
-    keys = Keys(f"sqlite:///{tmp_path}/keys.db")
+def client(replicas: Scripted, tenancy: Tenancy, key_of: Callable[..., str], tmp_path: Path) -> Iterator[TestClient]:
     base = Fingerprint(name="tiny", weights=DIGEST, tokenizer=DIGEST)
-    services = Services(Registry(f"file://{tmp_path}/registry"), keys, base, replicas)
+    services = Services(Registry(f"file://{tmp_path}/registry"), tenancy, base, replicas)
     with TestClient(create_app(services), raise_server_exceptions=False) as client:
-        client.headers["authorization"] = f"Bearer {keys.create('admin', 'admin')}"
+        client.headers["authorization"] = f"Bearer {key_of('admin', 'admin')}"
         yield client
 
 

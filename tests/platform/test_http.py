@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import httpx
 import openai
 import pytest
 
+from swapmeet.database.tables.base import now
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
 from swapmeet_serving import Call, Chunk, join
@@ -61,19 +63,20 @@ class Crowd:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path) -> Callable[..., AbstractContextManager[tuple[str, Callable[[str], str]]]]:
+def gateway(
+    tenancy: Tenancy, key_of: Callable[..., str], tmp_path: Path
+) -> Callable[..., AbstractContextManager[tuple[str, Callable[[str], str]]]]:
     """`with gateway(replicas, caller_requests=256) as (url, key_of)`: listening, with a key for each tenant."""
 
     @contextmanager
     def start(replicas: Any, caller_requests: int = 256) -> Iterator[tuple[str, Callable[[str], str]]]:
-        keys = Keys(f"sqlite:///{tmp_path}/keys.db")
         registry = Registry(f"file://{tmp_path}/registry")
-        app = create_app(Services(registry, keys, BASE, replicas, Admission(caller_requests)))
+        app = create_app(Services(registry, tenancy, BASE, replicas, Admission(caller_requests)))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         with event_loop() as loop, listening(app, loop, "127.0.0.1", port, drain=5):
-            yield f"http://127.0.0.1:{port}", lambda tenant: keys.create(tenant, "inference")
+            yield f"http://127.0.0.1:{port}", lambda tenant: key_of(tenant, "infer")
 
     return start
 
@@ -308,3 +311,61 @@ def test_openai_s_client_raises_what_ends_a_stream(settings: ReplicaSettings, ga
 
     with gateway(replica) as (url, key_of):
         asyncio.run(read(url, key_of("ana")))
+
+
+class Slow:
+    """Replicas that make a token every ten milliseconds, as many as are asked for."""
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        most = call.sampling.max_tokens or 100_000
+        for made in range(1, most + 1):
+            last = "length" if made == most else None
+            yield Chunk(text="a", token_ids=(1,), finish_reason=last, prompt_tokens=7, completion_tokens=made)
+            await asyncio.sleep(0.01)
+
+
+def used(tenancy: Tenancy) -> tuple[int, int, int]:
+    """Requests, tokens read and tokens made, as far as they are written."""
+    (row,) = tenancy.usage.report(now() - timedelta(hours=1), now() + timedelta(hours=1))
+    return row["inference_requests"], row["inference_prompt_tokens"], row["inference_output_tokens"]
+
+
+def test_who_leaves_a_stream_pays_for_what_was_made(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
+    with gateway(Slow()) as (url, key_of):
+        body, headers = {"model": "tiny", "prompt": "x", "stream": True}, {"authorization": f"Bearer {key_of('ana')}"}
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
+        ) as answer:
+            lines = answer.iter_lines()
+            for _ in range(10):
+                next(lines)
+        deadline = time.monotonic() + 60
+        while not used(tenancy)[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            tenancy.flush()
+    requests, prompt, output = used(tenancy)
+    assert (requests, prompt) == (1, 7)
+    assert 5 <= output < 5000
+
+
+def test_a_stop_lets_answers_end_and_writes_what_they_used(gateway: Callable[..., Any], tenancy: Tenancy) -> None:
+    begun, lines = threading.Event(), list[str]()
+
+    def read(url: str, key: str) -> None:
+        body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 60}
+        headers = {"authorization": f"Bearer {key}"}
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False
+        ) as answer:
+            for line in answer.iter_lines():
+                begun.set()
+                lines.append(line)
+
+    with gateway(Slow()) as (url, key_of):
+        reader = threading.Thread(target=read, args=(url, key_of("ana")))
+        reader.start()
+        assert begun.wait(30)
+    reader.join()
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert used(tenancy) == (1, 7, 60)

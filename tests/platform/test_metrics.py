@@ -1,7 +1,7 @@
 """`/metrics` and the request log of a gateway over replicas that answer by a script."""
 
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -16,7 +16,7 @@ from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.request_trace import log, log_to
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.calls import Stages
@@ -67,19 +67,14 @@ def replicas() -> Scripted:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(f"sqlite:///{tmp_path}/keys.db")
+def services(replicas: Scripted, tenancy: Tenancy, tmp_path: Path) -> Services:
+    return Services(Registry(f"file://{tmp_path}/registry"), tenancy, BASE, replicas)
 
 
 @pytest.fixture
-def services(replicas: Scripted, keys: Keys, tmp_path: Path) -> Services:
-    return Services(Registry(f"file://{tmp_path}/registry"), keys, BASE, replicas)
-
-
-@pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
+def client(services: Services, key_of: Callable[..., str]) -> Iterator[TestClient]:
     with TestClient(create_app(services), raise_server_exceptions=False) as client:
-        client.headers["authorization"] = f"Bearer {services.keys.create('admin', 'admin')}"
+        client.headers["authorization"] = f"Bearer {key_of('admin', 'admin')}"
         yield client
 
 
@@ -147,10 +142,12 @@ def test_openmetrics_is_given_to_whoever_asks(client: TestClient, replicas: Scri
     assert "swapmeet_generated_tokens" in names
 
 
-def test_the_gateway_counts_routes_and_not_paths(services: Services, replicas: Scripted) -> None:
+def test_the_gateway_counts_routes_and_not_paths(
+    services: Services, key_of: Callable[..., str], replicas: Scripted
+) -> None:
     http = HttpMeter()
     with TestClient(create_app(services, http, metrics_public=True), raise_server_exceptions=False) as client:
-        key = {"authorization": f"Bearer {services.keys.create('acme', 'user')}"}
+        key = {"authorization": f"Bearer {key_of('acme', 'infer')}"}
         client.post("/v1/chat/completions", json=CHAT, headers=key)
         client.post("/v1/chat/completions", json=CHAT)
         for path in ("/v1/models/acme/a", "/v1/models/acme/b"):
@@ -173,10 +170,13 @@ def test_the_gateway_counts_routes_and_not_paths(services: Services, replicas: S
     assert value(page, "swapmeet_http_in_flight_requests", gateway="g1") == 0
 
 
-@pytest.mark.parametrize(("scope", "status"), [("admin", 200), ("metrics", 200), ("user", 403), (None, 401)])
-def test_metrics_are_the_operator_s(client: TestClient, keys: Keys, scope: str | None, status: int) -> None:
+@pytest.mark.parametrize(("scope", "status"), [("admin", 403), ("metrics", 200), ("infer", 403), (None, 401)])
+def test_metrics_are_the_operator_s(
+    client: TestClient, key_of: Callable[..., str], scope: str | None, status: int
+) -> None:
+    assert client.get("/metrics").status_code == 200
     client.headers.pop("authorization")
-    headers = {"authorization": f"Bearer {keys.create('acme', scope)}"} if scope else {}
+    headers = {"authorization": f"Bearer {key_of('acme', scope)}"} if scope else {}
     answer = client.get("/metrics", headers=headers)
     assert answer.status_code == status
     if status == 403:

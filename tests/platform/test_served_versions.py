@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.services import Services
 from swapmeet.gateway.unknown_models import UnknownModels
-from swapmeet.keys import Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry, Version
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, join
@@ -83,12 +83,13 @@ def now() -> list[float]:
 
 
 @pytest.fixture
-def complete(held: Held, registry: Counted, now: list[float], tmp_path: Path) -> Iterator[Callable[[str], Any]]:
-    keys = Keys(f"sqlite:///{tmp_path}/keys.db")
+def complete(
+    held: Held, registry: Counted, now: list[float], tenancy: Tenancy, key_of: Callable[..., str]
+) -> Iterator[Callable[[str], Any]]:
     base = held.replica._settings.fingerprint
-    services = Services(registry, keys, base, held, unknown=UnknownModels(clock=lambda: now[0]))
+    services = Services(registry, tenancy, base, held, unknown=UnknownModels(clock=lambda: now[0]))
     with TestClient(create_app(services), raise_server_exceptions=False) as client:
-        client.headers["authorization"] = f"Bearer {keys.create('admin', 'admin')}"
+        client.headers["authorization"] = f"Bearer {key_of('admin', 'admin')}"
         yield lambda model: client.post("/v1/completions", json=BODY | {"model": model})
 
 

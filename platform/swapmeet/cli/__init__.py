@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from swapmeet.cli import adapters, bases, data, demonstration, diagnosis, server, training
+from swapmeet.cli import adapters, bases, data, demonstration, diagnosis, keys, server, tenants, training, usage
 from swapmeet.errors import PlatformError
 from swapmeet_registry import RegistryError
 from swapmeet_serving.errors import ServingError
@@ -17,10 +17,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, adapters, diagnosis, demonstration):
+for commands in (server, training, adapters, diagnosis, demonstration, usage):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")
+app.add_typer(tenants.app, name="tenant")
+app.add_typer(keys.app, name="key")
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """The gateway's FastAPI app: routes, authorisation and errors; everything else is behind `Services`."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated
 
@@ -7,13 +9,14 @@ from fastapi import Depends, FastAPI, Response
 
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
-from swapmeet.gateway import inference, metrics
+from swapmeet.gateway import administration, inference, metrics
+from swapmeet.gateway.authority import may
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.presence import ClientLeft
 from swapmeet.gateway.request_trace import RequestTrace, TracedReplicas
-from swapmeet.gateway.services import Services, authorize_operator, services
+from swapmeet.gateway.services import Services, services
 from swapmeet_registry import RegistryError
 from swapmeet_serving import ServingError
 
@@ -30,14 +33,21 @@ def create_app(
         proxied: whether Ray Serve's proxy stands before it.
     """
     http = http or HttpMeter()
-    app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with backend.tenancy.keeping_books():
+            yield
+
+    app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None, lifespan=lifespan)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestTrace, meter=http, proxied=proxied)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
     ours = (InvalidApiKey, PermissionDenied, InvalidRequest, ClientLeft)
     install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
     app.include_router(inference.router)
-    app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(authorize_operator)])
+    app.include_router(administration.router)
+    app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(may("metrics"))])
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

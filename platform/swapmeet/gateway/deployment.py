@@ -17,14 +17,15 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from swapmeet.database import Database
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.request_trace import log_to
 from swapmeet.gateway.services import Services
-from swapmeet.keys import Keys
 from swapmeet.preparation import prepare
 from swapmeet.settings import Settings, load_settings
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
@@ -284,8 +285,8 @@ def application(args: dict[str, Any]) -> Application:
 def _app(
     settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter, *, proxied: bool = False
 ) -> FastAPI:
-    registry, keys = Registry(settings.registry_url), Keys(settings.database_url)
-    services = Services(registry, keys, base.fingerprint, replicas, Admission(settings.caller_requests))
+    registry, tenancy = Registry(settings.registry_url), Tenancy(Database(settings.database_url))
+    services = Services(registry, tenancy, base.fingerprint, replicas, Admission(settings.caller_requests))
     return create_app(services, meter, metrics_public=settings.metrics_public, proxied=proxied)
 
 

@@ -17,6 +17,9 @@ LEFT = 499
 STATUS = {
     "invalid_api_key": 401,
     "permission_denied": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "insufficient_quota": 429,
     "model_not_found": 404,
     "invalid_name": 404,
     "base_mismatch": 400,
@@ -55,7 +58,7 @@ RETRY_AFTER = {
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""
-FINAL = {"corrupt", "store_denied"}
+FINAL = {"conflict", "corrupt", "insufficient_quota", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
 
@@ -65,7 +68,9 @@ class InvalidApiKey(Exception):
     code = "invalid_api_key"
 
     def __init__(self) -> None:
-        super().__init__("Missing or unknown API key. Send it as 'Authorization: Bearer KEY'.")
+        super().__init__(
+            "Missing, unknown, revoked or expired API key. Send a good one as 'Authorization: Bearer KEY'."
+        )
 
 
 class PermissionDenied(Exception):
@@ -107,6 +112,7 @@ def describe_error(error: BaseException) -> tuple[int, dict[str, Any], dict[str,
     headers = {"retry-after": RETRY_AFTER[code]} if code in RETRY_AFTER else {}
     if code in FINAL:
         headers["x-should-retry"] = "false"
+    headers |= getattr(error, "headers", {})
     code = "model_not_found" if code == "invalid_name" else code
     return status, error_body(str(error), code, status, getattr(error, "param", None)), headers
 

@@ -52,7 +52,7 @@ def listening(app: FastAPI, loop: asyncio.AbstractEventLoop, host: str, port: in
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=ceil(drain),
-        lifespan="off",
+        lifespan="on",
         server_header=False,
     )
     server = uvicorn.Server(config)

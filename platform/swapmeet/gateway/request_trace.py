@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swapmeet.gateway.errors import LEFT, describe_error, error_code
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.services import Replicas
+from swapmeet.tenancy.caller import without_keys
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.mix import format_mix
@@ -138,7 +139,7 @@ class RequestTrace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")[:LONGEST_ID]
+        given = without_keys(Headers(scope=scope).get(HEADER, ""))[:LONGEST_ID]
         trace = Trace(given or uuid.uuid4().hex)
         _current.set(trace)
 
@@ -170,6 +171,12 @@ class RequestTrace:
         self._meter.ended(method, route, trace.status, trace.first_byte, trace.elapsed())
         if scope["path"].startswith(LOGGED):
             log.info(json.dumps(trace.line(method, route), separators=(",", ":")))
+
+
+def request_id() -> str:
+    """The id of the request under way; empty where there is none."""
+    trace = _current.get()
+    return trace.id if trace else ""
 
 
 def log_to(path: Path) -> None:

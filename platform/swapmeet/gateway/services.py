@@ -1,16 +1,14 @@
 """What the gateway's routes stand on, so that the app can be built with any of them replaced."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from fastapi import Depends, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi import Request
 
 from swapmeet.gateway.admission import Admission
-from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
 from swapmeet.gateway.unknown_models import UnknownModels
-from swapmeet.keys import Holder, Keys
+from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk
@@ -40,10 +38,10 @@ class Replicas(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Registry, keys, the hosted base, the replicas, who may ask how much at once, and names just not found."""
+    """Registry, tenants, the hosted base, the replicas, who may ask how much at once, and names just not found."""
 
     registry: Registry
-    keys: Keys
+    tenancy: Tenancy
     base: Fingerprint
     replicas: Replicas
     admission: Admission = field(default_factory=lambda: Admission(CALLER_REQUESTS))
@@ -60,31 +58,3 @@ def services_of(request: Request) -> Services:
     found = request.app.state.services
     assert isinstance(found, Services)
     return found
-
-
-async def authorize(request: Request) -> str:
-    """Let a request pass only with a known key; gives its tenant."""
-    return (await _holder(request)).tenant
-
-
-async def admit(request: Request, tenant: Annotated[str, Depends(authorize)]) -> AsyncIterator[None]:
-    """Count a request of a tenant's, until its answer has gone out."""
-    with services_of(request).admission.admit(tenant):
-        yield
-
-
-async def authorize_operator(request: Request) -> None:
-    """Let a request pass only with a key of the operator's, or one made for reading metrics."""
-    if (await _holder(request)).scope not in ("admin", "metrics"):
-        raise PermissionDenied("This key may not read metrics. Use the admin key, or one of the scope metrics.")
-
-
-async def _holder(request: Request) -> Holder:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    keys, key = services_of(request).keys, key.strip()
-    holder = keys.known_holder_of(key)  # most requests are spared a thread and a query
-    if holder is None and scheme.lower() == "bearer":
-        holder = await run_in_threadpool(keys.holder_of, key)
-    if holder is None or scheme.lower() != "bearer":
-        raise InvalidApiKey
-    return holder

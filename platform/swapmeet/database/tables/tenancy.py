@@ -42,6 +42,8 @@ class KeyRow(Table):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    replaced_by: Mapped[str | None] = mapped_column(String(40))
+    """The key that it was rotated to."""
 
 
 class UsageRow(Table):
@@ -82,6 +84,9 @@ class AuditRow(Table):
     id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(default=now)
     tenant: Mapped[str] = mapped_column(String(64))
+    """In whose log it stands: whose thing it was done to."""
+    actor: Mapped[str] = mapped_column(String(64))
+    """The tenant that did it: this one, or the operator's."""
     key: Mapped[str] = mapped_column(String(40), default="")
     action: Mapped[str] = mapped_column(String(60))
     subject: Mapped[str] = mapped_column(String(300), default="")

@@ -1,0 +1,73 @@
+"""`swapmeet usage|audit`."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from swapmeet.cli.options import Json, show
+from swapmeet.cli.remote import Tenant, connect, moment
+
+
+class Grouping(StrEnum):
+    """What usage is told apart by."""
+
+    tenant = "tenant"
+    adapter = "adapter"
+    key = "key"
+    day = "day"
+
+
+def usage(
+    start: Annotated[str | None, typer.Option(help="A date such as 2026-11-01; 30 days ago otherwise.")] = None,
+    end: Annotated[str | None, typer.Option(help="Until before this date; now otherwise.")] = None,
+    by: Annotated[list[Grouping] | None, typer.Option(help="What to tell apart.")] = None,
+    tenant: Tenant = None,
+    owned: Annotated[bool, typer.Option("--owned", help="What all used of the tenant's adapters.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a table as CSV.")] = False,
+    json: Json = False,
+) -> None:
+    """What was used: tokens, GPU-seconds, storage."""
+    query = {
+        "start": start,
+        "end": end,
+        "by": [each.value for each in by or []] or None,
+        "tenant": tenant,
+        "owned": owned or None,
+    }
+    with connect() as client:
+        if csv:
+            print(client.text("/v1/usage", query | {"format": "csv"}), end="", flush=True)
+            return
+        report = client.call("GET", "/v1/usage", query=query)
+    lines = [line for row in report["data"] for line in _usage_lines(row, by or [])]
+    show(report, "\n".join(lines) or "nothing was used", json)
+
+
+def audit(
+    tenant: Tenant = None,
+    action: Annotated[str | None, typer.Option(help="Only this, such as key.create.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 100,
+    json: Json = False,
+) -> None:
+    """Who did what to what, newest first."""
+    with connect() as client:
+        page = client.call("GET", "/v1/audit", query={"tenant": tenant, "action": action, "limit": limit})
+    lines = [
+        f"{moment(row['at'])}  {row['actor']['tenant']} {row['actor']['key']}  {row['action']} {row['subject']}  "
+        f"{row['outcome']}  {row['detail']}".rstrip()
+        for row in page["data"]
+    ]
+    show(page, "\n".join(lines), json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(usage)
+    app.command()(audit)
+
+
+def _usage_lines(row: dict[str, Any], by: list[Grouping]) -> list[str]:
+    amounts = {kind: amount for kind, amount in row.items() if isinstance(amount, int) and amount}
+    group = [" ".join(row[each.value] or "-" for each in by)] if by else []
+    return [*group, *(f"  {kind:24} {amount:>16,}" for kind, amount in amounts.items())]

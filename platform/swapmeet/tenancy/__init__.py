@@ -1,0 +1,23 @@
+"""Who may do what, how much of it, and what was done.
+
+    caller.py          who asks: tenant, key, scopes
+    scopes.py          what keys may be allowed, and roles
+    keys.py            API keys, kept as hashes
+    operator_key.py    the first key
+    tenants.py         tenants, their shares and limits
+    visibility.py      whose adapters a caller may see
+    rates.py           requests and tokens a minute, in memory
+    quotas.py          what is stored and run
+    usage.py           the ledger in SQL, ledger.py what of it is in memory
+    inserting.py       upserts on either database
+    audit.py           who did what to what
+    tenancy.py         all of it over one database
+
+Where it is decided whether a request may pass is `swapmeet.gateway.authority`.
+"""
+
+from swapmeet.tenancy.caller import OPERATOR, Caller, Limits
+from swapmeet.tenancy.tenancy import Tenancy
+from swapmeet.tenancy.visibility import visible
+
+__all__ = ["OPERATOR", "Caller", "Limits", "Tenancy", "visible"]

@@ -1,0 +1,131 @@
+"""The audit log: who did what to what, and how it ended. Rows are added and never changed."""
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from swapmeet.database import Database
+from swapmeet.database.tables import AuditRow
+from swapmeet.database.tables.base import now
+from swapmeet.tenancy.caller import Caller, without_keys
+
+DONE = "done"
+REFUSED = "refused"
+MOST_REFUSALS = 10_000
+"""Kinds of refusals held in memory until they are written; more within a few seconds are not told apart."""
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """The first of its kind since the last were written, and how many there were."""
+
+    caller: Caller
+    at: datetime
+    times: int = 0
+
+    def row(self, action: str) -> AuditRow:
+        """The row that tells of all of them."""
+        detail = f"{self.times} times" if self.times > 1 else ""
+        return _row(self.caller, action, "", REFUSED, self.caller.tenant, detail, self.at)
+
+
+class Audit:
+    """The audit log of one database; for any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._refusals: dict[tuple[str, str], _Refusal] = {}
+        self._lock = threading.Lock()
+
+    def record(
+        self,
+        caller: Caller,
+        action: str,
+        subject: str,
+        outcome: str = DONE,
+        *,
+        tenant: str | None = None,
+        detail: str = "",
+        session: Session | None = None,
+    ) -> None:
+        """Note what a caller did.
+
+        Args:
+            caller: who did it.
+            action: what, such as `key.create`.
+            subject: to what: an id or a name.
+            outcome: `done`, `refused`, or an error's code.
+            tenant: in whose log it stands; the caller's own where none is given.
+            detail: a sentence more.
+            session: the transaction that does it; without one it is noted in a transaction of its own.
+        """
+        row = _row(caller, action, subject, outcome, tenant or caller.tenant, detail)
+        if session is not None:
+            session.add(row)
+        else:
+            self._database.write(lambda own: own.merge(row))
+
+    def refused(self, caller: Caller, action: str) -> None:
+        """Note, in memory for now, that a caller was not let pass: a flood of such requests writes one row."""
+        with self._lock:
+            if len(self._refusals) < MOST_REFUSALS or (caller.key, action) in self._refusals:
+                self._refusals.setdefault((caller.key, action), _Refusal(caller, now())).times += 1
+
+    def flush(self) -> None:
+        """Write the refusals noted so far."""
+        with self._lock:
+            noted, self._refusals = self._refusals, {}
+        if not noted:
+            return
+        rows = [each.row(action) for (_, action), each in noted.items()]
+        try:
+            self._database.write(lambda session: [session.merge(row) for row in rows])
+        except BaseException:
+            with self._lock:
+                self._refusals = noted | self._refusals
+            raise
+
+    def page(
+        self, tenant: str | None, after: int | None = None, limit: int = 100, action: str | None = None
+    ) -> tuple[list[AuditRow], bool]:
+        """What stands in a tenant's log, or in all for None: newest first, and whether there is more.
+
+        Args:
+            tenant: whose log.
+            after: only what is older than this row.
+            limit: most rows.
+            action: only this.
+        """
+        query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit + 1)
+        if tenant is not None:
+            query = query.where(AuditRow.tenant == tenant)
+        if after is not None:
+            query = query.where(AuditRow.id < after)
+        if action is not None:
+            query = query.where(AuditRow.action == action)
+        rows = self._database.read(lambda session: list(session.scalars(query)))
+        return rows[:limit], len(rows) > limit
+
+
+def _row(
+    caller: Caller, action: str, subject: str, outcome: str, tenant: str, detail: str, at: datetime | None = None
+) -> AuditRow:
+    return AuditRow(
+        at=at or now(),
+        tenant=tenant,
+        actor=caller.tenant,
+        key=caller.key,
+        action=action[:60],
+        subject=_clean(subject)[:300],
+        outcome=outcome[:60],
+        request=_clean(caller.request)[:80],
+        detail=_clean(detail)[:2000],
+    )
+
+
+def _clean(text: str) -> str:
+    """Without what databases do not take, and without keys, should a client have sent one where it does not belong."""
+    return without_keys(text.replace("\0", "").encode(errors="replace").decode())
