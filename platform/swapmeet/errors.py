@@ -7,6 +7,9 @@
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
+    ├── JobNotFound      (LookupError)        the tenant has no such job, event or checkpoint
+    ├── WrongState       (RuntimeError)       a job can not be cancelled, paused or resumed as it stands
+    ├── LeaseLost        (RuntimeError)       another process leads the queue now
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -54,6 +57,24 @@ class AlreadyRunning(PlatformError, RuntimeError):
     """The same fine-tune, or the same server, is under way."""
 
     code = "already_running"
+
+
+class JobNotFound(PlatformError, LookupError):
+    """The tenant has no such fine-tuning job, or the job no such event or checkpoint."""
+
+    code = "job_not_found"
+
+
+class WrongState(PlatformError, RuntimeError):
+    """A job can not be cancelled, paused or resumed as it stands."""
+
+    code = "invalid_job_state"
+
+
+class LeaseLost(PlatformError, RuntimeError):
+    """Another process leads the queue now: what this one was about to write is not written."""
+
+    code = "lease_lost"
 
 
 class ApiError(PlatformError, RuntimeError):

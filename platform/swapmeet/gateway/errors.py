@@ -18,6 +18,8 @@ STATUS = {
     "invalid_api_key": 401,
     "permission_denied": 403,
     "model_not_found": 404,
+    "job_not_found": 404,
+    "invalid_job_state": 400,
     "invalid_name": 404,
     "base_mismatch": 400,
     "adapter_refused": 400,
