@@ -46,7 +46,8 @@ class Jobs:
 
         def work(session: Session) -> JobRow:
             session.get_one(TenantRow, row.tenant, with_for_update=True)  # one creation of a tenant's at a time
-            if earlier := session.get(JobRow, row.id) or session.scalar(_repeated(row)):
+            earlier = session.get(JobRow, row.id) or session.scalars(_repeated(row)).first()
+            if earlier is not None:
                 return earlier
             job = session.merge(row)  # a copy, so that the caller's row is still its own if this is tried again
             job.state, job.wanted = State.VALIDATING, Wanted.RUN
@@ -172,7 +173,7 @@ def _find(session: Session, tenant: str | None, job: str, *, lock: bool = False)
     return row
 
 
-def _repeated(row: JobRow) -> Select[tuple[JobRow]]:
+def _repeated(row: JobRow) -> Select[JobRow]:
     """The job that an earlier request just like this one made."""
     same = (JobRow.tenant == row.tenant) & (JobRow.request_digest == row.request_digest)
     gone = JobRow.state.in_([State.FAILED, State.CANCELLED])
