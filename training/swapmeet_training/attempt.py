@@ -46,7 +46,7 @@ class Attempt:
         self._told: deque[tuple[int, Telling]] = deque()
         self._log: list[str] = []
         self._number = 0
-        self._began = self._over = self._stop = False
+        self._over = self._stop = False
         self._polled = time.monotonic()
         threading.Thread(target=self._run, name="attempt", daemon=True).start()
 
@@ -70,7 +70,7 @@ class Attempt:
             while self._told and self._told[0][0] <= heard:
                 self._told.popleft()
             told = tuple(self._told)[:MOST_AT_ONCE]
-            return Answer(self._order.attempt, told, self._began)
+            return Answer(self._order.attempt, told)
 
     def park(self) -> None:
         """Have the worker save a checkpoint at its next step, and end."""
@@ -83,7 +83,6 @@ class Attempt:
         self._number += 1
         self._told.append((self._number, telling))
         self._log.append(log_line(telling))
-        self._began = True
         self._over = isinstance(telling, Last)
 
     def _run(self) -> None:

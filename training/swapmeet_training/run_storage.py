@@ -1,8 +1,9 @@
 """What runs leave in the storage: folders that count only once their manifest stands beside them, written last.
 
-    runs/JOB/ATTEMPT/checkpoint-STEP/FILE      a checkpoint
-    runs/JOB/ATTEMPT/checkpoint-STEP.json      its manifest: each file's size and SHA-256, and what is known of it
-    runs/JOB/ATTEMPT/adapter/FILE              the finished adapter, with adapter.json beside it
+    runs/JOB/ATTEMPT/checkpoint-STEP/HEX       the files of a checkpoint, by their SHA-256
+    runs/JOB/ATTEMPT/checkpoint-STEP.json      its manifest: each file's path, size and SHA-256, and what is known of it
+    runs/JOB/ATTEMPT/adapter/HEX               those of the finished adapter, with adapter.json beside it
+    runs/JOB/ATTEMPT/losses.jsonl              how well each line of the training file was learnt
     runs/JOB/ATTEMPT/log.txt                   what the attempt told
 
 Each attempt writes only under its own number. So one that is long given up, and does not know it, overwrites nothing,
@@ -39,6 +40,7 @@ class Contents(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: tuple[Entry, ...]
+    history: Entry | None = None
     facts: dict[str, JsonValue] = {}
 
 
@@ -53,17 +55,19 @@ class RunStorage:
         """What a folder of an attempt is kept as: `runs/JOB/ATTEMPT/FOLDER`."""
         return f"runs/{self.job}/{attempt}/{folder}"
 
-    def keep(self, key: str, folder: Path, facts: dict[str, JsonValue]) -> None:
-        """Keep a folder, whole and durable on return.
+    def keep(self, key: str, folder: Path, facts: dict[str, JsonValue], history: Path | None = None) -> None:
+        """Keep a folder, and beside it the history of its run; whole and durable on return.
 
         Raises:
             StoreError: the storage failed; what was written does not count.
         """
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        entries = tuple(_entry(folder, path) for path in paths)
-        for path, entry in zip(paths, entries, strict=True):
-            self.store.put(f"{key}/{entry.path}", path, entry.sha256)
-        self.put(f"{key}.json", Contents(files=entries, facts=facts).model_dump_json().encode())
+        entries = {path: _entry(path.relative_to(folder).as_posix(), path) for path in paths}
+        told = _entry(history.name, history) if history else None
+        for path, entry in [*entries.items(), *([(history, told)] if history and told else [])]:
+            self.store.put(f"{key}/{entry.sha256}", path, entry.sha256)
+        contents = Contents(files=tuple(entries.values()), history=told, facts=facts)
+        self.put(f"{key}.json", contents.model_dump_json().encode())
 
     def put(self, key: str, data: bytes) -> None:
         """Write one small object."""
@@ -81,8 +85,8 @@ class RunStorage:
         except ValidationError as error:
             raise Corrupt(f"{key}.json in {self.store.url} is damaged. Start the job again.") from error
 
-    def fetch(self, key: str, folder: Path, only: frozenset[str] | None = None) -> dict[str, JsonValue]:
-        """Fetch a kept folder, or only some of its files, each compared with its digest; gives what is known of it.
+    def fetch(self, key: str, folder: Path, only: frozenset[str] | None = None) -> Contents:
+        """Fetch a kept folder, or only some of its files, each compared with its digest.
 
         Raises:
             Corrupt: something of it is gone or was changed.
@@ -93,10 +97,13 @@ class RunStorage:
             raise Corrupt(f"{self.store.url} has lost {key}. Restore the storage, or start the job again.")
         for entry in contents.files:
             if only is None or entry.path in only:
-                path = folder / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fetch_object(self.store, f"{key}/{entry.path}", path, entry.sha256)
-        return contents.facts
+                self.fetch_entry(key, entry, folder / entry.path)
+        return contents
+
+    def fetch_entry(self, key: str, entry: Entry, path: Path) -> None:
+        """Fetch one file of a kept folder, or its history."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetch_object(self.store, f"{key}/{entry.sha256}", path, entry.sha256)
 
     def newest(self, attempt: int, known: str | None) -> str | None:
         """The checkpoint that attempt number `attempt` goes on from: one told of, or its predecessor's last whole one.
@@ -149,7 +156,7 @@ def _age(key: str) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def _entry(folder: Path, path: Path) -> Entry:
+def _entry(name: str, path: Path) -> Entry:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Entry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=digest)
+    return Entry(path=name, size=path.stat().st_size, sha256=digest)

@@ -132,8 +132,7 @@ Last = Finished | Stopped | Failed
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an attempt answers when it is polled: what it told, numbered from 1, and whether its worker is up."""
+    """What an attempt answers when it is polled: what it told, numbered from 1."""
 
     attempt: int
     told: tuple[tuple[int, Telling], ...]
-    began: bool

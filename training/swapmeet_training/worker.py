@@ -35,7 +35,7 @@ from swapmeet_training.telling import (
 )
 
 HISTORY = "history.jsonl"
-"""In each checkpoint: all progress until then, so that nothing is missing where a process died before telling it."""
+"""Beside each checkpoint: all progress until then, so that nothing is missing where a process died before telling."""
 LOG = "log.txt"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 PASSING = (StoreError, StorageFull, DeviceMissing, RunFailed, WorkerLost)
@@ -81,7 +81,8 @@ class _Attempt:
         self._order, self._scratch, self._say = order, scratch, say
         self._store: Store = open_store(order.storage)
         self._runs = RunStorage(self._store, order.job)
-        self._history: list[dict[str, Any]] = []
+        self._history = scratch / HISTORY
+        self._history.touch()
         self._latest: dict[str, float] = {}
         self._best: str | None = None
         self._best_loss: float | None = None
@@ -108,10 +109,16 @@ class _Attempt:
         key = self._runs.key(order.attempt, "adapter")
         finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens)
         self._patiently(lambda: self._runs.keep(key, ended.adapter, asdict(finished)))
+        self._keep_losses(folder / "losses.jsonl")
         if ended.worst:
             worst = ", ".join(f"{row.line} ({row.loss:.3g})" for row in ended.worst)
             self._say(Noted("worst", f"Lines of the training file with the highest losses, often mistakes: {worst}"))
         self._say(finished)
+
+    def _keep_losses(self, path: Path) -> None:
+        if path.is_file():
+            key = self._runs.key(self._order.attempt, path.name)
+            self._patiently(lambda: self._runs.put(key, path.read_bytes()))
 
     def _done_before(self) -> bool:
         """Whether the attempt before had finished, and only nobody heard of it."""
@@ -145,32 +152,31 @@ class _Attempt:
         return path
 
     def _resume(self, folder: Path) -> Path | None:
-        """Fetch the checkpoint to go on from, and the best one if that is another; tell what was not told of it."""
+        """Fetch the checkpoint to go on from; tell what was not told of it."""
         order = self._order
         key = self._patiently(lambda: self._runs.newest(order.attempt, order.checkpoint))
+        self._say(Began(key))
         if key is None:
-            self._say(Began(None))
             return None
         checkpoint = folder / key.rpartition("/")[2]
-        facts: Mapping[str, Any] = self._patiently(lambda: self._runs.fetch(key, checkpoint))
-        self._latest = dict(facts["metrics"])
-        self._best, self._best_loss = facts["best"], facts["best_loss"]
-        if self._best is not None and self._best != key:
-            best = self._best
-            self._patiently(lambda: self._runs.fetch(best, folder / best.rpartition("/")[2]))
-        lines = (checkpoint / HISTORY).read_text().splitlines()
-        self._history = [json.loads(line) for line in lines]
-        self._say(Began(key))
-        for record in self._history:
-            if record["step"] > order.step:
-                self._say(Stepped(Progress(**record)))
+        kept = self._patiently(lambda: self._runs.fetch(key, checkpoint))
+        facts: Mapping[str, Any] = kept.facts
+        self._latest, self._best, self._best_loss = dict(facts["metrics"]), facts["best"], facts["best_loss"]
+        history = kept.history
+        assert history is not None, key
+        self._patiently(lambda: self._runs.fetch_entry(key, history, self._history))
+        for line in self._history.read_text().splitlines():
+            progress = Progress(**json.loads(line))
+            if progress.step > order.step:
+                self._say(Stepped(progress))
         if key != order.checkpoint:
             self._say(Saved(key, dict(self._latest), self._best))
         return checkpoint
 
     def _report(self, progress: Progress) -> None:
         progress = replace(progress, evaluation=dict(progress.evaluation), metrics=dict(progress.metrics))
-        self._history.append(asdict(progress))
+        with self._history.open("a") as history:
+            history.write(json.dumps(asdict(progress)) + "\n")
         if not self._latest or self._latest["step"] < progress.step:
             self._latest = {"step": progress.step}
         self._latest |= {"loss": progress.loss, **progress.metrics, **progress.evaluation}
@@ -183,9 +189,8 @@ class _Attempt:
         loss = self._latest.get("eval_loss")
         if loss is not None and (self._best_loss is None or loss < self._best_loss):
             self._best, self._best_loss = key, loss
-        (folder / HISTORY).write_text("".join(json.dumps(record) + "\n" for record in self._history))
         facts: dict[str, Any] = {"metrics": dict(self._latest), "best": self._best, "best_loss": self._best_loss}
-        self._patiently(lambda: self._runs.keep(key, folder, facts))
+        self._patiently(lambda: self._runs.keep(key, folder, facts, self._history))
         self._say(Saved(key, dict(self._latest), self._best))
 
     def _patiently(self, work: Callable[[], T]) -> T:
