@@ -143,6 +143,22 @@ def test_another_tenants_job_is_not_there(jobs: Jobs) -> None:
     assert jobs.get(None, row.id).state == "validating_files"
 
 
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "x" * 5000, "'; DROP TABLE jobs; --", "", "ftjob-\u202e"])
+def test_no_text_breaks_a_look_up(jobs: Jobs, odd: str) -> None:
+    row = jobs.create(job_row())
+    for call in (
+        lambda: jobs.get("acme", odd),
+        lambda: jobs.cancel("acme", odd),
+        lambda: jobs.page("acme", odd),
+        lambda: jobs.events("acme", row.id, after=odd),
+        lambda: jobs.checkpoints("acme", odd),
+    ):
+        with pytest.raises(JobNotFound) as raised:
+            call()
+        assert len(str(raised.value)) < 400
+    assert jobs.page("acme", metadata={odd: "x"}) == jobs.page("acme", metadata={"x": odd}) == ([], False)
+
+
 def test_an_event_is_told_once(jobs: Jobs, database: Database) -> None:
     row = jobs.create(job_row())
 

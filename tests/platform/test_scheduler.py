@@ -13,14 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import CheckpointRow, FileRow, JobRow, TenantRow, UsageRow
 from swapmeet.database.tables.base import now
-from swapmeet.errors import LeaseLost
+from swapmeet.errors import LeaseLost, PlatformError
 from swapmeet.jobs import Jobs
 from swapmeet.queue import placing, scheduler
 from swapmeet.queue.dispatcher import Machine
@@ -314,6 +314,48 @@ def test_only_jobs_with_good_files_are_queued(
         assert world.announced == [("fine_tuning.job.failed", job)]
     else:
         assert row.waits_for == "file-2 is being checked"
+
+
+def test_what_follows_from_checked_files_is_settled_with_the_validation(local_world: World) -> None:
+    job, other = local_world.job(), local_world.job(suffix="bad")
+
+    class Refused(PlatformError, ValueError):
+        code, param = "invalid_n_examples", "training_file"
+
+    def settle(row: JobRow, training: FileRow, validation: FileRow | None) -> None:
+        assert (training.id, validation) == ("file-1", None)
+        if row.suffix == "bad":
+            raise Refused("Training file has 7 example(s).")
+        row.settings = {"rank": 7}
+
+    leader = Scheduler(local_world.settings, local_world.database, dispatcher=local_world.cluster, settle=settle)
+    local_world.leaders.append(leader)
+    assert local_world.running(leader, job).order.settings == {"rank": 7}
+    error = {"code": "invalid_n_examples", "message": "Training file has 7 example(s).", "param": "training_file"}
+    assert (local_world.row(other).state, local_world.row(other).error) == ("failed", error)
+
+
+def test_a_database_that_drops_its_connections_stops_nothing(
+    postgres_url: str, adapter: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    database = Database(postgres_url)
+    upgrade(database)
+    world = make_world(database, adapter, tiny_llama, tmp_path)
+    job, leader = world.job(), world.leader()
+    attempt = world.running(leader, job)
+    cut = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = :name"
+    )
+    admin = Database(postgres_url)
+    for number in range(1, 5):
+        admin.write(lambda session: session.execute(cut, {"name": admin.engine.url.database}))
+        attempt.tell(step(number))
+        world.rounds(leader, lambda number=number: world.row(job).step == number)  # type: ignore[misc]
+    attempt.tell(world.finish(attempt, 4))
+    world.rounds(leader, lambda: world.row(job).state == "succeeded")
+    world.close()
+    admin.close()
+    database.close()
 
 
 def test_the_next_leader_goes_on_where_the_last_one_was_killed(world: World) -> None:

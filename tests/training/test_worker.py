@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_training import FineTune, Resources
 from swapmeet_training.run_storage import RunStorage, step_of
+from swapmeet_training.scratch import scratch_folder
 from swapmeet_training.telling import (
     Began,
     DataFile,
@@ -74,7 +77,7 @@ def make_order(make_spec: Callable[..., FineTune], store: Store, tmp_path: Path)
 def attempt(order: Order, stop: Callable[[list[Telling]], bool] = lambda _: False) -> list[Telling]:
     told: list[Telling] = []
     work(order, told.append, lambda: stop(told))
-    assert not (order.home / "scratch" / f"{JOB}-{order.attempt}").exists()
+    assert list((order.home / "scratch").iterdir()) == []
     return told
 
 
@@ -202,6 +205,21 @@ def test_a_checkpoint_that_was_damaged_is_not_gone_on_from(make_order: MakeOrder
     told = attempt(make_order(attempt=2, checkpoint=first[-1].checkpoint))
     assert isinstance(told[-1], Failed)
     assert told[-1].code == "corrupt"
+
+
+def test_what_killed_attempts_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = "import sys, os, pathlib; from swapmeet_training.scratch import scratch_folder\n"
+    code += (
+        "with scratch_folder(pathlib.Path(sys.argv[1]), 'killed-1') as folder: (folder / 'x').touch(); os.kill(0, 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], start_new_session=True, check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "killed-1" / "x").exists()
+    with scratch_folder(tmp_path, "alive-1") as alive:
+        assert not (tmp_path / "killed-1").exists()
+        with scratch_folder(tmp_path, "alive-2"):
+            assert alive.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_manifest_that_was_cut_is_told(store: Store) -> None:

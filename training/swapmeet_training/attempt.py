@@ -18,8 +18,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from swapmeet_training.errors import RunFailed, WorkerLost
 from swapmeet_training.foreign import as_ours
+from swapmeet_training.scratch import RAY
 from swapmeet_training.telling import Answer, Failed, Last, Order, Stepped, Telling, namespace
-from swapmeet_training.worker import keep_log, log_line, own_fault, work
+from swapmeet_training.worker import SCRATCH, keep_log, log_line, own_fault, work
 
 IDLE_SECONDS = 300.0
 """How long an attempt that is over waits for somebody to ask how it ended; what it made is in the storage."""
@@ -128,7 +129,7 @@ def _trainer(order: Order) -> DataParallelTrainer:
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=f"{order.job}-{order.attempt}",
-            storage_path=str(order.home / "scratch" / "ray"),
+            storage_path=str(order.home / SCRATCH / RAY),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from swapmeet_training.foreign import as_ours
 from swapmeet_training.progress import Parked, Progress
 from swapmeet_training.qlora import run
 from swapmeet_training.run_storage import RunStorage, fetch_object
+from swapmeet_training.scratch import scratch_folder
 from swapmeet_training.spec import FineTune, fine_tune
 from swapmeet_training.telling import (
     Began,
@@ -34,6 +34,7 @@ from swapmeet_training.telling import (
     Telling,
 )
 
+SCRATCH = "scratch"
 HISTORY = "history.jsonl"
 """Beside each checkpoint: all progress until then, so that nothing is missing where a process died before telling."""
 LOG = "log.txt"
@@ -61,17 +62,13 @@ def work(order: Order, say: Say, stop: Callable[[], bool]) -> None:
             keep_log(order, log)
         say(telling)
 
-    scratch = order.home / "scratch" / f"{order.job}-{order.attempt}"
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir(parents=True)
-        _Attempt(order, scratch, note_and_say).train(stop)
+        with scratch_folder(order.home / SCRATCH, f"{order.job}-{order.attempt}") as scratch:
+            _Attempt(order, scratch, note_and_say).train(stop)
     except Exception as error:
         ours = as_ours(order.adapter, error)
         log.append(traceback.format_exc())
         note_and_say(Failed(ours.code, str(ours), own=own_fault(ours)))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Attempt:

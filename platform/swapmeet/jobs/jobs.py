@@ -89,6 +89,8 @@ class Jobs:
                 last = _find(session, tenant, after)
                 same = (JobRow.created_at == last.created_at) & (JobRow.id < last.id)
                 query = query.where(or_(JobRow.created_at < last.created_at, same))
+            if not all(map(_may_be, [*(metadata or {}).keys(), *(metadata or {}).values()])):
+                return [], False
             for key, value in (metadata or {}).items():
                 query = query.where(_has(session, key, value))
             return _cut(session.scalars(query).all(), limit)
@@ -157,9 +159,10 @@ class Jobs:
             _find(session, tenant, job)
             query = select(table).where(table.job == job).order_by(table.number.desc()).limit(limit + 1)
             if after is not None:
-                last = session.scalar(select(table.number).where(table.job == job, table.id == after))
+                known = select(table.number).where(table.job == job, table.id == after)
+                last = session.scalar(known) if _may_be(after) else None
                 if last is None:
-                    raise JobNotFound(f"{job} has no {after!r} to go on after. Page by the ids that it listed.")
+                    raise JobNotFound(f"{job} has no {after[:80]!r} to go on after. Page by the ids that it listed.")
                 query = query.where(table.number < last)
             return _cut(session.scalars(query).all(), limit)
 
@@ -167,10 +170,15 @@ class Jobs:
 
 
 def _find(session: Session, tenant: str | None, job: str, *, lock: bool = False) -> JobRow:
-    row = session.get(JobRow, job, with_for_update=lock)
+    row = session.get(JobRow, job, with_for_update=lock) if _may_be(job) else None
     if row is None or tenant not in (None, row.tenant):
-        raise JobNotFound(f"There is no fine-tuning job {job!r}. Check its id.")
+        raise JobNotFound(f"There is no fine-tuning job {job[:80]!r}. Check its id.")
     return row
+
+
+def _may_be(text: str) -> bool:
+    """Whether the database can be asked for a text: PostgreSQL refuses some, and then it is no job's anyway."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _repeated(row: JobRow) -> Select[JobRow]:

@@ -42,14 +42,3 @@ def order_of(settings: Settings, row: JobRow, files: Sequence[FileRow | None]) -
 def resources_of(row: JobRow) -> Resources:
     """What a job's run gets of its node."""
     return Resources(cpus=float(row.resources.get("cpus", 1)), gpus=float(row.resources.get("gpus", 0)))
-
-
-def mistake_in_resources(row: JobRow) -> str | None:
-    """What is wrong with a job's resources: it must not come before a policy that decides for all jobs."""
-    try:
-        resources_of(row)
-        if float(row.resources.get("memory", 0)) >= 0:
-            return None
-    except (TypeError, ValueError):
-        pass
-    return f"The resources {row.resources} can not be had. Give cpus above 0, gpus from 0 to 1, and memory in bytes."

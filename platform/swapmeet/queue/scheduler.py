@@ -21,10 +21,11 @@ from swapmeet.queue.chores import Chores
 from swapmeet.queue.dispatcher import Dispatcher, RayDispatcher
 from swapmeet.queue.lease import SCHEDULER, Lease, require
 from swapmeet.queue.listening import Listener, apart
-from swapmeet.queue.orders import mistake_in_resources, order_of
+from swapmeet.queue.orders import order_of
 from swapmeet.queue.placing import Placing, waits_in_words
 from swapmeet.queue.recording import lose
 from swapmeet.queue.records import Promise, Start, Wait
+from swapmeet.queue.validating import Settle, Unfit, Validator, settle_nothing
 from swapmeet.settings import Settings
 
 log = logging.getLogger("swapmeet.queue")
@@ -51,6 +52,7 @@ class Scheduler:
         database: the jobs.
         dispatcher: the cluster; Ray where none is given.
         announce: told of each end of a job, in its transaction.
+        settle: makes what only follows from a job's checked files, and refuses what does not suit them.
         holder: who this is, for people to read.
     """
 
@@ -61,9 +63,11 @@ class Scheduler:
         *,
         dispatcher: Dispatcher | None = None,
         announce: Announce = announce_nothing,
+        settle: Settle = settle_nothing,
         holder: str = "scheduler",
     ) -> None:
         self._settings, self._database, self._announce = settings, database, announce
+        self._validator = Validator(settle)
         self._cluster = dispatcher or RayDispatcher(settings.storage_url)
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
@@ -163,19 +167,13 @@ class Scheduler:
         """Queue the jobs whose files were found good, and fail those whose files were not."""
 
         def judge(session: Session, row: JobRow) -> None:
-            if mistake := mistake_in_resources(row):
-                fail(session, row, "invalid_hyperparameters", mistake, self._announce, "resources")
+            try:
+                if (wait := self._validator(session, row)) is not None:
+                    row.waits_for = wait
+                    return
+            except Unfit as error:
+                fail(session, row, error.code, str(error), self._announce, error.param)
                 return
-            files = {"training_file": row.training_file, "validation_file": row.validation_file}
-            for param, identity in files.items():
-                file = session.get(FileRow, identity) if identity else None
-                if identity and (file is None or file.status == "error"):
-                    why = (file.status_details if file else None) or f"There is no file {identity} any more."
-                    fail(session, row, "invalid_" + param, why, self._announce, param)
-                    return
-                if file is not None and file.status != "processed":
-                    row.waits_for = f"{identity} is being checked"
-                    return
             move(session, row, Move.VALIDATE)
             tell(session, row.id, "queued", "Files validated, moving job to queued state")
 

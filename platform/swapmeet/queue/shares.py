@@ -27,9 +27,9 @@ def shares(session: Session, running: Iterable[JobRow], now: float, *, gpus: boo
     for tenant, what, at, amount in session.execute(query.group_by(UsageRow.tenant, UsageRow.kind, UsageRow.at)):
         age = max(now - at.timestamp(), 0.0)
         if what == kind:
-            used[tenant] += amount * 0.5 ** (age / HALF_LIFE)
+            used[tenant] += int(amount) * 0.5 ** (age / HALF_LIFE)
         if what == "gpu_seconds" and age < DAY:
-            today[tenant] += amount
+            today[tenant] += int(amount)
     for row in running:
         seconds = max(now - row.attempt_at.timestamp(), 0.0) if row.attempt_at else 0.0
         used[row.tenant] += seconds * float(row.resources.get(resource, 0))
