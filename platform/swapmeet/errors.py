@@ -13,6 +13,8 @@
     ├── Forbidden        (PermissionError)    the caller may not do this
     ├── QuotaExceeded    (PermissionError)    a tenant would use more than it may
     ├── RateLimited      (PermissionError)    a tenant asks too often; has the `headers` that say when it may again
+    ├── JobNotFound      (LookupError)        the tenant has no such job, event or checkpoint
+    ├── WrongState       (RuntimeError)       a job can not be cancelled, paused or resumed as it stands
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -103,6 +105,18 @@ class RateLimited(PlatformError, PermissionError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class JobNotFound(PlatformError, LookupError):
+    """The tenant has no such fine-tuning job, or the job no such event or checkpoint."""
+
+    code = "job_not_found"
+
+
+class WrongState(PlatformError, RuntimeError):
+    """A job can not be cancelled, paused or resumed as it stands."""
+
+    code = "invalid_job_state"
 
 
 class ApiError(PlatformError, RuntimeError):

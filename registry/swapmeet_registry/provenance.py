@@ -75,6 +75,8 @@ class Facts(Document):
     packages: dict[str, str] = {}
     license: str | None = None
     tags: tuple[Tag, ...] = ()
+    run: str | None = Field(None, exclude_if=lambda run: run is None)  # as older documents, and their digests, have it
+    parent: str | None = Field(None, exclude_if=lambda parent: parent is None)
 
     def facts(self) -> dict[str, Any]:
         """These fields only, to build another document from."""
@@ -92,6 +94,8 @@ class Provenance(Facts):
         packages: installed versions by package name.
         license: an SPDX identifier or a licence's name.
         tags: free words to search by.
+        run: what made it, such as the id of a fine-tuning job.
+        parent: `TENANT/NAME@sha256:HEX` of the version that training went on from.
     """
 
     FILE: ClassVar[str] = "swapmeet.json"

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from swapmeet_registry.admission import Admitted, admit
 from swapmeet_registry.contents import Contents
-from swapmeet_registry.errors import Refused
+from swapmeet_registry.errors import NotFound, Refused
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head, Record
@@ -59,6 +59,7 @@ class Registry:
         license: str | None = None,  # noqa: A002 - the word of manifests and of the command line
         tags: Sequence[str] = (),
         modules: Modules | None = None,
+        run: str | None = None,
     ) -> Version:
         """Publish an adapter's folder as the next version of a name.
 
@@ -70,6 +71,8 @@ class Registry:
             license: instead of the one in `swapmeet.json`.
             tags: instead of those in `swapmeet.json`.
             modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
+            run: what made it, instead of what `swapmeet.json` says; whoever publishes a run again under the same name,
+                after a crash or at the same moment, gets the version that was made first.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights.
@@ -79,12 +82,14 @@ class Registry:
         target = AdapterName.parse(name)
         if alias is not None:
             require_settable_alias(alias)
+        if run is not None and (made := self._made_by(target, run)) is not None:
+            return made
         admitted = admit(Path(folder), base, modules)
-        manifest = _manifest(admitted, target, base, license, tags)
+        manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
         reached("push.checked")
         self._contents.write_blobs(admitted.folder, admitted.files)
         self._contents.write_manifest(manifest)
-        return self._publish(target, manifest, alias)
+        return self._publish(target, manifest, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
@@ -212,9 +217,17 @@ class Registry:
         head = self._heads.change(reference.name, lambda head: head.yank(record.version, reason.strip()))
         return _version(head, head.versions[record.version - 1])
 
-    def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None) -> Version:
-        """Add the version to the head; the nonce tells a write whose answer was lost from another's."""
-        nonce = uuid4().hex
+    def _made_by(self, name: AdapterName, run: str) -> Version | None:
+        """The version that a run made, if it was published already."""
+        try:
+            head = self._heads.get(name)
+        except NotFound:
+            return None
+        record = head.published(run)
+        return _version(head, record) if record else None
+
+    def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None, nonce: str) -> Version:
+        """Add the version to the head; the nonce tells a write that took place already from another's."""
 
         def add(head: Head) -> Head:
             if head.published(nonce):
@@ -230,14 +243,11 @@ class Registry:
         return _version(head, record)
 
 
-def _manifest(
-    admitted: Admitted, name: AdapterName, base: Fingerprint, license_: str | None, tags: Sequence[str]
-) -> Manifest:
+def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: dict[str, Any]) -> Manifest:
     facts: dict[str, Any] = {"base": base}
     if admitted.provenance is not None:
         _warn(require_fit(admitted.provenance.base, base, str(name)))
         facts = admitted.provenance.facts()
-    given = {"license": license_, "tags": tuple(tags)}
     return Manifest.build(
         **facts | {field: value for field, value in given.items() if value},
         adapter=str(name),

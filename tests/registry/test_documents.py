@@ -103,6 +103,16 @@ def test_a_manifest_keeps_its_digest(base: Fingerprint) -> None:
     assert made.provenance() == Provenance(base=base)
 
 
+def test_what_made_an_adapter_is_written_only_where_it_is_known(base: Fingerprint) -> None:
+    """So that documents from before keep their bytes."""
+    assert b'"run"' not in manifest(base).encode()
+    assert b'"parent"' not in Provenance(base=base).encode()
+    made = manifest(base).model_copy(update={"run": "ftjob-1", "parent": f"acme/old@sha256:{'0' * 64}"})
+    read = Manifest.decode(made.encode(), "it")
+    assert (read.run, read.parent) == (made.run, made.parent)
+    assert read.provenance().run == "ftjob-1"
+
+
 @pytest.mark.parametrize("path", ["../x", "a/b", "/etc/passwd", "..", ".hidden", "a\\b", "a\n", "", "a" * 129])
 def test_a_manifest_names_no_file_outside_its_folder(base: Fingerprint, path: str) -> None:
     document = json.loads(manifest(base).encode())

@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,26 @@ def test_moved_registries_still_work(make_adapter: Any, base: Fingerprint, tmp_p
     version = Registry((tmp_path / "a").as_uri()).push(make_adapter(tmp_path / "adapter"), NAME, base=base)
     shutil.copytree(tmp_path / "a", tmp_path / "b c")
     assert Registry((tmp_path / "b c").as_uri()).verify(NAME) == version
+
+
+def test_a_run_is_published_once_however_often_it_is_tried(registry: Registry, folder: Path, base: Fingerprint) -> None:
+    first = registry.push(folder, NAME, base=base, run="ftjob-1", alias="prod")
+    assert registry.manifest(first).run == "ftjob-1"
+    other = registry.push(folder, NAME, base=base)
+    registry.tag(NAME, "prod", str(other))
+    assert registry.push(folder, NAME, base=base, run="ftjob-1", alias="prod") == first
+    assert registry.resolve(f"{NAME}:prod") == other, "the second publish moved the alias back"
+    assert registry.push(folder, "acme/other", base=base, run="ftjob-1").version == 1
+    assert registry.push(folder, NAME, base=base, run="ftjob-2").version == 3
+    registry.yank(str(first), "wrong")
+    again = registry.push(folder, NAME, base=base, run="ftjob-1")
+    assert (again.version, again.yanked) == (1, True), "what was withdrawn does not come back by itself"
+
+
+def test_a_run_that_is_published_at_the_same_moment_is_one_version(
+    registry: Registry, folder: Path, base: Fingerprint
+) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        pushes = [pool.submit(registry.push, folder, NAME, base=base, run="ftjob-1") for _ in range(6)]
+    assert {push.result().version for push in pushes} == {1}
+    assert len(registry.show(NAME).versions) == 1

@@ -56,6 +56,7 @@ EDGE = {
     "swapmeet_serving.sampling",
     "swapmeet_serving.step_plan",
     "swapmeet_serving.tensor_file",
+    "swapmeet_training.attempt",
     "swapmeet_training.ray_driver",
     "swapmeet_training.trainer",
 }

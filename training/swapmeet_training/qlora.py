@@ -14,7 +14,7 @@ from swapmeet_training.dataset import data_files, load_dataset
 from swapmeet_training.errors import CheckpointError
 from swapmeet_training.foreign import seam
 from swapmeet_training.model import attach_lora, choose_attention, load_base
-from swapmeet_training.progress import Report, Result, ignore
+from swapmeet_training.progress import Parked, Report, Result, ignore
 from swapmeet_training.spec import FineTune
 
 PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -32,7 +32,8 @@ def run(
     checkpointed: Checkpointed = ignore,
     resume_from: Path | None = None,
     keep: int | None = 2,
-) -> Result:
+    stop: Callable[[], bool] = lambda: False,
+) -> Result | Parked:
     """Fine-tune, and leave a PEFT adapter with its provenance in `folder`/adapter.
 
     Checkpoints stand beside it as `checkpoint-STEP`. On one CPU, equal specs, data and package versions give
@@ -47,6 +48,7 @@ def run(
         resume_from: one of this run's checkpoints.
         keep: how many checkpoints to keep, the newest of which may be half-written when the process dies;
             None leaves deleting them to the caller.
+        stop: asked after every step but the last; where it says yes, a checkpoint is saved and the run is parked.
 
     Raises:
         DataError, TemplateError: the data is wrong, or the base's chat template can not mark it.
@@ -65,9 +67,12 @@ def run(
         base = load_base(spec.base, device)
         choose_attention(base, data.longest)
         model = attach_lora(base, spec)
-        reporter = Reporter(spec.name, report, _sealed(provenance, checkpointed))
+        reporter = Reporter(spec.name, report, _sealed(provenance, checkpointed), stop)
         trainer = Trainer(model, arguments(spec, folder, len(data.training), device, keep), data, reporter)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.state.global_step < trainer.state.max_steps:
+            step = trainer.state.global_step
+            return Parked(spec.name, step, folder / f"checkpoint-{step}")
         metrics = trainer.final_metrics() | {"bits_per_parameter": bits_per_parameter(model)}
         seconds = time.monotonic() - began
         provenance = provenance.model_copy(update={"metrics": metrics | {"seconds": round(seconds, 3)}})

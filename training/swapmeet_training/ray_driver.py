@@ -222,7 +222,7 @@ def _work(config: dict[str, Any]) -> Result | Error:
             )
 
         try:
-            return run(
+            ended = run(
                 spec,
                 folder,
                 device=resources.device,
@@ -231,6 +231,8 @@ def _work(config: dict[str, Any]) -> Result | Error:
                 resume_from=Path(checkpoint.path) if checkpoint else None,
                 keep=None,  # Ray deletes older checkpoints once it knows of a newer one
             )
+            assert isinstance(ended, Result), "nobody asked it to stop"
+            return ended
         except RunFailed:
             raise
         except (TrainingError, RegistryError) as error:

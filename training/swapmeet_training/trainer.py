@@ -148,10 +148,13 @@ def score(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
 class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
     """Tells of every step, evaluation and checkpoint, and stops a run whose loss is not a number."""
 
-    def __init__(self, name: str, report: Report, checkpointed: Callable[[Path], None]) -> None:
+    def __init__(
+        self, name: str, report: Report, checkpointed: Callable[[Path], None], stop: Callable[[], bool]
+    ) -> None:
         self._name = name
         self._report = report
         self._checkpointed = checkpointed
+        self._stop = stop
         self._loss = math.nan
         self.tokens_per_second = 0.0
 
@@ -184,8 +187,14 @@ class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
                 tokens_per_second=self.tokens_per_second,
                 seconds_left=elapsed / max(steps, 1) * (state.max_steps - state.global_step),
                 evaluation=evaluation,
+                trained_tokens=int(state.num_input_tokens_seen),
             )
         )
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask whether to stop here, with a checkpoint."""
+        if state.global_step < state.max_steps and self._stop():
+            control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """A checkpoint is whole."""

@@ -21,6 +21,8 @@ STATUS = {
     "conflict": 409,
     "insufficient_quota": 429,
     "model_not_found": 404,
+    "job_not_found": 404,
+    "invalid_job_state": 400,
     "invalid_name": 404,
     "base_mismatch": 400,
     "adapter_refused": 400,

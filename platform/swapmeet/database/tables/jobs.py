@@ -71,6 +71,12 @@ class JobRow(Table):
     estimated_finish: Mapped[datetime | None]
     waits_for: Mapped[str | None] = mapped_column(Text)
     """Why a waiting job waits, and about how long."""
+    heard: Mapped[int] = mapped_column(default=0)
+    """The number of the last thing that the present attempt told and that is recorded."""
+    heard_at: Mapped[datetime | None]
+    """When the present attempt last answered, to within a few seconds."""
+    checkpoint: Mapped[str | None] = mapped_column(String(200))
+    """The newest whole checkpoint that an attempt told of, as `swapmeet_training.run_storage` names it."""
     node: Mapped[str | None] = mapped_column(String(120))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]

@@ -1,0 +1,12 @@
+"""Fine-tuning jobs: never lost, never doubled, never left running.
+
+jobs.py       what callers may do with a job
+states.py     the states and every move between them, pure
+ending.py     ends of attempts and jobs, with usage and webhooks, in one transaction
+events.py     what is told of a job, each thing once
+"""
+
+from swapmeet.jobs.jobs import Jobs
+from swapmeet.jobs.states import State
+
+__all__ = ["Jobs", "State"]

@@ -1,0 +1,182 @@
+"""Checkpoints and results as models: from the storage into the registry, each once, however often it is tried."""
+
+import csv
+import hashlib
+import io
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from swapmeet.database import Database
+from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
+from swapmeet.database.tables.base import now
+from swapmeet.settings import Settings
+from swapmeet_registry import AdapterName, NotFound, Provenance, Registry, Version, open_store
+from swapmeet_registry.bases import BaseLibrary, module_shapes
+from swapmeet_registry.names import MAX_PART
+from swapmeet_training.run_storage import RunStorage, step_of
+from swapmeet_training.telling import Finished, Saved
+
+ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", Provenance.FILE})
+"""What of a checkpoint is its adapter."""
+LISTED = 3
+"""So many of a job's newest checkpoints are models, and the best one is."""
+KEPT = 2
+"""So many of a run's newest checkpoints stay in the storage, and the best one does."""
+COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_mean_token_accuracy",
+    "valid_loss": "full_valid_loss",
+    "valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
+}
+"""Columns of a result file, and what they are called in events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint that became a model; the checkpoints in `dropped` (ids) are none any more."""
+
+    name: str
+    digest: str
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run that became a version, and the file with its figures, whose bytes are stored already."""
+
+    version: Version
+    file: FileRow
+
+
+class Publisher:
+    """Publishes what attempts left in the storage.
+
+    Args:
+        settings: say where storage, registry and bases are.
+        database: has the jobs' events and checkpoints; is only read.
+    """
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._database = database
+        self._store = open_store(settings.storage_url)
+        self._registry = Registry(settings.registry_url)
+        self._library = BaseLibrary(settings.folder)
+
+    def checkpoint(self, job: JobRow, saved: Saved) -> Model:
+        """Make a checkpoint a model, and those that it pushes off the list none; delete old ones in the storage.
+
+        Raises:
+            RegistryError: it can not be published.
+        """
+        runs, step = RunStorage(self._store, job.id), step_of(saved.checkpoint)
+        name = checkpoint_name(job.adapter, step, job.id)
+        version = self._push(runs, job, saved.checkpoint, name, f"{job.id}/{step}")
+        query = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step != step)
+        others = self._database.read(lambda session: list(session.scalars(query)))
+        dropped = _unlisted(others, step, saved)
+        for row in dropped:
+            self._withdraw(row.model, "Newer checkpoints of the same job took its place.")
+        _delete_old(runs, saved)
+        return Model(name, version.digest, tuple(row.id for row in dropped))
+
+    def result(self, job: JobRow, finished: Finished) -> Outcome:
+        """Make a finished adapter the next version of its name, and store the file with its figures.
+
+        Raises:
+            RegistryError: it can not be published.
+        """
+        runs = RunStorage(self._store, job.id)
+        version = self._push(runs, job, finished.adapter, job.adapter, job.id)
+        query = select(EventRow).where(EventRow.job == job.id, EventRow.type == "metrics").order_by(EventRow.number)
+        figures = self._database.read(lambda session: list(session.scalars(query)))
+        return Outcome(version, self._store_figures(job, figures))
+
+    def forget(self, job: JobRow) -> None:
+        """Delete the checkpoints of a job that succeeded: nothing goes on from them."""
+        runs = RunStorage(self._store, job.id)
+        for key in list(runs.checkpoints()):
+            runs.drop(key)
+
+    def _push(self, runs: RunStorage, job: JobRow, key: str, name: str, run: str) -> Version:
+        base = self._library.find(job.base)
+        with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
+            folder = Path(scratch)
+            runs.fetch(key, folder, ADAPTER)
+            provenance = Provenance.read(folder)
+            assert provenance is not None, "the run writes it"
+            provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
+            return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
+
+    def _withdraw(self, name: str, reason: str) -> None:
+        try:
+            for version in self._registry.show(name).versions:
+                if not version.yanked:
+                    self._registry.yank(str(version), reason)
+        except NotFound:
+            return
+
+    def _store_figures(self, job: JobRow, figures: Iterable[EventRow]) -> FileRow:
+        data = figures_csv(figures)
+        digest = hashlib.sha256(data).hexdigest()
+        moment = now()
+        identity = f"file-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+        self._store.put(f"files/{identity}", data, digest)
+        return FileRow(
+            id=identity,
+            tenant=job.tenant,
+            filename=f"{job.id}-results.csv",
+            purpose="fine-tune-results",
+            bytes=len(data),
+            sha256=digest,
+            created_at=moment,
+            status="processed",
+        )
+
+
+def checkpoint_name(adapter: str, step: int, job: str) -> str:
+    """The name that a checkpoint is published under: `TENANT/NAME.ckpt-STEP-XXXXXXXX`, its job's short in the end."""
+    name = AdapterName.parse(adapter)
+    ending = f".ckpt-{step}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
+    return str(AdapterName(name.tenant, name.name[: MAX_PART - len(ending)] + ending))
+
+
+def figures_csv(figures: Iterable[EventRow]) -> bytes:
+    """A result file: a line per step, with what was measured after it."""
+    steps: dict[int, dict[str, object]] = {}
+    for event in figures:
+        data = event.data or {}
+        steps.setdefault(data["step"], {}).update(data)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([steps[step].get(name, "") for name in COLUMNS.values()] for step in sorted(steps))
+    return stream.getvalue().encode()
+
+
+def insert_once(session: Session, row: FileRow) -> None:
+    """Add a file's row in a transaction that may be tried again."""
+    session.merge(row)
+
+
+def _unlisted(others: Sequence[CheckpointRow], step: int, saved: Saved) -> list[CheckpointRow]:
+    """The checkpoints that are models no more once this one is: all older ones but the newest and the best."""
+    best = step_of(saved.best) if saved.best else None
+    older = sorted((row for row in others if row.step < step), key=lambda row: row.step, reverse=True)
+    return [row for row in older[LISTED - 1 :] if row.step != best]
+
+
+def _delete_old(runs: RunStorage, saved: Saved) -> None:
+    step = step_of(saved.checkpoint)
+    older = sorted((key for key in runs.checkpoints() if step_of(key) <= step), key=step_of, reverse=True)
+    kept = {saved.checkpoint, saved.best, *[key for key in older if key != saved.checkpoint][: KEPT - 1]}
+    for key in older:
+        if key not in kept:
+            runs.drop(key)
