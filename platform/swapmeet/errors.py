@@ -7,6 +7,10 @@
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
+    ├── Missing          (LookupError)        a file, an upload or a job does not exist, or is another's
+    ├── RequestRefused   (ValueError)         a request that can not be served; has `param`, the field
+    ├── TooLarge         (ValueError)         a file or a part is over its limit
+    ├── StorageUsedUp    (PermissionError)    a tenant stores as many bytes as it may
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -54,6 +58,35 @@ class AlreadyRunning(PlatformError, RuntimeError):
     """The same fine-tune, or the same server, is under way."""
 
     code = "already_running"
+
+
+class Missing(PlatformError, LookupError):
+    """A file, an upload or a job does not exist, or belongs to another tenant, which is told in the same words."""
+
+    code = "not_found"
+
+
+class RequestRefused(PlatformError, ValueError):
+    """A request that can not be served as it is; `param` names its first wrong field, `code` the kind of mistake."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
+        super().__init__(message, param, code)
+        self.param, self.code = param, code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TooLarge(PlatformError, ValueError):
+    """A file or a part is over its limit."""
+
+    code = "request_too_large"
+
+
+class StorageUsedUp(PlatformError, PermissionError):
+    """A tenant stores as many bytes as it may."""
+
+    code = "storage_used_up"
 
 
 class ApiError(PlatformError, RuntimeError):
