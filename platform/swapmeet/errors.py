@@ -7,10 +7,10 @@
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
-    ├── Missing          (LookupError)        a file, an upload or a job does not exist, or is another's
+    ├── NotFound         (LookupError)        there is no such thing, or it is another tenant's
+    ├── QuotaExceeded    (PermissionError)    a tenant would use more than it may
     ├── RequestRefused   (ValueError)         a request that can not be served; has `param`, the field
     ├── TooLarge         (ValueError)         a file or a part is over its limit
-    ├── StorageUsedUp    (PermissionError)    a tenant stores as many bytes as it may
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -60,10 +60,16 @@ class AlreadyRunning(PlatformError, RuntimeError):
     code = "already_running"
 
 
-class Missing(PlatformError, LookupError):
-    """A file, an upload or a job does not exist, or belongs to another tenant, which is told in the same words."""
+class NotFound(PlatformError, LookupError):
+    """There is no such thing, or it is another tenant's, which is told in the same words."""
 
     code = "not_found"
+
+
+class QuotaExceeded(PlatformError, PermissionError):
+    """A tenant would use more than its quota; trying again does not help."""
+
+    code = "insufficient_quota"
 
 
 class RequestRefused(PlatformError, ValueError):
@@ -81,12 +87,6 @@ class TooLarge(PlatformError, ValueError):
     """A file or a part is over its limit."""
 
     code = "request_too_large"
-
-
-class StorageUsedUp(PlatformError, PermissionError):
-    """A tenant stores as many bytes as it may."""
-
-    code = "storage_used_up"
 
 
 class ApiError(PlatformError, RuntimeError):

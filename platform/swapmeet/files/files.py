@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
 from swapmeet.database.tables import FileRow, JobRow
-from swapmeet.errors import Missing, RequestRefused, StorageUsedUp
+from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused
 from swapmeet.files.blobs import FILES, Sums, measure_file, read_blob, write_beside
 from swapmeet.files.quota import require_storage
 from swapmeet.files.rules import FINE_TUNE, file_mistakes, plain_name, refuse
@@ -66,7 +66,7 @@ class Files:
 
         Raises:
             RequestRefused: name, purpose or life time can not be used.
-            StorageUsedUp: the tenant may not store so much.
+            QuotaExceeded: the tenant may not store so much.
         """
         filename = plain_name(filename)
         refuse(file_mistakes(filename, purpose, expires_after))
@@ -77,7 +77,7 @@ class Files:
         self.store.put(FILES + row.id, source, row.sha256)
         try:
             return self.database.write(lambda session: insert_file(session, row))
-        except StorageUsedUp:  # another file was faster; the transaction did not take place
+        except QuotaExceeded:  # another file was faster; the transaction did not take place
             self.store.delete(FILES + row.id)
             raise
 
@@ -109,7 +109,7 @@ class Files:
         """A tenant's file.
 
         Raises:
-            Missing: it has none of this id.
+            NotFound: it has none of this id.
         """
         return self.database.read(lambda session: self._of(session, tenant, file_id))
 
@@ -141,7 +141,7 @@ class Files:
         """Take a file away from its tenant at once; unfinished jobs that were given it keep its bytes until they end.
 
         Raises:
-            Missing: there is none of this id.
+            NotFound: there is none of this id.
         """
 
         def mark(session: Session) -> None:
@@ -176,7 +176,7 @@ class Files:
         """A file's bytes as a file in a folder, for a job: of any tenant, also when it was deleted meanwhile.
 
         Raises:
-            Missing: there is none of this id any more.
+            NotFound: there is none of this id any more.
         """
         row = self.database.read(lambda session: session.get(FileRow, file_id))
         if row is None:
@@ -211,7 +211,7 @@ def insert_file(session: Session, row: FileRow) -> FileRow:
     """Add a file's row, if its tenant has room; `Database.write` may call this twice.
 
     Raises:
-        StorageUsedUp: it has not.
+        QuotaExceeded: it has not.
     """
     earlier = session.get(FileRow, row.id)
     if earlier is not None:
@@ -236,6 +236,6 @@ def _beyond(after: str, order: Order) -> ColumnElement[bool]:
     return older if order == "desc" else and_(not_(older), FileRow.id != after)
 
 
-def _missing(file_id: str) -> Missing:
+def _missing(file_id: str) -> NotFound:
     shown = file_id if len(file_id) <= 80 and file_id.isprintable() else "of that id"
-    return Missing(f"There is no file {shown}. `client.files.list()` shows yours.")
+    return NotFound(f"There is no file {shown}. `client.files.list()` shows yours.")

@@ -4,7 +4,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import FileRow, TenantRow, UploadRow
-from swapmeet.errors import StorageUsedUp
+from swapmeet.errors import QuotaExceeded
 
 
 def require_storage(session: Session, tenant: str, more: int) -> None:
@@ -13,7 +13,7 @@ def require_storage(session: Session, tenant: str, more: int) -> None:
     Uploads under way count with all the bytes that were announced, deleted files until their bytes are gone.
 
     Raises:
-        StorageUsedUp: it may not.
+        QuotaExceeded: it may not.
     """
     owner = session.get_one(TenantRow, tenant, with_for_update=True)
     if owner.stored_bytes is None:
@@ -24,7 +24,7 @@ def require_storage(session: Session, tenant: str, more: int) -> None:
     )
     used = int(session.scalar(files) or 0) + int(session.scalar(pending) or 0)
     if used + more > owner.stored_bytes:
-        raise StorageUsedUp(
+        raise QuotaExceeded(
             f"{used} of the {owner.stored_bytes} bytes that {tenant} may store are used, and this takes {more} more. "
             "Delete files, or ask the operator for more room."
         )

@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 
 from sqlalchemy import select
@@ -100,13 +100,6 @@ class Sweeper:
         for path in self.uploads.folder.glob("*"):
             if path.lstat().st_mtime <= before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def in_background(serve: Callable[[threading.Event], None], stop: threading.Event, name: str) -> threading.Thread:
-    """Start a loop that ends when told to stop, on a thread that keeps no process alive."""
-    thread = threading.Thread(target=serve, args=(stop,), name=name, daemon=True)
-    thread.start()
-    return thread
 
 
 def _batches(items: Iterable[str]) -> Iterable[list[str]]:

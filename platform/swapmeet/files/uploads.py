@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import FileRow, PartRow, UploadRow
-from swapmeet.errors import Missing, RequestRefused, StorageUsedUp, TooLarge
+from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused, TooLarge
 from swapmeet.files.blobs import FILES, PARTS, Sums, measure, measure_file, read_blob, spooled
 from swapmeet.files.files import Files, insert_file
 from swapmeet.files.quota import require_storage
@@ -49,7 +49,7 @@ class Uploads:
 
         Raises:
             RequestRefused: the file could not be kept, whatever its bytes.
-            StorageUsedUp: the tenant may not store so much.
+            QuotaExceeded: the tenant may not store so much.
         """
         filename, now = plain_name(filename), self.clock()
         mistakes = file_mistakes(filename, purpose, expires_after)
@@ -84,7 +84,7 @@ class Uploads:
         """Keep a part, durable on return.
 
         Raises:
-            Missing: there is no such upload.
+            NotFound: there is no such upload.
             RequestRefused: it is open no more, or has parts enough.
             TooLarge: the part is over 64 MB.
         """
@@ -108,7 +108,7 @@ class Uploads:
 
         try:
             return self.database.write(add)
-        except (Missing, RequestRefused):  # the upload was ended meanwhile
+        except (NotFound, RequestRefused):  # the upload was ended meanwhile
             self.store.delete(PARTS + part.id)
             raise
 
@@ -118,9 +118,9 @@ class Uploads:
         """Make the file of the parts, in the order given; asked again for the same parts, give the same answer.
 
         Raises:
-            Missing: there is no such upload.
+            NotFound: there is no such upload.
             RequestRefused: it is open no more, or parts, their bytes or the MD5 (in hex) do not match.
-            StorageUsedUp: the tenant may not store so much.
+            QuotaExceeded: the tenant may not store so much.
         """
         try:
             done = self._earlier(tenant, upload_id, part_ids) or self._complete(tenant, upload_id, part_ids, md5)
@@ -143,7 +143,7 @@ class Uploads:
             self.store.put(FILES + row.id, Path(whole.name), row.sha256)
         try:
             done = self.database.write(lambda session: self._end(session, tenant, upload_id, part_ids, row))
-        except (Missing, RequestRefused, StorageUsedUp):  # ended by another meanwhile
+        except (NotFound, RequestRefused, QuotaExceeded):  # ended by another meanwhile
             self.store.delete(FILES + row.id)
             raise
         if done[1].id != row.id:  # the same request, sent twice, and the other was faster
@@ -154,7 +154,7 @@ class Uploads:
         """End an upload without a file; again is no mistake.
 
         Raises:
-            Missing: there is no such upload.
+            NotFound: there is no such upload.
             RequestRefused: it is completed or expired.
         """
 
@@ -259,7 +259,7 @@ class Uploads:
         row = session.get(UploadRow, upload_id, with_for_update=lock) if made_at(upload_id) else None
         if row is None or row.tenant != tenant:
             shown = upload_id if len(upload_id) <= 80 and upload_id.isprintable() else "of that id"
-            raise Missing(f"There is no upload {shown}. Begin one: POST /v1/uploads.")
+            raise NotFound(f"There is no upload {shown}. Begin one: POST /v1/uploads.")
         return row
 
 

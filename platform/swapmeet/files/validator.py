@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from swapmeet.database.tables import FileRow
-from swapmeet.errors import Missing, PlatformError
+from swapmeet.errors import NotFound, PlatformError
 from swapmeet.files.files import Files
 from swapmeet.files.validation import Interrupted, validate_apart
 from swapmeet_registry import RegistryError
@@ -81,7 +81,7 @@ class Validator:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             self.files.judge(file_id, ok=verdict.ok, details=verdict.details, report=verdict.report)
-        except (Interrupted, Missing):  # to be done later, or not at all
+        except (Interrupted, NotFound):  # to be done later, or not at all
             pass
         except (PlatformError, RegistryError, OSError) as error:
             log.warning("%s could not be checked, to be tried again: %s", file_id, error)

@@ -37,8 +37,12 @@ class Models:
     registry: Registry
     bases: Callable[[], Collection[str]]
 
-    def find(self, model: str) -> Origin:
+    def find(self, model: str, visible: Callable[[str], bool]) -> Origin:
         """What a model's name means now: an adapter's version is fixed by its digest.
+
+        Args:
+            model: its name.
+            visible: whether the caller may know of an adapter; those it may not do not exist for it.
 
         Raises:
             NotFound: there is no such model.
@@ -53,6 +57,8 @@ class Models:
             raise RequestRefused(f"model is {shortened(model)}, a mix. Go on from one adapter, or a base.", "model")
         if "/" not in model:
             return Origin(self._base(model))
+        if not visible(model):
+            raise NotFound(f"There is no model {shortened(model)}. `client.models.list()` shows what there is.")
         version = self.registry.resolve(model)
         manifest = self.registry.manifest(version)
         return Origin(self._base(manifest.base.name, of=model), version.pinned, _options(manifest.lora))

@@ -65,7 +65,7 @@ class Wandb(Strict):
     project: Name
     entity: Name | None = None
     name: Name | None = None
-    tags: Annotated[list[Name], Field(max_length=32)] = []
+    tags: Annotated[list[Name], Field(max_length=32)] = Field(default_factory=list)
 
 
 class Integration(Strict):
@@ -83,8 +83,10 @@ class JobRequest(Strict):
     validation_file: FileId | None = None
     suffix: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
-    metadata: dict[Text, Annotated[Text, Field(max_length=LONGEST_VALUE)]] = {}
-    integrations: Annotated[list[Annotated[Integration, WithoutNulls]], Field(max_length=MOST_INTEGRATIONS)] = []
+    metadata: dict[Text, Annotated[Text, Field(max_length=LONGEST_VALUE)]] = Field(default_factory=dict)
+    integrations: Annotated[list[Annotated[Integration, WithoutNulls]], Field(max_length=MOST_INTEGRATIONS)] = Field(
+        default_factory=list
+    )
     method: Annotated[Method, WithoutNulls] | None = None
     hyperparameters: Annotated[Hyperparameters, WithoutNulls] | None = None
     lora: Annotated[LoraOptions, WithoutNulls] = LoraOptions()

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from swapmeet.database.tables import FileRow, JobRow
-from swapmeet.errors import Missing, RequestRefused
+from swapmeet.errors import NotFound, RequestRefused
 from swapmeet.files import Files
 from swapmeet.files.files import present
 from swapmeet.fine_tuning.models import Models, adapter_name, inherit
@@ -29,20 +29,28 @@ class JobRequests:
     def __init__(self, files: Files, models: Models, clock: Callable[[], datetime] = present) -> None:
         self.files, self.models, self.clock = files, models, clock
 
-    def row(self, request: JobRequest, tenant: str, key: str, idempotency_key: str | None = None) -> JobRow:
+    def row(
+        self,
+        request: JobRequest,
+        tenant: str,
+        key: str,
+        visible: Callable[[str], bool],
+        idempotency_key: str | None = None,
+    ) -> JobRow:
         """A new job, validating its files; settled already where they have been checked.
 
         Args:
             request: what is wanted.
             tenant: whose job it is.
             key: the id of the API key that asked.
+            visible: whether the caller may go on from an adapter.
             idempotency_key: tells jobs apart that are wanted alike; without it, what is asked twice is meant once.
 
         Raises:
             RequestRefused: a file, the suffix or a name can not be used; every mistake is told.
             NotFound: there is no such model.
         """
-        origin = self.models.find(request.model)
+        origin = self.models.find(request.model, visible)
         mistakes: list[RequestRefused] = []
         training = self._file("training_file", request.training_file, tenant, request.kind, mistakes)
         validation = self._file("validation_file", request.validation_file, tenant, request.kind, mistakes)
@@ -98,7 +106,7 @@ class JobRequests:
         try:
             file = self.files.get(tenant, file_id)
             require_usable(field, file, method)
-        except Missing as error:
+        except NotFound as error:
             mistakes.append(RequestRefused(f"{field}: {error}", field))
         except RequestRefused as error:
             mistakes.append(error)

@@ -28,7 +28,7 @@ STATUS = {
     "invalid_hyperparameters": 400,
     "not_found": 404,
     "request_too_large": 413,
-    "storage_used_up": 403,
+    "insufficient_quota": 429,
     "adapter_too_large": 400,
     "adapter_unsupported": 400,
     "adapter_overflows": 400,
@@ -61,7 +61,7 @@ RETRY_AFTER = {
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""
-FINAL = {"corrupt", "store_denied"}
+FINAL = {"corrupt", "insufficient_quota", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
 

@@ -16,7 +16,7 @@ from swapmeet.files.rules import FINE_TUNE, LARGEST_FILE, PURPOSES, refuse, shor
 from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.form import received
 from swapmeet.gateway.pages import page
-from swapmeet.gateway.tuning import Backend, Trainer
+from swapmeet.gateway.tuning import Backend, Reader, Trainer
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 MOST = 10_000
@@ -60,7 +60,7 @@ async def kept(row: FileRow, backend: Backend) -> dict[str, Any]:
 
 @router.get("")
 async def files(
-    caller: Trainer,
+    caller: Reader,
     backend: Backend,
     purpose: Annotated[str | None, Query(max_length=40)] = None,
     limit: Annotated[int, Query(ge=1, le=MOST)] = MOST,
@@ -75,7 +75,7 @@ async def files(
 
 
 @router.get("/{file_id}")
-async def file(file_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
+async def file(file_id: str, caller: Reader, backend: Backend) -> dict[str, Any]:
     """One file."""
     return file_object(await run_in_threadpool(backend.files.get, caller.tenant, file_id))
 
@@ -88,7 +88,7 @@ async def delete(file_id: str, caller: Trainer, backend: Backend) -> dict[str, A
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
-async def content(file_id: str, caller: Trainer, backend: Backend) -> StreamingResponse:
+async def content(file_id: str, caller: Reader, backend: Backend) -> StreamingResponse:
     """A file's bytes, as they were uploaded."""
     row = await run_in_threadpool(backend.files.get, caller.tenant, file_id)
     chunks: Iterator[bytes] = await run_in_threadpool(backend.files.read, row)

@@ -12,8 +12,9 @@ from swapmeet.files.rules import shortened
 from swapmeet.fine_tuning import JobRequest, parse_request
 from swapmeet.fine_tuning.request import LONGEST_KEY, LONGEST_VALUE, MOST_METADATA
 from swapmeet.fine_tuning.wire import checkpoint_object, event_object, job_object
+from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.pages import page
-from swapmeet.gateway.tuning import Backend, Trainer, Tuning
+from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
 from swapmeet_registry import canonical
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -41,16 +42,19 @@ async def create(
     Who wants two jobs alike sends an `idempotency-key` of its own with each.
     """
     wanted = parse_request(_object(await request.body()))
-    return job_object(await run_in_threadpool(_submit, backend, wanted, caller.tenant, caller.key, idempotency_key))
+    return job_object(await run_in_threadpool(_submit, backend, wanted, caller, idempotency_key))
 
 
-def _submit(backend: Tuning, wanted: JobRequest, tenant: str, key: str, idempotency_key: str | None) -> JobRow:
-    return backend.jobs.create(backend.requests.row(wanted, tenant, key, idempotency_key))
+def _submit(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None) -> JobRow:
+    def visible(model: str) -> bool:
+        return caller.operator or model.partition("/")[0] == caller.tenant
+
+    return backend.jobs.create(backend.requests.row(wanted, caller.tenant, caller.key, visible, idempotency_key))
 
 
 @router.get("")
 async def jobs(
-    request: Request, caller: Trainer, backend: Backend, after: After = None, limit: Limit = 20
+    request: Request, caller: Reader, backend: Backend, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """The caller's jobs, newest first; `metadata[KEY]=VALUE` gives those that have it, every pair given."""
     wanted = _metadata(request)
@@ -59,7 +63,7 @@ async def jobs(
 
 
 @router.get("/{job_id}")
-async def job(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
+async def job(job_id: str, caller: Reader, backend: Backend) -> dict[str, Any]:
     """One job."""
     return job_object(await run_in_threadpool(backend.jobs.get, caller.tenant, _id(job_id)))
 
@@ -84,7 +88,7 @@ async def resume(job_id: str, caller: Trainer, backend: Backend) -> dict[str, An
 
 @router.get("/{job_id}/events")
 async def events(
-    job_id: str, caller: Trainer, backend: Backend, after: After = None, limit: Limit = 20
+    job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What happened to a job, newest first."""
     rows, more = await run_in_threadpool(backend.jobs.events, caller.tenant, _id(job_id), after, limit)
@@ -93,7 +97,7 @@ async def events(
 
 @router.get("/{job_id}/checkpoints")
 async def checkpoints(
-    job_id: str, caller: Trainer, backend: Backend, after: After = None, limit: Limit = 10
+    job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 10
 ) -> dict[str, Any]:
     """A job's checkpoints, newest first: models, also while the job still runs."""
     rows, more = await run_in_threadpool(backend.jobs.checkpoints, caller.tenant, _id(job_id), after, limit)
