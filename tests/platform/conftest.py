@@ -158,7 +158,7 @@ class TuningServer:
 
     url: str
     tuning: Tuning
-    key_of: Callable[[str], str]
+    key_of: Callable[..., str]
     clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, tenant: str = "acme", **options: Any) -> openai.OpenAI:
@@ -184,7 +184,9 @@ def tuning_server(database: Database, tmp_path: Path) -> Iterator[TuningServer]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with event_loop() as loop, tended(tuning), listening(app, loop, "127.0.0.1", port, drain=5):
-        server = TuningServer(f"http://127.0.0.1:{port}", tuning, lambda tenant: keys.create(tenant, "train"))
+        server = TuningServer(
+            f"http://127.0.0.1:{port}", tuning, lambda tenant, scope="train": keys.create(tenant, scope)
+        )
         yield server
         for client in server.clients:
             client.close()

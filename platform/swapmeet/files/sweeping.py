@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import FileRow, PartRow, UploadRow
@@ -73,17 +73,13 @@ class Sweeper:
             over = select(UploadRow.id).where(UploadRow.status != "pending")
             with_parts = over.where(UploadRow.id.in_(select(PartRow.upload)))
             old = over.where(UploadRow.expires_at <= now - ORPHAN_AGE)
-            return list(session.scalars(with_parts)), list(session.scalars(old))
-
-        def forget(session: Session) -> None:
-            for upload_id in old:
-                if row := session.get(UploadRow, upload_id):
-                    session.delete(row)
+            return list(session.scalars(with_parts)), list(session.scalars(old.limit(AT_ONCE)))
 
         with_parts, old = self.database.write(end)
         for upload_id in with_parts:
             self.uploads.clear(upload_id)
-        self.database.write(forget)
+        if old:
+            self.database.write(lambda session: session.execute(delete(UploadRow).where(UploadRow.id.in_(old))))
 
     def _remove_orphans(self, prefix: str, table: type[FileRow] | type[PartRow]) -> None:
         before = self.clock() - ORPHAN_AGE

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import FileRow, PartRow, UploadRow
@@ -176,12 +176,8 @@ class Uploads:
         for part in parts:
             self.store.delete(PARTS + part)
 
-        def remove(session: Session) -> None:
-            for part in parts:
-                if row := session.get(PartRow, part):
-                    session.delete(row)
-
-        self.database.write(remove)
+        if parts:  # one statement: another may remove them at the same time
+            self.database.write(lambda session: session.execute(delete(PartRow).where(PartRow.id.in_(parts))))
 
     def _earlier(self, tenant: str, upload_id: str, part_ids: Sequence[str]) -> tuple[UploadRow, FileRow] | None:
         return self.database.read(lambda session: self._completed(session, tenant, upload_id, part_ids))

@@ -13,6 +13,12 @@ BATCHES_PER_EPOCH = 500
 LEARNING_RATE = {"supervised": 2e-4, "dpo": 5e-6}
 """What a multiplier of 1 means."""
 BETA = 0.1
+SAME = (
+    *("dropout", "init", "packing", "max_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm"),
+    *("optimizer", "max_steps", "gradient_accumulation", "gradient_checkpointing", "eval_every", "save_every"),
+    *("early_stopping", "keep_best", "chat_template", "license", "tags"),
+)
+"""Own options that a run has under the same name."""
 
 
 def resolve(asked: Mapping[str, Any], examples: int, accumulation: int = 1) -> dict[str, Any]:
@@ -48,32 +54,30 @@ def automatic_batch(examples: int, accumulation: int = 1) -> int:
     return max(accumulation, batch - batch % accumulation)
 
 
-def run_settings(resolved: Mapping[str, Any], lora: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:
-    """Everything of `FineTune` but names, paths and fingerprints.
+def run_settings(hyperparameters: Mapping[str, Any], lora: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:
+    """Everything of `FineTune` but names, paths and fingerprints; what is still `auto` is not yet among it.
 
     Args:
-        resolved: hyper-parameters without `auto`.
+        hyperparameters: by OpenAI's names.
         lora: own options, all of them.
         method: `supervised` or `dpo`.
         seed: of all randomness.
     """
     rank, parts = lora["rank"] or 16, lora["gradient_accumulation"]
-    rate = lora["learning_rate"] or LEARNING_RATE[method] * resolved["learning_rate_multiplier"]
-    same = (
-        "dropout init packing max_length schedule warmup_ratio weight_decay max_grad_norm optimizer max_steps "
-        "gradient_accumulation gradient_checkpointing eval_every save_every early_stopping keep_best chat_template "
-        "license tags"
-    )
-    return {name: lora[name] for name in same.split()} | {
+    known = {name: value for name, value in hyperparameters.items() if value != AUTO}
+    found = {name: lora[name] for name in SAME} | {
         "method": method,
-        "beta": resolved.get("beta", BETA),
+        "beta": known.get("beta", BETA),
         "rank": rank,
         "alpha": lora["alpha"] or 2.0 * rank,
         "target_modules": lora["target_modules"] or "all-linear",
         "rslora": bool(lora["rslora"]),
         "dora": bool(lora["dora"]),
-        "epochs": resolved["n_epochs"],
-        "batch_size": resolved["batch_size"] // parts,
-        "learning_rate": rate,
+        "learning_rate": lora["learning_rate"] or LEARNING_RATE[method] * known.get("learning_rate_multiplier", 1.0),
         "seed": seed,
     }
+    if "n_epochs" in known:
+        found["epochs"] = known["n_epochs"]
+    if "batch_size" in known:
+        found["batch_size"] = known["batch_size"] // parts
+    return found

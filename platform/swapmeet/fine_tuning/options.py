@@ -9,6 +9,8 @@ from swapmeet.fine_tuning.fields import Label, Modules, Positive, Rate, Strict, 
 from swapmeet_registry import AdapterName, RegistryError
 
 HIGHEST_PRIORITY = 100
+LONGEST_TEMPLATE = 256 << 10
+"""Characters of a chat template; serving takes no more bytes."""
 
 
 class RunResources(Strict):
@@ -52,7 +54,7 @@ class LoraOptions(Strict):
     save_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     early_stopping: Annotated[int, Field(ge=1, le=1000)] | None = None
     keep_best: bool = True
-    chat_template: Annotated[Text, Field(min_length=1, max_length=1 << 16)] | None = None
+    chat_template: Annotated[Text, Field(min_length=1, max_length=LONGEST_TEMPLATE)] | None = None
 
     name: Annotated[Text, Field(min_length=1, max_length=130)] | None = None
     license: Annotated[Text, Field(min_length=1, max_length=100)] | None = None

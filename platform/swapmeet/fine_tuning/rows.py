@@ -10,6 +10,7 @@ from swapmeet.database.tables import FileRow, JobRow
 from swapmeet.errors import NotFound, RequestRefused
 from swapmeet.files import Files
 from swapmeet.files.files import present
+from swapmeet.fine_tuning.hyperparameters import run_settings
 from swapmeet.fine_tuning.models import Models, adapter_name, inherit
 from swapmeet.fine_tuning.request import JobRequest
 from swapmeet.fine_tuning.settling import require_usable, settle
@@ -93,6 +94,7 @@ class JobRequests:
             deadline=request.lora.deadline,
             state="validating_files",
         )
+        row.settings = run_settings(row.hyperparameters, row.lora, row.method, row.seed)
         checked = [file for file in (training, validation) if file is not None]
         if training is not None and all(file.status == "processed" for file in checked):
             settle(row, training, validation)

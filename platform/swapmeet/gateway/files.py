@@ -14,6 +14,7 @@ from swapmeet.errors import RequestRefused
 from swapmeet.files.files import Order
 from swapmeet.files.rules import FINE_TUNE, LARGEST_FILE, PURPOSES, refuse, shortened
 from swapmeet.fine_tuning.wire import seconds
+from swapmeet.gateway.bodies import form_body
 from swapmeet.gateway.form import received
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer
@@ -32,11 +33,6 @@ FORM: dict[str, Any] = {
         SECONDS: {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
-
-
-def form_body(schema: dict[str, Any]) -> dict[str, Any]:
-    """What the OpenAPI document says of a body that the route reads itself."""
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 @router.post("", openapi_extra=form_body(FORM))

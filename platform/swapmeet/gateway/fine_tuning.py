@@ -13,6 +13,7 @@ from swapmeet.fine_tuning import JobRequest, parse_request
 from swapmeet.fine_tuning.request import LONGEST_KEY, LONGEST_VALUE, MOST_METADATA
 from swapmeet.fine_tuning.wire import checkpoint_object, event_object, job_object
 from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
 from swapmeet_registry import canonical
@@ -23,17 +24,9 @@ METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Limit = Annotated[int, Query(ge=1, le=MOST)]
 After = Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 IdempotencyKey = Annotated[str | None, Header(max_length=255)]
-BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")}
-        },
-    }
-}
 
 
-@router.post("", openapi_extra=BODY)
+@router.post("", openapi_extra=json_body(JobRequest))
 async def create(
     request: Request, caller: Trainer, backend: Backend, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from swapmeet.errors import RequestRefused
 from swapmeet.files.rules import LARGEST_PART, PURPOSES, shortened
 from swapmeet.files.uploads import MOST_PARTS
 from swapmeet.fine_tuning.wire import seconds
-from swapmeet.gateway.files import form_body, kept
+from swapmeet.gateway.bodies import form_body
+from swapmeet.gateway.files import kept
 from swapmeet.gateway.form import received
 from swapmeet.gateway.tuning import Backend, Trainer
 
