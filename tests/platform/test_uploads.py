@@ -122,7 +122,7 @@ def test_parts_have_limits(
         stream.truncate((64 << 20) + 1)
     with pytest.raises(TooLarge):
         uploads.add_part("acme", upload, huge)
-    monkeypatch.setattr("swapmeet.files.uploads.MOST_PARTS", 2)
+    monkeypatch.setattr("swapmeet.files.joining.MOST_PARTS", 2)
     for _ in range(2):
         uploads.add_part("acme", upload, source(b"x"))
     with pytest.raises(RequestRefused, match="2 parts"):

@@ -1,16 +1,17 @@
 """Files that come in parts, of up to 8 GB: parts are kept like files until the upload is completed, or over."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import FileRow, PartRow, UploadRow
 from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused, TooLarge
-from swapmeet.files.blobs import FILES, PARTS, Sums, measure, measure_file, read_blob, spooled
+from swapmeet.files.blobs import FILES, PARTS, measure_file, spooled
 from swapmeet.files.files import Files, insert_file
+from swapmeet.files.joining import join, parts_in_order, require_md5, require_room
 from swapmeet.files.quota import require_storage
 from swapmeet.files.rules import (
     LARGEST_PART,
@@ -23,9 +24,7 @@ from swapmeet.files.rules import (
 )
 from swapmeet.ids import made_at, new_id
 from swapmeet_registry.errors import Corrupt, StoreError
-from swapmeet_registry.stores.files import os_errors
 
-MOST_PARTS = 10_000
 GRACE = timedelta(minutes=15)
 """How long an upload that was being completed when it expired may still end."""
 
@@ -101,7 +100,7 @@ class Uploads:
             upload = self._pending(session, tenant, upload_id, lock=True)
             if earlier := session.get(PartRow, part.id):
                 return earlier
-            _require_room(session, upload, part.bytes)
+            require_room(session, upload, part.bytes)
             row = PartRow(id=part.id, upload=upload_id, bytes=part.bytes, sha256=part.sha256, created_at=self.clock())
             session.add(row)
             return row
@@ -135,10 +134,14 @@ class Uploads:
     def _complete(
         self, tenant: str, upload_id: str, part_ids: Sequence[str], md5: str | None
     ) -> tuple[UploadRow, FileRow]:
-        upload, parts = self.database.read(lambda session: self._plan(session, tenant, upload_id, part_ids))
+        def plan(session: Session) -> tuple[UploadRow, list[PartRow]]:
+            upload = self._pending(session, tenant, upload_id)
+            return upload, parts_in_order(session, upload, part_ids)
+
+        upload, parts = self.database.read(plan)
         with spooled(self.folder) as whole:
-            sums = self._join(parts, Path(whole.name))
-            _require_md5(sums, md5)
+            sums = join(self.store, parts, Path(whole.name))
+            require_md5(sums, md5)
             row = self.files.prepare(tenant, upload.filename, upload.purpose, sums, upload.file_expires_after)
             self.store.put(FILES + row.id, Path(whole.name), row.sha256)
         try:
@@ -182,41 +185,6 @@ class Uploads:
     def _earlier(self, tenant: str, upload_id: str, part_ids: Sequence[str]) -> tuple[UploadRow, FileRow] | None:
         return self.database.read(lambda session: self._completed(session, tenant, upload_id, part_ids))
 
-    def _plan(
-        self, session: Session, tenant: str, upload_id: str, part_ids: Sequence[str]
-    ) -> tuple[UploadRow, list[PartRow]]:
-        """The parts to join, in order; refuses lists that can not make the file that was announced."""
-        upload = self._pending(session, tenant, upload_id)
-        rows = {row.id: row for row in session.scalars(select(PartRow).where(PartRow.upload == upload_id))}
-        if unknown := [part for part in part_ids if part not in rows]:
-            raise RequestRefused(
-                f"part_ids names {shortened(unknown[0])}, which is no part of this upload.", "part_ids"
-            )
-        if len(set(part_ids)) < len(part_ids):
-            raise RequestRefused("part_ids names a part twice. Name each once, in the order of the file.", "part_ids")
-        parts = [rows[part] for part in part_ids]
-        size = sum(part.bytes for part in parts)
-        if size != upload.bytes:
-            raise RequestRefused(
-                f"The parts have {size} bytes, and {upload.bytes} were announced. Name all parts, or send what lacks.",
-                "part_ids",
-            )
-        return upload, parts
-
-    def _join(self, parts: Sequence[PartRow], target: Path) -> Sums:
-        def chunks() -> Iterator[bytes]:
-            for part in parts:
-                yield from read_blob(self.store, PARTS + part.id, part.sha256)
-
-        def written(stream_chunks: Iterator[bytes]) -> Iterator[bytes]:
-            with target.open("wb") as stream:
-                for chunk in stream_chunks:
-                    stream.write(chunk)
-                    yield chunk
-
-        with os_errors(f"write {target}"):
-            return measure(written(chunks()))
-
     def _end(
         self, session: Session, tenant: str, upload_id: str, part_ids: Sequence[str], row: FileRow
     ) -> tuple[UploadRow, FileRow]:
@@ -257,22 +225,3 @@ class Uploads:
             shown = upload_id if len(upload_id) <= 80 and upload_id.isprintable() else "of that id"
             raise NotFound(f"There is no upload {shown}. Begin one: POST /v1/uploads.")
         return row
-
-
-def _require_room(session: Session, upload: UploadRow, more: int) -> None:
-    """Parts may be sent again, because their answers were lost; but not without end."""
-    query = select(func.count(), func.coalesce(func.sum(PartRow.bytes), 0)).where(PartRow.upload == upload.id)
-    count, size = session.execute(query).one()
-    if count >= MOST_PARTS or size + more > 2 * upload.bytes + LARGEST_PART:
-        raise RequestRefused(
-            f"{upload.id} has {count} parts of {size} bytes, and {upload.bytes} bytes were announced. "
-            "Complete or cancel it, or begin another in larger parts."
-        )
-
-
-def _require_md5(sums: Sums, md5: str | None) -> None:
-    if md5 is not None and md5.strip().lower() != sums.md5:
-        raise RequestRefused(
-            f"md5 is {shortened(md5)}, and the parts in this order have {sums.md5}. Correct the order, or send again.",
-            "md5",
-        )

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet.database.tables import UploadRow
 from swapmeet.errors import RequestRefused
+from swapmeet.files.joining import MOST_PARTS
 from swapmeet.files.rules import LARGEST_PART, PURPOSES, shortened
-from swapmeet.files.uploads import MOST_PARTS
 from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.bodies import form_body
 from swapmeet.gateway.files import kept
