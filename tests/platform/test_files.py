@@ -435,7 +435,8 @@ def test_a_large_file_takes_little_memory(tuning_server: Any, tmp_path: Path) ->
             size += len(chunk)
     grown = peaks()
     assert size == 200 << 20
-    assert found.hexdigest() == hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+    with path.open("rb") as stream:
+        assert found.hexdigest() == hashlib.file_digest(stream, "sha256").hexdigest()
     assert grown < 80 << 20, f"{grown >> 20} MiB"
 
 

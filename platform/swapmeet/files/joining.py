@@ -17,7 +17,11 @@ MOST_PARTS = 10_000
 
 
 def require_room(session: Session, upload: UploadRow, more: int) -> None:
-    """Nothing, if an upload may have another part. Parts may be sent again, because their answers were lost; but not without end."""
+    """Nothing, if an upload may have another part: one whose answer was lost is sent again, but not without end.
+
+    Raises:
+        RequestRefused: it has enough.
+    """
     query = select(func.count(), func.coalesce(func.sum(PartRow.bytes), 0)).where(PartRow.upload == upload.id)
     count, size = session.execute(query).one()
     if count >= MOST_PARTS or size + more > 2 * upload.bytes + LARGEST_PART:
