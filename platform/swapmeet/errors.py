@@ -15,6 +15,8 @@
     ├── RateLimited      (PermissionError)    a tenant asks too often; has the `headers` that say when it may again
     ├── JobNotFound      (LookupError)        the tenant has no such job, event or checkpoint
     ├── WrongState       (RuntimeError)       a job can not be cancelled, paused or resumed as it stands
+    ├── RequestRefused   (ValueError)         a request that can not be served; has `param`, the field
+    ├── TooLarge         (ValueError)         a file or a part is over its limit
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -117,6 +119,23 @@ class WrongState(PlatformError, RuntimeError):
     """A job can not be cancelled, paused or resumed as it stands."""
 
     code = "invalid_job_state"
+
+
+class RequestRefused(PlatformError, ValueError):
+    """A request that can not be served as it is; `param` names its first wrong field, `code` the kind of mistake."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
+        super().__init__(message, param, code)
+        self.param, self.code = param, code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TooLarge(PlatformError, ValueError):
+    """A file or a part is over its limit."""
+
+    code = "request_too_large"
 
 
 class ApiError(PlatformError, RuntimeError):

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Response
 
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
-from swapmeet.gateway import administration, inference, metrics
+from swapmeet.gateway import administration, files, fine_tuning, inference, metrics, uploads
 from swapmeet.gateway.authority import may
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
@@ -17,18 +17,25 @@ from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.presence import ClientLeft
 from swapmeet.gateway.request_trace import RequestTrace, TracedReplicas
 from swapmeet.gateway.services import Services, services
+from swapmeet.gateway.tuning import Tuning
 from swapmeet_registry import RegistryError
 from swapmeet_serving import ServingError
 
 
 def create_app(
-    backend: Services, http: HttpMeter | None = None, *, metrics_public: bool = False, proxied: bool = False
+    backend: Services,
+    http: HttpMeter | None = None,
+    tuning: Tuning | None = None,
+    *,
+    metrics_public: bool = False,
+    proxied: bool = False,
 ) -> FastAPI:
     """An app over the given services.
 
     Args:
         backend: what the routes stand on.
         http: counts the app's requests.
+        tuning: what files, uploads and jobs stand on; without it those are not served.
         metrics_public: whether `/metrics` needs no key.
         proxied: whether Ray Serve's proxy stands before it.
     """
@@ -47,6 +54,10 @@ def create_app(
     install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
     app.include_router(inference.router)
     app.include_router(administration.router)
+    if tuning is not None:
+        app.state.tuning = tuning
+        for each in (files, uploads, fine_tuning):
+            app.include_router(each.router)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(may("metrics"))])
 
     @app.get("/healthz")

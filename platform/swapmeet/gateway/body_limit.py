@@ -3,17 +3,26 @@
 FastAPI has a limit of its own, which answers in plain text where clients expect OpenAI's error object.
 """
 
+import re
+
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from swapmeet.files.rules import LARGEST_FILE, LARGEST_PART
 from swapmeet.gateway.errors import error_body
 
 LONGEST_BODY = 16 << 20
 """Bytes of a request; far above what the longest context holds."""
 
 CODE = "request_too_large"
-MESSAGE = f"The body is over the {LONGEST_BODY >> 20} MiB that one request may have. Send less at once."
+FORM_BYTES = 1 << 20
+"""What a form may have beside its file."""
+FORMS = (
+    (re.compile(r"/v1/files/?"), LARGEST_FILE + FORM_BYTES),
+    (re.compile(r"/v1/uploads/[^/]+/parts/?"), LARGEST_PART + FORM_BYTES),
+)
+"""Requests whose bodies go to the disk as they come."""
 CLOSE = {"connection": "close"}
 """The rest of the body is not waited for."""
 
@@ -29,18 +38,25 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        longest = longest_body(scope["path"])
+        message = f"The body is over the {longest >> 20} MiB that this request may have. Send less at once."
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if len(announced) > len(str(LONGEST_BODY)) or int(announced) > LONGEST_BODY:
-            await JSONResponse(error_body(MESSAGE, CODE, 413), 413, CLOSE)(scope, receive, send)
+        if len(announced) > len(str(longest)) or int(announced) > longest:
+            await JSONResponse(error_body(message, CODE, 413), 413, CLOSE)(scope, receive, send)
             return
         read = 0
 
         async def counted() -> Message:
             nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > LONGEST_BODY:
-                raise HTTPException(413, MESSAGE, CLOSE)
-            return message
+            received = await receive()
+            read += len(received.get("body", b""))
+            if read > longest:
+                raise HTTPException(413, message, CLOSE)
+            return received
 
         await self._app(scope, counted, send)
+
+
+def longest_body(path: str) -> int:
+    """Bytes that the body of a request for a path may have."""
+    return next((longest for pattern, longest in FORMS if pattern.fullmatch(path)), LONGEST_BODY)

@@ -39,6 +39,9 @@ ATTEMPTS = 4
 
 NONCE = "swapmeet-nonce"
 
+LARGEST_PUT = 5 << 30
+"""Bytes that S3 takes at once; a larger object goes up in parts, and is there once all of them are."""
+
 
 class S3Store:
     """Keys are object keys below a prefix in a bucket."""
@@ -76,7 +79,10 @@ class S3Store:
                 self._client.put_object(**where, Body=source, ContentMD5=check)
             else:
                 with source.open("rb") as stream:
-                    self._client.put_object(**where, Body=stream, ContentMD5=check)
+                    if source.stat().st_size > LARGEST_PUT:
+                        self._client.upload_fileobj(stream, where["Bucket"], where["Key"])
+                    else:
+                        self._client.put_object(**where, Body=stream, ContentMD5=check)
         reached("s3.put")
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:

@@ -46,6 +46,8 @@ class UploadRow(Table):
     expires_at: Mapped[datetime] = mapped_column(index=True)
     status: Mapped[str] = mapped_column(String(20), default="pending")
     file: Mapped[str | None] = mapped_column(String(64))
+    parts: Mapped[list[Any] | None]
+    """The parts that the file was made of, in order: a client that asks again is given the same answer."""
 
 
 class PartRow(Table):

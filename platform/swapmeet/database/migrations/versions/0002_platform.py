@@ -173,6 +173,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("status", sa.String(length=20), nullable=False),
         sa.Column("file", sa.String(length=64), nullable=True),
+        sa.Column("parts", sa.JSON(), nullable=True),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name=op.f("fk_uploads_tenant")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
     )

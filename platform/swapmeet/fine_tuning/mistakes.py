@@ -1,0 +1,59 @@
+"""Pydantic's findings as sentences, each with the field's path and what to do."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from swapmeet.errors import RequestRefused
+from swapmeet.files.rules import shortened
+
+MOST = 20
+TAGS = {"number", "names", "word"}
+"""What pydantic puts into a path to say which of two forms it tried."""
+
+
+def refusal(error: ValidationError, known: Mapping[str, Sequence[str]]) -> RequestRefused:
+    """Every mistake in one error, whose `param` is the first wrong field.
+
+    Args:
+        error: what was found.
+        known: the fields that there are, by the path of the object that has them.
+    """
+    found = error.errors(include_url=False)
+    sentences = dict.fromkeys(_sentence(finding, known) for finding in found[:MOST])
+    more = f" And {len(found) - MOST} more." if len(found) > MOST else ""
+    return RequestRefused(" ".join(sentences) + more, _path(found[0]) or None)
+
+
+def _path(finding: Any) -> str:
+    return ".".join(str(part)[:80] for part in finding["loc"] if part not in TAGS)
+
+
+def _sentence(finding: Any, known: Mapping[str, Sequence[str]]) -> str:
+    path, kind = _path(finding), finding["type"]
+    if kind == "unfitting":
+        return f"{path}: {finding['msg']}" if path else str(finding["msg"])
+    if kind == "extra_forbidden":
+        parent = path.rpartition(".")[0]
+        fields = known.get(parent, ())
+        hint = f"; known are {', '.join(fields)}" if fields else "; leave it out"
+        return f"{path} is no parameter{hint}."
+    if kind == "missing":
+        return f"{path} is missing. Add it."
+    wanted = finding["msg"].removeprefix("Input ").removeprefix("should ")
+    wanted = wanted[:1].lower() + wanted[1:] if not wanted.startswith("'") else wanted
+    return f"{path or 'The request'} is {_shown(finding['input'])} but should {wanted}."
+
+
+def _shown(value: object) -> str:
+    """As JSON has it, which is what the caller wrote."""
+    try:
+        return shortened(value) if isinstance(value, str) else _cut(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return f"of the type {type(value).__name__}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,122 @@
+"""`/v1/fine_tuning/jobs` as OpenAI's API has it."""
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+
+from swapmeet.database.tables import JobRow
+from swapmeet.errors import RequestRefused
+from swapmeet.files.rules import shortened
+from swapmeet.fine_tuning import JobRequest, parse_request
+from swapmeet.fine_tuning.request import LONGEST_KEY, LONGEST_VALUE, MOST_METADATA
+from swapmeet.fine_tuning.wire import checkpoint_object, event_object, job_object
+from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.bodies import json_body
+from swapmeet.gateway.pages import page
+from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
+from swapmeet_registry import canonical
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+MOST = 1000
+METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+Limit = Annotated[int, Query(ge=1, le=MOST)]
+After = Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+
+
+@router.post("", openapi_extra=json_body(JobRequest))
+async def create(
+    request: Request, caller: Trainer, backend: Backend, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Submit a job. The same request again within ten minutes gives the same job: the answer may have been lost.
+
+    Who wants two jobs alike sends an `idempotency-key` of its own with each.
+    """
+    wanted = parse_request(_object(await request.body()))
+    return job_object(await run_in_threadpool(_submit, backend, wanted, caller, idempotency_key))
+
+
+def _submit(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None) -> JobRow:
+    def visible(model: str) -> bool:
+        return caller.operator or model.partition("/")[0] == caller.tenant
+
+    return backend.jobs.create(backend.requests.row(wanted, caller.tenant, caller.key, visible, idempotency_key))
+
+
+@router.get("")
+async def jobs(
+    request: Request, caller: Reader, backend: Backend, after: After = None, limit: Limit = 20
+) -> dict[str, Any]:
+    """The caller's jobs, newest first; `metadata[KEY]=VALUE` gives those that have it, every pair given."""
+    wanted = _metadata(request)
+    rows, more = await run_in_threadpool(backend.jobs.page, caller.tenant, after, limit, wanted)
+    return page([job_object(row) for row in rows], more)
+
+
+@router.get("/{job_id}")
+async def job(job_id: str, caller: Reader, backend: Backend) -> dict[str, Any]:
+    """One job."""
+    return job_object(await run_in_threadpool(backend.jobs.get, caller.tenant, _id(job_id)))
+
+
+@router.post("/{job_id}/cancel")
+async def cancel(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
+    """End a job; its last checkpoint stays."""
+    return job_object(await run_in_threadpool(backend.jobs.cancel, caller.tenant, _id(job_id)))
+
+
+@router.post("/{job_id}/pause")
+async def pause(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
+    """Stop a job at its next step, to be resumed."""
+    return job_object(await run_in_threadpool(backend.jobs.pause, caller.tenant, _id(job_id)))
+
+
+@router.post("/{job_id}/resume")
+async def resume(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
+    """Let a paused job go on from where it stopped."""
+    return job_object(await run_in_threadpool(backend.jobs.resume, caller.tenant, _id(job_id)))
+
+
+@router.get("/{job_id}/events")
+async def events(
+    job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 20
+) -> dict[str, Any]:
+    """What happened to a job, newest first."""
+    rows, more = await run_in_threadpool(backend.jobs.events, caller.tenant, _id(job_id), after, limit)
+    return page([event_object(row) for row in rows], more)
+
+
+@router.get("/{job_id}/checkpoints")
+async def checkpoints(
+    job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 10
+) -> dict[str, Any]:
+    """A job's checkpoints, newest first: models, also while the job still runs."""
+    rows, more = await run_in_threadpool(backend.jobs.checkpoints, caller.tenant, _id(job_id), after, limit)
+    return page([checkpoint_object(row) for row in rows], more)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        return canonical.decode(body)
+    except ValueError as error:
+        raise RequestRefused(f"The body is {error}. Send one JSON object.") from None
+
+
+def _id(job_id: str) -> str:
+    """An id that can be looked up: what holds other characters is no job's, and the database would refuse it."""
+    return job_id if job_id.isascii() and job_id.isprintable() and len(job_id) <= 64 else "none"
+
+
+def _metadata(request: Request) -> dict[str, str] | None:
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if pair := METADATA.fullmatch(name):
+            found[pair[1]] = value
+    for key, value in found.items():
+        if not (1 <= len(key) <= LONGEST_KEY and len(value) <= LONGEST_VALUE and (key + value).isprintable()):
+            raise RequestRefused(f"metadata[{shortened(key)}] can be no job's. Correct its key or value.", "metadata")
+    if len(found) > MOST_METADATA:
+        raise RequestRefused(f"{len(found)} pairs are asked for, where {MOST_METADATA} are the most.", "metadata")
+    return found or None

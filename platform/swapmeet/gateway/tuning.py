@@ -1,0 +1,107 @@
+"""What the routes of files, uploads and jobs stand on."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from swapmeet.database import Database
+from swapmeet.database.tables import CheckpointRow, EventRow, JobRow
+from swapmeet.files import Files, Sweeper, Uploads, Validator
+from swapmeet.fine_tuning import JobRequests, Models
+from swapmeet.gateway.authority import Caller, may
+from swapmeet.settings import Settings
+from swapmeet_registry import Registry
+from swapmeet_registry.bases import BaseLibrary
+from swapmeet_registry.stores import open_store
+
+FILE_THREADS = 4
+"""So many files are written or read through at once; routes that only look something up never wait for them."""
+
+
+class Jobs(Protocol):
+    """The queue's book of jobs. Another tenant's are as if they did not exist, and each call may be repeated."""
+
+    def create(self, row: JobRow, /) -> JobRow:
+        """Take a job, or give the one that the same request made within ten minutes."""
+
+    def get(self, tenant: str | None, job: str, /) -> JobRow:
+        """A job."""
+
+    def page(
+        self, tenant: str | None, after: str | None, limit: int, metadata: Mapping[str, str] | None, /
+    ) -> tuple[Sequence[JobRow], bool]:
+        """Jobs, newest first, and whether there are more."""
+
+    def cancel(self, tenant: str | None, job: str, /) -> JobRow:
+        """End a job."""
+
+    def pause(self, tenant: str | None, job: str, /) -> JobRow:
+        """Have a job wait until it is resumed."""
+
+    def resume(self, tenant: str | None, job: str, /) -> JobRow:
+        """Let a paused job go on."""
+
+    def events(self, tenant: str | None, job: str, after: str | None, limit: int, /) -> tuple[Sequence[EventRow], bool]:
+        """What happened to a job, newest first, and whether there is more."""
+
+    def checkpoints(
+        self, tenant: str | None, job: str, after: str | None, limit: int, /
+    ) -> tuple[Sequence[CheckpointRow], bool]:
+        """A job's checkpoints, newest first, and whether there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Files, uploads, what checks them, jobs, and a folder of this machine for what is on its way."""
+
+    files: Files
+    uploads: Uploads
+    validator: Validator
+    jobs: Jobs
+    requests: JobRequests
+    spool: Path
+    threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
+
+
+def build_tuning(settings: Settings, database: Database, registry: Registry, jobs: Jobs) -> Tuning:
+    """All of it for a platform with these settings; nothing runs in the background yet."""
+    spool = settings.folder / "cache" / "uploads"
+    library = BaseLibrary(settings.folder)
+    files = Files(database, open_store(settings.storage_url))
+    models = Models(registry, lambda: {settings.base, *(record.name for record in library.records())})
+    return Tuning(files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models), spool)
+
+
+@contextmanager
+def tended(tuning: Tuning) -> Iterator[None]:
+    """Within the block, files are checked that nobody checked, and swept up when they are over."""
+    stop = threading.Event()
+    loops = (tuning.validator.serve, "validation"), (Sweeper(tuning.uploads).serve, "sweeper")
+    threads = [threading.Thread(target=serve, args=(stop,), name=name, daemon=True) for serve, name in loops]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        tuning.validator.close()
+        for thread in threads:
+            thread.join()
+
+
+async def tuning(request: Request) -> Tuning:
+    """The app's, as a FastAPI dependency."""
+    found = request.app.state.tuning
+    assert isinstance(found, Tuning)
+    return found
+
+
+Backend = Annotated[Tuning, Depends(tuning)]
+Reader = Annotated[Caller, Depends(may("read"))]
+Trainer = Annotated[Caller, Depends(may("train"))]
