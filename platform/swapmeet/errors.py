@@ -7,6 +7,10 @@
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
+    ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
+    ├── WebhookNotFound  (LookupError)        the tenant has no such webhook, or no such delivery
+    ├── WebhookRefused   (ValueError)         a webhook's URL or events can not be used, or there are too many
+    ├── WebhookFailed    (OSError)            a webhook's URL did not take an event
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -54,6 +58,30 @@ class AlreadyRunning(PlatformError, RuntimeError):
     """The same fine-tune, or the same server, is under way."""
 
     code = "already_running"
+
+
+class SecretKeyWrong(PlatformError, ValueError):
+    """The platform's key is not a key, or not the one that its secrets were written under."""
+
+    code = "secret_key_wrong"
+
+
+class WebhookNotFound(PlatformError, LookupError):
+    """The tenant has no such webhook, or the webhook no such delivery."""
+
+    code = "webhook_not_found"
+
+
+class WebhookRefused(PlatformError, ValueError):
+    """A webhook's URL can not be used, or the tenant has as many webhooks as it may."""
+
+    code = "webhook_refused"
+
+
+class WebhookFailed(PlatformError, OSError):
+    """A webhook's URL did not take an event; the message names its host at most, and never its path or password."""
+
+    code = "webhook_failed"
 
 
 class ApiError(PlatformError, RuntimeError):
