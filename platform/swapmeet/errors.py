@@ -7,8 +7,8 @@
     ├── ServerFailed     (RuntimeError)       the server did not come up
     ├── DatabaseFailed   (OSError)            the database can not be opened, read or written
     ├── AlreadyRunning   (RuntimeError)       the same fine-tune or server is under way
+    ├── NotFound         (LookupError)        there is no such thing, or it is another tenant's
     ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
-    ├── WebhookNotFound  (LookupError)        the tenant has no such webhook, or no such delivery
     ├── WebhookRefused   (ValueError)         a webhook's URL or events can not be used, or there are too many
     ├── WebhookFailed    (OSError)            a webhook's URL did not take an event
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
@@ -60,16 +60,16 @@ class AlreadyRunning(PlatformError, RuntimeError):
     code = "already_running"
 
 
+class NotFound(PlatformError, LookupError):
+    """There is no such thing, or it is another tenant's, which is told in the same words."""
+
+    code = "not_found"
+
+
 class SecretKeyWrong(PlatformError, ValueError):
     """The platform's key is not a key, or not the one that its secrets were written under."""
 
     code = "secret_key_wrong"
-
-
-class WebhookNotFound(PlatformError, LookupError):
-    """The tenant has no such webhook, or the webhook no such delivery."""
-
-    code = "webhook_not_found"
 
 
 class WebhookRefused(PlatformError, ValueError):

@@ -27,7 +27,7 @@ STATUS = {
     "adapter_unsupported": 400,
     "adapter_overflows": 400,
     "no_chat_template": 400,
-    "webhook_not_found": 404,
+    "not_found": 404,
     "webhook_refused": 400,
     "webhook_failed": 400,
     "rate_limit_exceeded": 429,

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from swapmeet.database import Database
 from swapmeet.database.tables import DeliveryRow, TenantRow, WebhookRow
 from swapmeet.database.tables.base import now
-from swapmeet.errors import WebhookNotFound, WebhookRefused
+from swapmeet.errors import NotFound, WebhookRefused
 from swapmeet.secret_key import SecretKey
 from swapmeet.webhooks.addresses import resolve
 from swapmeet.webhooks.deliverer import target_of
@@ -75,7 +75,7 @@ class Webhooks:
         """One webhook.
 
         Raises:
-            WebhookNotFound: the tenant has none of that id.
+            NotFound: the tenant has none of that id.
         """
         return self._database.read(lambda session: _of(session, tenant, webhook))
 
@@ -104,7 +104,7 @@ class Webhooks:
         """Change what is given; pending deliveries go to the new URL.
 
         Raises:
-            WebhookNotFound: the tenant has none of that id.
+            NotFound: the tenant has none of that id.
             WebhookRefused: the URL or an event can not be used.
         """
         self.get(tenant, webhook)
@@ -126,7 +126,7 @@ class Webhooks:
         """Delete a webhook with all of its deliveries, the pending ones too.
 
         Raises:
-            WebhookNotFound: the tenant has none of that id.
+            NotFound: the tenant has none of that id.
         """
         self._database.write(lambda session: session.delete(_of(session, tenant, webhook, lock=True)))
 
@@ -139,7 +139,7 @@ class Webhooks:
             keep_old: sign with the present secret, too, for another 24 hours.
 
         Raises:
-            WebhookNotFound: the tenant has none of that id.
+            NotFound: the tenant has none of that id.
         """
         secret = _new_secret()
 
@@ -157,7 +157,7 @@ class Webhooks:
 
         Raises:
             WebhookFailed: it did not answer.
-            WebhookNotFound: the tenant has no webhook of that id.
+            NotFound: the tenant has no webhook of that id.
             WebhookRefused: there is no such event, or the URL's address is private.
         """
         (chosen,) = _events([type])
@@ -171,7 +171,7 @@ class Webhooks:
         """A webhook's deliveries, newest first, from behind the one of the id `after`, and whether there are more.
 
         Raises:
-            WebhookNotFound: the tenant has no webhook of that id, or that no such delivery.
+            NotFound: the tenant has no webhook of that id, or that no such delivery.
         """
 
         def find(session: Session) -> list[DeliveryRow]:
@@ -190,7 +190,7 @@ class Webhooks:
         It keeps its place: what is still pending behind it waits for it.
 
         Raises:
-            WebhookNotFound: the tenant has no webhook of that id, or that no such delivery.
+            NotFound: the tenant has no webhook of that id, or that no such delivery.
         """
 
         def again(session: Session) -> DeliveryRow:
@@ -239,9 +239,9 @@ def _delivery_of(session: Session, webhook: str, delivery: str) -> DeliveryRow:
     query = select(DeliveryRow).where(DeliveryRow.id == delivery, DeliveryRow.webhook == webhook)
     row = session.scalar(query) if delivery.isprintable() else None
     if row is None:
-        raise WebhookNotFound(f"The webhook has no delivery {delivery[:80]!r}. List its deliveries.")
+        raise NotFound(f"The webhook has no delivery {delivery[:80]!r}. List its deliveries.")
     return row
 
 
-def _no_webhook(webhook: str) -> WebhookNotFound:
-    return WebhookNotFound(f"You have no webhook {webhook[:80]!r}. List your webhooks.")
+def _no_webhook(webhook: str) -> NotFound:
+    return NotFound(f"You have no webhook {webhook[:80]!r}. List your webhooks.")
