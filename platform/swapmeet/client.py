@@ -1,7 +1,7 @@
 """A small HTTP client for a running server; applications may as well use the `openai` package."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import httpx
@@ -74,6 +74,43 @@ class Client:
                         yield _piece(json.loads(line.removeprefix("data: ")))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+
+    def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The object that a route answers with.
+
+        Args:
+            method: of HTTP.
+            path: from the server's root, with its parts encoded.
+            body: to be sent as JSON.
+            query: parameters; those that are None are left out.
+
+        Raises:
+            ApiError: the server refused, or did not answer.
+        """
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            response = self.http.request(method, path, json=body, params=given)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _api_error(response)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.")
+        return answer
+
+    def listed(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Everything that a list has, page after page."""
+        asked = dict(query or {})
+        while True:
+            page = self.call("GET", path, query=asked)
+            yield from page["data"]
+            if not page.get("has_more") or not page["data"]:
+                return
+            asked["after"] = page["data"][-1]["id"]
 
     def _json(self, method: str, path: str, body: Any = None, *, expect: str) -> Any:
         try:

@@ -13,6 +13,7 @@ import openai
 import pytest
 from cryptography.fernet import Fernet
 
+from swapmeet.cli import main
 from swapmeet.database import Database
 from swapmeet.database.tables import TenantRow
 from swapmeet.gateway import webhooks as routes
@@ -276,3 +277,42 @@ def test_an_endpoint_that_refuses_a_test_is_told_with_its_status(client: Client,
     assert call(ana, "GET", f"webhooks/{hook.id}/deliveries").json()["data"] == []
     with pytest.raises(openai.BadRequestError, match="There are no events"):
         ana.webhooks.test(hook.id, event_type="batch.completed")
+
+
+def test_the_command_line_does_the_same(
+    client: Client, inbox: Inbox, database: Database, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ana = client("acme")
+    monkeypatch.setenv("SWAPMEET_URL", str(ana.base_url).removesuffix("/v1/"))
+    monkeypatch.setenv("SWAPMEET_API_KEY", ana.api_key)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["swapmeet", "webhook", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    code, out = run("create", inbox.url, "--event", SUCCEEDED, "--name", "ours")
+    assert code == 0
+    id_, secret = out.splitlines()[0], out.split()[-1]
+    assert secret.startswith("whsec_")
+    assert run("list")[1].split("\t")[:5] == [id_, "ours", inbox.url, SUCCEEDED, f"whsec_…{secret[-4:]}"]
+    assert json.loads(run("list", "--json")[1])["webhooks"][0]["id"] == id_
+    assert run("test", id_) == (0, "The URL answered 200\n")
+    ana.webhooks.unwrap(inbox.received[0][1], inbox.received[0][0], secret=secret)
+    inbox.status = 500
+    assert run("test", id_) == (1, "The URL answered 500\n")
+    database.write(lambda session: announce(session, "acme", SUCCEEDED, "ftjob-1"))
+    Deliverer(database, KEY, SENDER).run_once()
+    delivery, kind, state, attempts, *_, error = run("deliveries", id_)[1].rstrip("\n").split("\t")
+    assert (kind, state, attempts, error) == (SUCCEEDED, "pending", "1", "answered 500")
+    assert run("retry", id_, delivery) == (0, f"{delivery} will be delivered again\n")
+    assert run("rotate", id_, "--keep-old")[1].split()[-1] != secret
+    assert run("delete", id_) == (0, f"{id_} is deleted\n")
+    code, out = run("delete", id_)
+    assert (code, out) == (1, f"swapmeet: You have no webhook {id_!r}. List your webhooks.\n")
+    assert run("create", "nonsense")[0] == 1

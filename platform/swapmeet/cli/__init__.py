@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from swapmeet.cli import adapters, bases, demonstration, diagnosis, server, training
+from swapmeet.cli import adapters, bases, demonstration, diagnosis, jobs, server, training, webhooks
 from swapmeet.errors import PlatformError
 from swapmeet_registry import RegistryError
 from swapmeet_serving.errors import ServingError
@@ -20,6 +20,8 @@ app = typer.Typer(
 for commands in (server, training, adapters, diagnosis, demonstration):
     commands.register(app)
 app.add_typer(bases.app, name="base")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(webhooks.app, name="webhook")
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ def _global(address: IPv4Address | IPv6Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or site)
 
 
-def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
+def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
     """The IPv4 addresses that an IPv6 one leads to: mapped, or through a tunnel or translator."""
     if isinstance(address, IPv4Address):
         return []
