@@ -11,6 +11,7 @@
     ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
     ├── WebhookRefused   (ValueError)         a webhook's URL or events can not be used, or there are too many
     ├── WebhookFailed    (OSError)            a webhook's URL did not take an event
+    ├── SinkFailed       (OSError)            a system that metrics are sent to does not take them
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -82,6 +83,12 @@ class WebhookFailed(PlatformError, OSError):
     """A webhook's URL did not take an event; the message names its host at most, and never its path or password."""
 
     code = "webhook_failed"
+
+
+class SinkFailed(PlatformError, OSError):
+    """A system that a job's metrics are sent to does not take them; the message goes into the job's events."""
+
+    code = "sink_failed"
 
 
 class ApiError(PlatformError, RuntimeError):

@@ -35,7 +35,8 @@ Run = Callable[..., Done]
 def job(number: int, **changes: Any) -> dict[str, Any]:
     return {
         "id": f"ftjob-{number}", "object": "fine_tuning.job", "created_at": 1767225600 + number,
-        "model": "smollm2-135m", "organization_id": "acme", "training_file": "file-1", "validation_file": None, "result_files": [],
+        "model": "smollm2-135m", "organization_id": "acme", "training_file": "file-1", "validation_file": None,
+        "result_files": [],
         "hyperparameters": {}, "seed": 1, "status": "queued", "fine_tuned_model": None, "finished_at": None,
         "trained_tokens": None, "error": None, "estimated_finish": None, "metadata": {}, "step": 0,
         "total_steps": None, "waits_for": None,

@@ -236,6 +236,22 @@ def upgrade() -> None:
         batch_op.create_index("ix_job_events_job_number", ["job", "number"], unique=False)
 
     op.create_table(
+        "integration_sinks",
+        sa.Column("job", sa.String(length=64), nullable=False),
+        sa.Column("place", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("sent", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("next_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("claimed_by", sa.String(length=64), nullable=True),
+        sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_integration_sinks_job"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job", "place", name=op.f("pk_integration_sinks")),
+    )
+    with op.batch_alter_table("integration_sinks", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_integration_sinks_closed_at"), ["closed_at"], unique=False)
+
+    op.create_table(
         "upload_parts",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("upload", sa.String(length=64), nullable=False),
