@@ -342,29 +342,48 @@ def test_what_is_never_taken_is_given_up_and_said_so(
     assert receiver.received[-1].headers["authorization"] == "Basic YW5hOmh1bnRlcjI="
 
 
-def test_dead_webhooks_hold_up_no_other(database: Database, webhooks: Webhooks, receiver: Receiver) -> None:
-    """Of six places three at most are for those that failed before, however many there are and however they hang."""
+@pytest.mark.parametrize(("attempts", "most"), [(1, 4), (0, 2)], ids=["retries", "one tenant"])
+def test_webhooks_that_hang_hold_up_no_other(
+    attempts: int, most: int, database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    """Of eight places, four at most are for what failed before, and two for any one tenant."""
+    tenants = [f"dead{number}" for number in range(4 if attempts else 1)]
+    database.write(lambda session: session.add_all([TenantRow(name=name) for name in tenants]))
     for number in range(8):
         receiver.behaviours[f"/dead{number}"] = hang
-        webhooks.create("acme", f"{receiver.url}/dead{number}")
-    tell(database, "ftjob-0")
-    database.write(lambda session: session.execute(update(DeliveryRow).values(attempts=1)))
+        webhooks.create(tenants[number % len(tenants)], f"{receiver.url}/dead{number}")
+    for tenant in tenants:
+        tell(database, "ftjob-0", tenant=tenant)
+    database.write(lambda session: session.execute(update(DeliveryRow).values(attempts=attempts)))
     patient = Sender(private=True, step_seconds=60, seconds=60)
-    deliverer = Deliverer(database, SecretKey(KEY), patient, workers=6)
+    deliverer = Deliverer(database, SecretKey(KEY), patient, workers=8)
     stop = threading.Event()
     thread = threading.Thread(target=deliverer.serve, args=(stop,))
     thread.start()
     try:
-        until(lambda: len(receiver.received) == 3, 30)
+        until(lambda: len(receiver.received) == most, 30)
         webhooks.create("beta", f"{receiver.url}/alive")
         for number in range(5):
             tell(database, f"ftjob-{number}", tenant="beta")
             until(lambda number=number: len(receiver.at("/alive")) == number + 1, 30)
-        assert len(receiver.received) == 8, "and meanwhile no dead one was sent to, beside the three that hang"
+        assert len(receiver.received) == most + 5, "and meanwhile no more of those that hang were sent to"
     finally:
         stop.set()
         receiver.release.set()
         thread.join()
+
+
+def test_what_ended_long_ago_is_forgotten(
+    database: Database, webhooks: Webhooks, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    webhooks.create("acme", receiver.url)
+    tell(database, "ftjob-1", "ftjob-2")
+    deliverer.run_once()
+    old = update(DeliveryRow).where(DeliveryRow.number == rows(database)[0].number)
+    database.write(lambda session: session.execute(old.values(ended_at=now() - timedelta(days=31))))
+    tell(database, "ftjob-3")
+    deliverer._forget()
+    assert [json.loads(row.body)["data"]["id"] for row in rows(database)] == ["ftjob-2", "ftjob-3"]
 
 
 def until(what: Callable[[], bool], seconds: float) -> None:

@@ -15,13 +15,14 @@ from swapmeet_registry import InvalidName, NotFound, Reference, Registry
 
 router = APIRouter(prefix="/v1", tags=["models"])
 PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
+NAME = r"^[^\x00-\x1f\x7f]*$"
 DELETED = "Deleted by its owner."
 
 Backend = Annotated[Services, Depends(services)]
 Publisher = Annotated[Caller, Depends(may("publish"))]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 Reader = Annotated[Caller, Depends(may("read"))]
-Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=NAME)]
 
 
 class Grant(BaseModel):
@@ -67,7 +68,7 @@ async def list_(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
     order: Literal["ascending", "descending"] = "descending",
-    project_id: str | None = None,
+    project_id: Annotated[str | None, Query(max_length=64, pattern=NAME)] = None,
 ) -> dict[str, Any]:
     """Which other tenants may use a model."""
     await _own(model, backend, caller)

@@ -3,6 +3,7 @@
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,7 +37,7 @@ class Relay:
     Args:
         database: where jobs and their events are.
         settings: the server's.
-        interval: seconds between two looks at a job that runs.
+        interval: seconds between two looks at a job that runs, and for jobs that are new.
         opening: gives an integration's sink.
     """
 
@@ -49,6 +50,7 @@ class Relay:
         self._opening = opening
         self._open: dict[Key, Sink] = {}
         self._under_way: dict[Key, Future[None]] = {}
+        self._attach_at = 0.0
 
     def run_once(self) -> None:
         """Send all that is there to be sent, and let go of it."""
@@ -69,7 +71,9 @@ class Relay:
     def _start(self, pool: ThreadPoolExecutor) -> None:
         for key in [key for key, future in self._under_way.items() if future.done()]:
             del self._under_way[key]
-        self._progress.attach()
+        if time.monotonic() >= self._attach_at:
+            self._progress.attach()
+            self._attach_at = time.monotonic() + self._interval.total_seconds()
         for key in self._progress.due():
             if key not in self._under_way:
                 self._under_way[key] = pool.submit(self._step, key)

@@ -1,15 +1,19 @@
 """Who delivers what: claims in SQL, one per webhook, so that nobody delivers beside another and order stays."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy import Select, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from swapmeet.database import Database
 from swapmeet.database.tables import DeliveryRow, WebhookRow
 from swapmeet.database.tables.base import now
+
+KEPT = timedelta(days=30)
+"""How long one can see what became of a delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,22 @@ class Claims:
         self._database = database
         self._lasts = timedelta(seconds=lasts)
 
-    def take(self, first_attempts_only: bool = False) -> Claim | None:
-        """A delivery that is due and nobody's, or None.
+    def take(self, *, first_only: bool = False, without: Collection[str] = ()) -> Claim | None:
+        """A delivery that is due and nobody's, or None; those tried least often come first.
 
-        Those tried least often come first, so that no number of dead webhooks holds up those that answer.
+        Args:
+            first_only: only what was never tried.
+            without: tenants that are left out.
         """
-        if self._database.read(lambda session: session.scalar(_due(now(), first_attempts_only))) is None:
+        if self._database.read(lambda session: session.scalar(_due(now(), first_only, without))) is None:
             return None  # most looks find nothing, and need not wait for whoever writes
         token = uuid4().hex
-        return self._database.write(lambda session: self._take(session, token, first_attempts_only))
+        return self._database.write(lambda session: self._take(session, token, first_only, without))
+
+    def forget(self) -> None:
+        """Delete what ended long ago."""
+        old = delete(DeliveryRow).where(DeliveryRow.ended_at < now() - KEPT)
+        self._database.write(lambda session: session.execute(old))
 
     def settle(self, claim: Claim, error: str | None, next_at: datetime | None) -> None:
         """Note how an attempt ended, and let the webhook go.
@@ -69,9 +80,9 @@ class Claims:
 
         self._database.write(note)
 
-    def _take(self, session: Session, token: str, first_attempts_only: bool) -> Claim | None:
+    def _take(self, session: Session, token: str, first_only: bool, without: Collection[str]) -> Claim | None:
         at = now()
-        found = session.scalar(_due(at, first_attempts_only).with_for_update(of=WebhookRow, skip_locked=True))
+        found = session.scalar(_due(at, first_only, without).with_for_update(of=WebhookRow, skip_locked=True))
         if found is None:
             return None
         webhook = session.get_one(WebhookRow, found, populate_existing=True)
@@ -89,7 +100,7 @@ def _oldest(webhook: str) -> "Select[DeliveryRow]":
     return pending.order_by(DeliveryRow.number).limit(1)
 
 
-def _due(at: datetime, first_attempts_only: bool) -> "Select[str]":
+def _due(at: datetime, first_only: bool, without: Collection[str]) -> "Select[str]":
     """The webhook whose oldest pending delivery is most due, of those that nobody has claimed."""
     oldest = (
         select(func.min(DeliveryRow.number).label("number"))
@@ -103,8 +114,8 @@ def _due(at: datetime, first_attempts_only: bool) -> "Select[str]":
         select(WebhookRow.id)
         .join(head, head.webhook == WebhookRow.id)
         .join(oldest, oldest.c.number == head.number)
-        .where(and_(free, head.next_at <= at))
+        .where(and_(free, head.next_at <= at, WebhookRow.tenant.not_in(without)))
         .order_by(head.attempts, head.next_at)
         .limit(1)
     )
-    return query.where(head.attempts == 0) if first_attempts_only else query
+    return query.where(head.attempts == 0) if first_only else query

@@ -3,6 +3,8 @@
 import logging
 import random
 import threading
+import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +20,7 @@ from swapmeet.webhooks.sender import Sender, Target
 log = logging.getLogger("swapmeet.webhooks")
 
 POLL_SECONDS = 0.25
+FORGET_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Deliverer:
         database: where webhooks and deliveries are.
         secret_key: what the webhooks' secrets are encrypted with.
         sender: how events are sent.
-        workers: so many at once; retries take half of these places at most.
+        workers: so many at once; retries take half of these places at most, and one tenant a quarter.
         backoff: when a failed delivery is tried again.
         claim_seconds: longer than any attempt, resolving the host's name included.
     """
@@ -54,7 +57,7 @@ class Deliverer:
         secret_key: SecretKey,
         sender: Sender | None = None,
         *,
-        workers: int = 16,
+        workers: int = 32,
         backoff: Backoff | None = None,
         claim_seconds: float = 90.0,
     ) -> None:
@@ -63,8 +66,8 @@ class Deliverer:
         self._workers = workers
         self._backoff = backoff or Backoff()
         self._claims = Claims(database, claim_seconds)
-        self._under_way: set[Future[None]] = set()
-        self._retries: set[Future[None]] = set()
+        self._under_way: dict[Future[None], Claim] = {}
+        self._forget_at = 0.0
         self._wake = threading.Event()
 
     def run_once(self) -> int:
@@ -84,6 +87,7 @@ class Deliverer:
             while not stop.is_set():
                 try:
                     self._start(pool)
+                    self._forget()
                 except PlatformError as error:
                     log.warning("no webhooks are delivered at present: %s", error)
                     stop.wait(1)
@@ -96,24 +100,32 @@ class Deliverer:
     def _start(self, pool: ThreadPoolExecutor) -> int:
         """Begin as many attempts as there are places and due deliveries."""
         started = 0
-        while len(self._under_way) < self._workers:
-            claim = self._claims.take(first_attempts_only=len(self._retries) >= max(1, self._workers // 2))
-            if claim is None:
-                break
+        while len(self._under_way) < self._workers and (claim := self._claim()) is not None:
             future = pool.submit(self._attempt, claim)
-            self._under_way.add(future)
-            if claim.delivery.attempts > 1:
-                self._retries.add(future)
+            self._under_way[future] = claim
             future.add_done_callback(self._done)
             started += 1
         return started
 
+    def _claim(self) -> Claim | None:
+        """The next delivery, within what retries and one tenant may take: so neither holds up others."""
+        claims = list(self._under_way.values())
+        retries = sum(claim.delivery.attempts > 1 for claim in claims)
+        tenants = Counter(claim.webhook.tenant for claim in claims)
+        most = max(1, self._workers // 4)
+        full = [tenant for tenant, count in tenants.items() if count >= most]
+        return self._claims.take(first_only=retries >= max(1, self._workers // 2), without=full)
+
     def _done(self, future: "Future[None]") -> None:
-        self._under_way.discard(future)
-        self._retries.discard(future)
+        self._under_way.pop(future, None)
         self._wake.set()
         if error := future.exception():
             log.warning("a webhook's delivery could not be noted, and will be repeated: %s", error)
+
+    def _forget(self) -> None:
+        if time.monotonic() >= self._forget_at:
+            self._claims.forget()
+            self._forget_at = time.monotonic() + FORGET_SECONDS
 
     def _attempt(self, claim: Claim) -> None:
         delivery = claim.delivery

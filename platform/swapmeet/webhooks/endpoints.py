@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from swapmeet.database import Database
 from swapmeet.database.tables import DeliveryRow, TenantRow, WebhookRow
 from swapmeet.database.tables.base import now
-from swapmeet.errors import NotFound, WebhookRefused
+from swapmeet.errors import NotFound, WebhookFailed, WebhookRefused
 from swapmeet.secret_key import SecretKey
 from swapmeet.webhooks.addresses import resolve
 from swapmeet.webhooks.deliverer import target_of
@@ -163,7 +163,10 @@ class Webhooks:
         (chosen,) = _events([type])
         target = target_of(self.get(tenant, webhook), self._key)
         sample = uuid4().hex
-        return self._sender.status_of(target, f"wh_{sample}", event_body(f"evt_{sample}", chosen, SAMPLE, now()))
+        try:
+            return self._sender.status_of(target, f"wh_{sample}", event_body(f"evt_{sample}", chosen, SAMPLE, now()))
+        except WebhookFailed as error:
+            raise WebhookFailed(f"The webhook's URL {error}.") from None
 
     def deliveries(
         self, tenant: str, webhook: str, after: str | None = None, limit: int = 20

@@ -6,6 +6,7 @@ import hmac
 import ssl
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import unquote
 
 import httpcore
@@ -74,7 +75,7 @@ class Sender:
         url = httpx.URL(target.url)
         network = GuardedNetwork(self.private, time.monotonic() + self.seconds)
         timeouts = dict.fromkeys(("connect", "read", "write"), self.step_seconds)
-        tls = self.tls or httpx.create_ssl_context()
+        tls = self.tls or _usual_tls()
         try:
             with (
                 httpcore.ConnectionPool(tls, network_backend=network) as pool,
@@ -89,6 +90,11 @@ class Sender:
                 return response.status, "" if response.status < 400 else _first_line(response)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise WebhookFailed(_reason(error)) from None
+
+
+@cache
+def _usual_tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 def signature(secret: str, message_id: str, timestamp: int, body: str) -> str:
