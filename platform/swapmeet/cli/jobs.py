@@ -45,7 +45,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """Your jobs, newest first."""
-    query = {"limit": min(limit, PAGE), "after": after} | _metadata(metadata)
+    query = {"limit": min(limit, PAGE)} | ({"after": after} if after else {}) | _metadata(metadata)
     with _client() as client:
         jobs = list(itertools.islice(client.listed("/v1/fine_tuning/jobs", query), limit))
     headings = ("id", "status", "step", "model", "result", "created")
