@@ -17,6 +17,10 @@
     ├── WrongState       (RuntimeError)       a job can not be cancelled, paused or resumed as it stands
     ├── RequestRefused   (ValueError)         a request that can not be served; has `param`, the field
     ├── TooLarge         (ValueError)         a file or a part is over its limit
+    ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
+    ├── WebhookRefused   (ValueError)         a webhook's URL or events can not be used, or there are too many
+    ├── WebhookFailed    (OSError)            a webhook's URL did not take an event
+    ├── SinkFailed       (OSError)            a system that metrics are sent to does not take them
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
 To add one: derive from `PlatformError` and one standard class, give it a `code`, say in the message what to
@@ -136,6 +140,30 @@ class TooLarge(PlatformError, ValueError):
     """A file or a part is over its limit."""
 
     code = "request_too_large"
+
+
+class SecretKeyWrong(PlatformError, ValueError):
+    """The platform's key is not a key, or not the one that its secrets were written under."""
+
+    code = "secret_key_wrong"
+
+
+class WebhookRefused(PlatformError, ValueError):
+    """A webhook's URL can not be used, or the tenant has as many webhooks as it may."""
+
+    code = "webhook_refused"
+
+
+class WebhookFailed(PlatformError, OSError):
+    """A webhook's URL did not take an event; the message names its host at most, and never its path or password."""
+
+    code = "webhook_failed"
+
+
+class SinkFailed(PlatformError, OSError):
+    """A system that a job's metrics are sent to does not take them; the message goes into the job's events."""
+
+    code = "sink_failed"
 
 
 class ApiError(PlatformError, RuntimeError):

@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     `exact` has answers computed in the very order of transformers and PEFT, bit for bit, and slower. `tool_format`
     says how models with chat templates for tools write calls, where the template's text does not tell.
     `storage` keeps uploaded files and runs' checkpoints, like `registry` in a folder or in S3.
+    `secret_key` is what secrets in the database are encrypted with; without it, that of `HOME/secret.key` is.
+    `webhook_private` lets webhooks reach private addresses, this machine's own among them. `mlflow` is the URL of the
+    MLflow server that runs may report to, and `tensorboard` the folder where they may.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
     seconds. `min_replicas` may be 0: after `downscale_delay` without a call the last engine ends, and the next call
     waits until one has started. `drain` is how long answers under way may go on when a server or replica stops.
@@ -56,6 +59,10 @@ class Settings(BaseSettings):
     downscale_delay: float = Field(600, ge=0)
     drain: float = Field(30, ge=0)
     step_timeout: float = Field(120, gt=0)
+    secret_key: SecretStr = SecretStr("")
+    webhook_private: bool = False
+    mlflow: str = ""
+    tensorboard: str = ""
     ray_address: str = ""
     url: str = ""
     api_key: SecretStr = SecretStr("")
@@ -90,6 +97,11 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """Where tenants, keys, jobs and usage are kept: as set, or an SQLite file in the home."""
         return self.database or f"sqlite:///{self.folder}/swapmeet.db"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where runs that want TensorBoard's files have them: as set, or a folder in the home."""
+        return Path(self.tensorboard).expanduser() if self.tensorboard else self.folder / "tensorboard"
 
     @classmethod
     def settings_customise_sources(

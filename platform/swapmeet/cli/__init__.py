@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from swapmeet.cli import adapters, bases, data, demonstration, diagnosis, keys, server, tenants, training, usage
+from swapmeet.cli import (
+    adapters,
+    bases,
+    data,
+    demonstration,
+    diagnosis,
+    jobs,
+    keys,
+    server,
+    tenants,
+    training,
+    usage,
+    webhooks,
+)
 from swapmeet.errors import PlatformError
 from swapmeet_registry import RegistryError
 from swapmeet_serving.errors import ServingError
@@ -23,6 +36,8 @@ app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(webhooks.app, name="webhook")
 
 
 def main() -> None:

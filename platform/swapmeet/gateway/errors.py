@@ -36,6 +36,8 @@ STATUS = {
     "adapter_unsupported": 400,
     "adapter_overflows": 400,
     "no_chat_template": 400,
+    "webhook_refused": 400,
+    "webhook_failed": 400,
     "rate_limit_exceeded": 429,
     "client_left": LEFT,
     "overloaded": 503,
@@ -45,6 +47,7 @@ STATUS = {
     "store_full": 503,
     "database_unavailable": 503,
     "corrupt": 500,
+    "secret_key_wrong": 500,
 }
 HTTP_CODES = {
     400: "invalid_request",
@@ -64,7 +67,7 @@ RETRY_AFTER = {
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""
-FINAL = {"conflict", "corrupt", "insufficient_quota", "store_denied"}
+FINAL = {"conflict", "corrupt", "insufficient_quota", "secret_key_wrong", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
 

@@ -2,6 +2,7 @@
 
 from swapmeet.database.tables.base import Table
 from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
+from swapmeet.database.tables.integrations import SinkRow
 from swapmeet.database.tables.jobs import CheckpointRow, EventRow, JobRow, LeaseRow, PermissionRow
 from swapmeet.database.tables.tenancy import AuditRow, KeyRow, TenantRow, UsageRow
 from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
@@ -17,6 +18,7 @@ __all__ = [
     "LeaseRow",
     "PartRow",
     "PermissionRow",
+    "SinkRow",
     "Table",
     "TenantRow",
     "UploadRow",

@@ -1,0 +1,78 @@
+"""A job's events as they come, over a server that may go away for a while."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from swapmeet.errors import ApiError
+
+if TYPE_CHECKING:
+    from swapmeet.client import Client
+
+ENDED = ("succeeded", "failed", "cancelled")
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 300.0
+"""How long a server that does not answer is asked again."""
+PAGE = 100
+T = TypeVar("T")
+
+
+def job_path(job: str, *more: str) -> str:
+    """A job's route."""
+    return "/".join(["/v1/fine_tuning/jobs", quote(job, safe=""), *more])
+
+
+def newer(client: "Client", job: str, seen: set[str]) -> list[dict[str, Any]]:
+    """A job's events that were not seen yet, oldest first; they are from now on.
+
+    Reads back until a page has something known, and not just to the newest known: of two that are told at once, the
+    older may appear last.
+    """
+    found: list[dict[str, Any]] = []
+    query: dict[str, Any] = {"limit": PAGE}
+    while True:
+        page = client.call("GET", job_path(job, "events"), query=query)
+        events = page["data"]
+        found += [event for event in events if event["id"] not in seen]
+        if not events or not page.get("has_more") or any(event["id"] in seen for event in events):
+            break
+        query["after"] = events[-1]["id"]
+    seen |= {event["id"] for event in found}
+    return found[::-1]
+
+
+def follow(client: "Client", job: str, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """All of a job's events, oldest first, until the job has ended; then, last, the job itself.
+
+    Args:
+        client: of the server that runs it.
+        job: its id.
+        tell: is told, once each time, that the server does not answer.
+
+    Raises:
+        ApiError: the server refuses, or has not answered for five minutes.
+    """
+    seen: set[str] = set()
+    while True:
+        state = _patiently(lambda: client.call("GET", job_path(job)), tell)  # first: what is told by its end is told
+        yield from _patiently(lambda: newer(client, job, seen), tell)
+        if state["status"] in ENDED:
+            yield state
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _patiently(ask: Callable[[], T], tell: Callable[[str], None]) -> T:
+    told, until = False, time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except ApiError as error:
+            passes = error.status == 429 or error.status == 0 or error.status >= 500
+            if not passes or time.monotonic() > until:
+                raise
+            if not told:
+                tell(f"{error} Asking again for {PATIENCE_SECONDS:.0f} s.")
+                told = True
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,131 @@
+"""What owners do with their models: delete them, and let other tenants use them. OpenAI's shapes."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
+
+from swapmeet.database.tables import PermissionRow
+from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.errors import InvalidRequest
+from swapmeet.gateway.services import Services, services
+from swapmeet.permissions import Permissions
+from swapmeet_registry import InvalidName, NotFound, Reference, Registry
+
+router = APIRouter(prefix="/v1", tags=["models"])
+PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
+NAME = r"^[^\x00-\x1f\x7f]*$"
+DELETED = "Deleted by its owner."
+
+Backend = Annotated[Services, Depends(services)]
+Publisher = Annotated[Caller, Depends(may("publish"))]
+Administrator = Annotated[Caller, Depends(may("admin"))]
+Reader = Annotated[Caller, Depends(may("read"))]
+Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=NAME)]
+
+
+class Grant(BaseModel):
+    """Which tenants are to use a model from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    project_ids: Annotated[list[Tenant], Field(min_length=1, max_length=1000)]
+
+
+def install(app: FastAPI, permissions: Permissions) -> None:
+    """Add the routes to an app, over these permissions and the app's services."""
+    app.state.permissions = permissions
+    app.include_router(router)
+
+
+async def permissions_of(request: Request) -> Permissions:
+    """The app's permissions, as a FastAPI dependency."""
+    found = request.app.state.permissions
+    assert isinstance(found, Permissions)
+    return found
+
+
+Granted = Annotated[Permissions, Depends(permissions_of)]
+
+
+@router.delete("/models/{model:path}")
+async def delete(model: str, backend: Backend, caller: Publisher) -> dict[str, Any]:
+    """Withdraw every version of an adapter, or the one version that is named. Its digests still find it."""
+    if model == backend.base.name:
+        raise InvalidRequest("The base itself can not be deleted: it is what the server hosts.", "model")
+    reference = await _own(model, backend, caller)
+    await run_in_threadpool(_yank, backend.registry, reference)
+    return {"id": model, "object": "model", "deleted": True}
+
+
+@router.get(PERMISSIONS)
+async def list_(
+    model: str,
+    backend: Backend,
+    granted: Granted,
+    caller: Reader,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 10,
+    order: Literal["ascending", "descending"] = "descending",
+    project_id: Annotated[str | None, Query(max_length=64, pattern=NAME)] = None,
+) -> dict[str, Any]:
+    """Which other tenants may use a model."""
+    await _own(model, backend, caller)
+    newest_first = order == "descending"
+    rows, more = await run_in_threadpool(granted.page, model, after, limit, project_id, newest_first)
+    return _list(rows, more)
+
+
+@router.post(PERMISSIONS)
+async def create(model: str, body: Grant, backend: Backend, granted: Granted, caller: Administrator) -> dict[str, Any]:
+    """Let other tenants use a model, under just this name."""
+    await _own(model, backend, caller)
+    return _list(await run_in_threadpool(granted.grant, model, body.project_ids), False)
+
+
+@router.delete(PERMISSIONS + "/{permission}")
+async def revoke(
+    model: str, permission: str, backend: Backend, granted: Granted, caller: Administrator
+) -> dict[str, Any]:
+    """Take a permission back."""
+    await _own(model, backend, caller, gone=True)
+    await run_in_threadpool(granted.revoke, model, permission)
+    return {"id": permission, "object": "checkpoint.permission", "deleted": True}
+
+
+async def _own(model: str, backend: Services, caller: Caller, gone: bool = False) -> Reference:
+    """A model of the caller's; another's does not exist, and neither, unless it may be `gone`, does a withdrawn one."""
+    try:
+        reference = Reference.parse(model)
+        if reference.name.tenant != caller.tenant and not caller.operator:
+            raise NotFound
+        if not gone:
+            await run_in_threadpool(backend.registry.resolve, model)
+    except (InvalidName, NotFound):
+        raise NotFound(f"There is no model {model[:200]!r} of yours. List the models to see their names.") from None
+    return reference
+
+
+def _yank(registry: Registry, reference: Reference) -> None:
+    whole = reference.version is None and reference.digest is None and reference.alias is None
+    if not whole:
+        registry.yank(str(reference), DELETED)
+        return
+    for version in registry.show(str(reference.name)).versions:
+        if not version.yanked:
+            registry.yank(str(version), DELETED)
+
+
+def _list(rows: list[PermissionRow], more: bool) -> dict[str, Any]:
+    data = [
+        {
+            "id": row.id,
+            "object": "checkpoint.permission",
+            "created_at": int(row.created_at.timestamp()),
+            "project_id": row.project,
+        }
+        for row in rows
+    ]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, "has_more": more} | ends
