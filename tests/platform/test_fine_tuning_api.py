@@ -218,7 +218,7 @@ def test_another_tenant_s_job_is_missing(tuning_server: Any, training_file: str)
 
 
 def test_a_key_without_the_scope_may_not(tuning_server: Any) -> None:
-    infer = tuning_server.key_of("acme", "inference")
+    infer = tuning_server.key_of("acme", "infer")
     for method, path in (("POST", "/v1/files"), ("POST", "/v1/fine_tuning/jobs"), ("DELETE", "/v1/files/file-1")):
         headers = {"authorization": f"Bearer {infer}"}
         answer = httpx.request(method, tuning_server.url + path, headers=headers, trust_env=False)

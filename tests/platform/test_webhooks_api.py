@@ -199,7 +199,7 @@ def test_another_tenants_webhook_does_not_exist(client: Client, inbox: Inbox, da
 
 
 def test_scopes_are_asked_for(client: Client, inbox: Inbox) -> None:
-    reader = client("acme", "inference")
+    reader = client("acme", "reader")
     hook = client("acme").webhooks.create(event_types=[SUCCEEDED], name="", url=inbox.url)
     assert [each.id for each in reader.webhooks.list()] == [hook.id]
     with pytest.raises(openai.PermissionDeniedError, match="admin"):
