@@ -105,7 +105,6 @@ def test_with_a_base(run: Run, write: Callable[..., Path], tiny_llama: Path, tmp
         (["check", "none.jsonl"], 1, "swapmeet: none.jsonl can not be read (No such file or directory). Name a JSONL"),
         (["check", "none.jsonl", "--max-length", "9"], 2, "need --base"),
         (["check", "none.jsonl", "--base", "no-such-base"], 1, "no-such-base"),
-        (["show", "none.jsonl"], 2, "--base"),
         (["show", "none.jsonl", "--base", "BASE"], 1, "none.jsonl can not be read"),
         (
             ["show", "GOOD", "--base", "BASE", "--line", "2"],
@@ -157,6 +156,15 @@ def test_one_token_a_line(run: Run, write: Callable[..., Path], tiny_llama: Path
     assert (sequence["line"], sequence["key"], sequence["trained"]) == (1, "", 5)
     assert sequence["spans"][1] == {"text": "Yes.<|im_end|>", "trained": True}
     assert sequence["tokens"][-1] == {"id": 2, "text": "<|im_end|>", "trained": True}
+
+
+def test_the_served_base_is_shown_if_none_is_named(
+    run: Run, write: Callable[..., Path], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAPMEET_BASE", str(tiny_llama))
+    code, out, _ = run("show", write("train.jsonl", {"prompt": "1+1=", "completion": "2"}), "--tokens")
+    assert code == 0
+    assert out.splitlines()[-2].split()[-1] == "[['2']]"
 
 
 def test_both_answers_of_a_preference(run: Run, write: Callable[..., Path], tiny_llama: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from swapmeet_training import DataError, check_file, read_examples
-from swapmeet_training.data import KINDS, MAX_MISTAKES
+from swapmeet_training.data import KINDS, MAX_MISTAKES, rows
 
 Write = Callable[..., Path]
 
@@ -96,7 +96,7 @@ def test_what_can_not_be_compared_is_told(write_jsonl: Write, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "rows"),
+    ("content", "kind", "examples"),
     [
         (b"", "empty_file", 0),
         (b"\n \n\r\n", "empty_file", 0),
@@ -108,12 +108,12 @@ def test_what_can_not_be_compared_is_told(write_jsonl: Write, tmp_path: Path) ->
         (b"PAR1", "invalid_file", 1),
     ],
 )
-def test_files_of_another_kind(tmp_path: Path, content: bytes, kind: str, rows: int) -> None:
+def test_files_of_another_kind(tmp_path: Path, content: bytes, kind: str, examples: int) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     report = check_file(path)
     assert found(report.mistakes) == [(None, "", kind)]
-    assert report.examples == rows
+    assert report.examples == examples
     assert report.problem is not None
     assert report.problem.startswith("data.jsonl ")
 
@@ -128,6 +128,14 @@ def test_what_follows_an_endless_line_is_checked_too(tmp_path: Path) -> None:
         (3, "not_utf8"),
     ]
     assert report.examples == 4
+
+
+def test_there_is_a_limit_of_rows(write_jsonl: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_ROWS", 5)
+    assert check_file(write_jsonl("data.jsonl", *(chat(f"{number}?") for number in range(5)))).ok
+    report = check_file(write_jsonl("data.jsonl", *(chat(f"{number}?") for number in range(9))))
+    assert found(report.mistakes) == [(None, "", "too_many_rows")]
+    assert report.examples == 6
 
 
 def test_special_tokens_are_suspected_without_a_base_and_known_with_one(write_jsonl: Write, tiny_llama: Path) -> None:
@@ -194,10 +202,10 @@ def test_a_template_is_tried_on_every_row(write_jsonl: Write, tiny_llama: Path) 
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
-    path, rows = tmp_path / "data.jsonl", list[int]()
+    path, told = tmp_path / "data.jsonl", list[int]()
     path.write_text("x\n" * 2500)
-    check_file(path, progress=rows.append)
-    assert rows == [1000, 2000]
+    check_file(path, progress=told.append)
+    assert told == [1000, 2000]
 
 
 JSON_LIKE = st.lists(

@@ -256,6 +256,11 @@ def test_what_is_doubtful_is_told_and_read(value: dict[str, Any], field: str, ki
     assert kind in KINDS
 
 
+def test_every_kind_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training-data.md").read_text()
+    assert [kind for kind, meaning in KINDS.items() if f"| `{kind}` | {meaning} |" not in page] == []
+
+
 def test_all_mistakes_of_an_example_are_told() -> None:
     _, notes = parse(messages({"role": "user"}, {"role": "assistant", "content": "", "weight": 3, "x": 1}, "y"))
     assert [(mistake.field, mistake.kind) for mistake in notes.mistakes] == [

@@ -183,7 +183,7 @@ class Masker:
 
     def _completion(self, example: Completion) -> list[Piece]:
         end = self._tokenizer.eos_token_id
-        prompt = self._tokenizer(example.prompt)["input_ids"]
+        prompt = self._tokenizer(example.prompt, verbose=False)["input_ids"]
         completion = self._plain(example.completion) + ([] if end is None else [end])
         if end is not None and end in completion[:-1]:
             message = "holds the end-of-text token, which is added by itself"
@@ -219,7 +219,7 @@ class Masker:
                 notes.warn(field, "special_token", message, "Leave it out if text is meant.")
 
     def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _joined(line: int, pieces: list[Piece]) -> Sequence:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from swapmeet.cli.options import Home, Json, show, tell
-from swapmeet.settings import load_settings
+from swapmeet.settings import Settings, load_settings
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_training import DataError, FineTune, Report, check_file
 from swapmeet_training.preview import Shown, preview
@@ -40,7 +40,8 @@ def check(
     """Find every mistake in training data; exit code 1 if there are any."""
     if base is None and (max_length is not None or chat_template is not None):
         raise typer.BadParameter("--max-length and --chat-template need --base, whose tokenizer counts and renders.")
-    folder = _base(base, home) if base else None
+    settings = load_settings(home=home)
+    folder = _base(base, settings) if base else None
     options: dict[str, Any] = {"base": folder, "template": _template(chat_template)}
     if folder:
         options["max_length"] = max_length or FineTune.model_fields["max_length"].default
@@ -62,7 +63,7 @@ def check(
 @app.command("show")
 def show_(
     file: File,
-    base: Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")],
+    base: Annotated[str | None, typer.Option("--base", help="A base; the one that is served if not given.")] = None,
     line: Annotated[
         int | None, typer.Option(min=1, help="The example's line or row; the first one if not given.")
     ] = None,
@@ -72,7 +73,8 @@ def show_(
     json: Json = False,
 ) -> None:
     """Show which tokens of an example are trained: in colour on a terminal, in [[brackets]] elsewhere."""
-    sequences = preview(file, _base(base, home), line, _template(chat_template))
+    settings = load_settings(base=base, home=home)
+    sequences = preview(file, _base(settings.base, settings), line, _template(chat_template))
     if json:
         show({"sequences": [sequence.as_dict() for sequence in sequences]}, "", json)
         return
@@ -83,8 +85,8 @@ def show_(
         console.print(_token_lines(sequence, coloured) if tokens else _marked(sequence, coloured))
 
 
-def _base(name: str, home: Path | None) -> Path:
-    return BaseLibrary(load_settings(home=home).folder, tell).find(name).path
+def _base(name: str, settings: Settings) -> Path:
+    return BaseLibrary(settings.folder, tell).find(name).path
 
 
 def _template(path: Path | None) -> str | None:

@@ -22,6 +22,7 @@ KINDS = {
     "invalid_file": "the file or folder is none that can be read",
     "empty_file": "there is no example",
     "invalid_n_examples": "there are fewer examples than asked for",
+    "too_many_rows": "there are more lines or rows than any run would take",
     "line_too_long": "a line is longer than any example may be",
     "not_utf8": "a line is not UTF-8",
     "not_json": "a line is not one whole JSON value",

@@ -17,6 +17,8 @@ from swapmeet_training.data.findings import Finding, Unit
 from swapmeet_training.errors import DataError
 
 MAX_LINE = 16 << 20
+MAX_ROWS = 20_000_000
+"""More take long to check, and a small Parquet file may hold any number of equal rows."""
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PARQUET = b"PAR1"
 PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -40,6 +42,15 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: there is no such file.
     """
+    for row in _rows(path):
+        if row.line > MAX_ROWS:
+            message = f"has more than {MAX_ROWS:,} {unit_of(path)}s"
+            yield Row(row.line, flaw=Finding(None, "", "too_many_rows", message, "Take a sample, or split it."))
+            return
+        yield row
+
+
+def _rows(path: Path) -> Iterator[Row]:
     if is_folder(path):
         yield from _folder(path)
         return
