@@ -351,7 +351,7 @@ def max_min(wanted: dict[str, float], units: float) -> dict[str, float]:
 
 
 def one_decision(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
-    """Milliseconds of this process for a decision over many jobs that nobody sorted before, with a word for each that waits."""
+    """Milliseconds for a decision over many jobs that nobody sorted before, with a word for each that waits."""
     waiting = [Waiting(job.id, job.tenant, job.need, job.priority, job.at, None, job.estimate) for job in jobs]
     began = time.process_time()
     decide(waiting, (), nodes, {}, jobs[-1].at)

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Self
 
@@ -17,6 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
+from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import AuditRow, LeaseRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import LeaseLost
@@ -38,10 +37,8 @@ def say(**what):
 
 def write(term, pause):
     def work(session):
-        if not pause:
-            require(session, term)
-        else:
-            require(session, term)
+        require(session, term)
+        if pause:
             say(inside=True)
             sys.stdin.readline()
         session.add(AuditRow(tenant="admin", action=f"term {term}", outcome="done"))
@@ -107,17 +104,16 @@ class Instance:
         self.process.stdout.close()
 
 
-@contextmanager
-def watch(*instances: Instance) -> Iterator[list[Instance]]:
+def leader(*instances: Instance) -> Instance:
     """Whoever leads in the end; fails if nobody does in time, or two do at once."""
     began = time.monotonic()
-    found: list[Instance] = []
-    while not found:
+    while time.monotonic() < began + TAKEN_OVER:
         found = [instance for instance in instances if instance.leads]
         assert len(found) < 2
-        assert time.monotonic() < began + TAKEN_OVER, "nobody took over"
+        if found:
+            return found[0]
         time.sleep(0.05)
-    yield found
+    raise AssertionError("nobody took over")
 
 
 def written(database: Database) -> list[str]:
@@ -128,13 +124,12 @@ def written(database: Database) -> list[str]:
 def test_another_takes_over_from_a_leader_that_was_stopped_or_killed(database: Database) -> None:
     url = database.url
     with Instance(url, "one") as one, Instance(url, "two") as two, Instance(url, "three") as three:
-        with watch(one, two, three) as (first,):
-            others = [instance for instance in (one, two, three) if instance is not first]
+        first = leader(one, two, three)
+        others = [instance for instance in (one, two, three) if instance is not first]
         old = first.ask("remember")["term"]
         assert first.ask("write") == {"wrote": True}
         first.send(signal.SIGSTOP)
-        with watch(*others) as (second,):
-            pass
+        second = leader(*others)
         new = second.ask("remember")["term"]
         first.send(signal.SIGCONT)
         assert first.ask("write") == {"wrote": False}
@@ -143,15 +138,13 @@ def test_another_takes_over_from_a_leader_that_was_stopped_or_killed(database: D
         assert written(database) == [f"term {old}", f"term {new}"]
         assert new > old
         second.send(signal.SIGKILL)
-        with watch(*(instance for instance in (one, two, three) if instance is not second)) as (third,):
-            assert third.ask("remember")["term"] > new
-            assert third.ask("write") == {"wrote": True}
+        third = leader(*(instance for instance in (one, two, three) if instance is not second))
+        assert third.ask("remember")["term"] > new
+        assert third.ask("write") == {"wrote": True}
 
 
 @pytest.mark.slow
 def test_a_leader_stopped_within_a_transaction_holds_nobody_up(postgres_url: str) -> None:
-    from swapmeet.database.migrations import upgrade
-
     database = Database(postgres_url)
     upgrade(database)
     with Instance(postgres_url, "one") as one:
@@ -159,7 +152,8 @@ def test_a_leader_stopped_within_a_transaction_holds_nobody_up(postgres_url: str
         one.ask("remember")
         assert one.ask("write slowly") == {"inside": True}
         one.send(signal.SIGSTOP)
-        with Instance(postgres_url, "two") as two, watch(two):
+        with Instance(postgres_url, "two") as two:
+            assert leader(two) is two
             two.ask("remember")
             assert two.ask("write") == {"wrote": True}
             one.send(signal.SIGCONT)
