@@ -266,10 +266,12 @@ def test_own_adapters_answer_and_so_do_shared_ones(
         return int(ask(key, "POST", "/v1/chat/completions", json=body).status_code)
 
     key = key_of("acme", "application")
-    shared = PermissionRow(id="cp-1", model="ben/mine:1", project="acme")
-    tenancy.database.write(lambda session: session.merge(shared))
+    for number, model in enumerate(("ben/mine:1", "ben/gone")):
+        shared = PermissionRow(id=f"cp-{number}", model=model, project="acme")
+        tenancy.database.write(lambda session, shared=shared: session.merge(shared))  # type: ignore[misc]
     assert [status(model) for model in ("tiny", "acme/legal", "acme/legal:prod", "ben/mine:1")] == [200] * 4
     assert [status(model) for model in ("ben/mine", "ben/mine:prod", "acme/legal:1*0.5+ben/mine*0.5")] == [404] * 3
     assert status("acme/legal:1*0.5+ben/mine:1*0.5") == 200
+    assert status("ben/gone") == 404
     listed = [each["id"] for each in ask(key, "GET", "/v1/models").json()["data"]]
     assert listed == ["tiny", "acme/legal", "ben/mine:1"]

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
@@ -320,6 +322,27 @@ def test_tokens_are_counted_after_answers_and_debts_are_paid_by_time() -> None:
     rates.spend("acme", Limits(), 10**9)
     clock[0] = 40
     rates.take("acme", limits)
+
+
+@given(
+    limit=st.integers(1, 10_000),
+    pauses=st.lists(st.floats(0, 200, allow_nan=False), max_size=60),
+    tokens=st.integers(0, 5_000),
+)
+def test_whatever_comes_when_no_more_pass_than_the_limit_says(limit: int, pauses: list[float], tokens: int) -> None:
+    clock, passed, spent = [0.0], 0, 0
+    rates, limits = Rates(lambda: clock[0]), Limits(requests_a_minute=limit, tokens_a_minute=1000)
+    for pause in pauses:
+        clock[0] += pause
+        try:
+            rates.take("acme", limits)
+        except RateLimited as error:
+            clock[0] += int(error.headers["retry-after"])
+            rates.take("acme", limits)  # what was promised is kept
+        passed, spent = passed + 1, spent + tokens
+        rates.spend("acme", limits, tokens)
+        assert passed <= limit * (1 + clock[0] / 60) + 1e-3
+        assert spent <= 1000 * (1 + clock[0] / 60) + tokens
 
 
 def test_a_limit_of_nothing_lets_nothing_pass() -> None:

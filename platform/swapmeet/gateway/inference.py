@@ -1,6 +1,7 @@
 """Inference as OpenAI's API has it: chat completions, completions and the list of models."""
 
 import json
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -58,9 +59,10 @@ async def completions(request: Request, body: Completion, backend: Backend, char
 @router.get("/models")
 async def models(backend: Backend, caller: Reader) -> dict[str, Any]:
     """The base and every adapter that the caller may use, by name."""
-    names = [name for name in await run_in_threadpool(backend.registry.names) if visible(caller, name)]
-    names += sorted(caller.shared.difference(names))
-    return {"object": "list", "data": [_model(name, backend) for name in [backend.base.name, *names]]}
+    published = await run_in_threadpool(backend.registry.names)
+    own = [name for name in published if visible(caller, name)]
+    shared = sorted(name for name in caller.shared.difference(own) if re.split("[:@]", name)[0] in published)
+    return {"object": "list", "data": [_model(name, backend) for name in [backend.base.name, *own, *shared]]}
 
 
 @router.get("/models/{name:path}")

@@ -27,7 +27,6 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 By = Literal["tenant", "adapter", "key", "day"]
-TRAINING = ("training_tokens", "gpu_seconds", "cpu_seconds")
 MOST_ROWS = 500
 """Rows of one statement, well under what databases take."""
 
