@@ -19,6 +19,7 @@ from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import FileRow, JobRow, TenantRow, UsageRow
 from swapmeet.database.tables.base import now
 from swapmeet.jobs import Jobs
+from swapmeet.jobs.logs import log_of
 from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry, open_store
@@ -198,7 +199,9 @@ def test_runs_end_as_if_nobody_had_been_killed(platform: Platform, tmp_path: Pat
         for one in (calm, job)
     }
     assert trained[calm] == trained[job] == row.trained_tokens
-    assert f"runs/{job}/3/log.txt" in set(platform.store.list(f"runs/{job}/"))
+    log = list(log_of(platform.store, row))
+    assert {"--- attempt 1 ---", "--- attempt 3 ---"} <= set(log)
+    assert any("its worker process died" in line for line in log)
 
 
 @pytest.mark.slow

@@ -686,6 +686,32 @@ def test_a_server_that_stops_parks_what_runs(local_world: World) -> None:
     assert local_world.cluster.running == {}
 
 
+def test_who_serves_leads_and_leaves_nothing_running(local_world: World) -> None:
+    job, stop = local_world.job(), threading.Event()
+    leader = Scheduler(local_world.settings, local_world.database, dispatcher=local_world.cluster)
+    other = Scheduler(local_world.settings, local_world.database, dispatcher=local_world.cluster)
+    threads = [threading.Thread(target=each.serve, args=(stop,)) for each in (leader, other)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while job not in local_world.cluster.running:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert leader.lease.leads != other.lease.leads
+    attempt = local_world.cluster.running[job]
+    stop.set()
+    while not attempt.parked:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    saved = local_world.save(attempt, 3)
+    attempt.tell(Began(None), step(3), saved, Stopped(saved.checkpoint))
+    for thread in threads:
+        thread.join()
+    assert local_world.row(job).state == "queued"
+    assert not leader.lease.leads
+    assert "The server stops; the run goes on when it is back" in local_world.messages(job)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whoever_dies_there_is_one_adapter_and_each_event_once(local_world: World, seed: int) -> None:
     """Leaders, attempts and clusters die at random between any two rounds, and callers pause and resume."""

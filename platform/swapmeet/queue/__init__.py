@@ -8,4 +8,11 @@ preemption.py   which running jobs to park for waiting ones
 outlook.py      why each waiting job waits, and about how long
 policy.py       `decide`, which puts these together; pure
 lease.py        who leads
+scheduler.py    the leader's round: recover, listen, obey, validate, place
+leading.py      the leader's transactions
+listening.py    what attempts tell; recording.py writes it down, chores.py publishes it meanwhile
+validating.py   whether a new job can be queued
+placing.py      jobs and machines as the policy sees them, with each tenant's share from shares.py
+orders.py       what an attempt is started with
+dispatcher.py   the cluster
 """

@@ -1,6 +1,5 @@
 """The cluster as the scheduler sees it: nodes, and attempts that are started, polled, parked and ended, on Ray."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -91,7 +90,7 @@ class RayDispatcher:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from swapmeet_training.attempt import RAY_TRAIN, Attempt
+        from swapmeet_training.attempt import Attempt
 
         actor = ray.remote(Attempt).options(
             name=order.job,
@@ -102,7 +101,6 @@ class RayDispatcher:
             max_concurrency=8,
             max_restarts=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(order.node, soft=False),
-            runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in RAY_TRAIN.items()}},
         )
         self._actors[order.job] = actor.remote(order)
 

@@ -4,9 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
@@ -19,7 +17,8 @@ from swapmeet.jobs.publishing import Publisher
 from swapmeet.jobs.states import Move, State, Wanted
 from swapmeet.queue.chores import Chores
 from swapmeet.queue.dispatcher import Dispatcher, RayDispatcher
-from swapmeet.queue.lease import SCHEDULER, Lease, require
+from swapmeet.queue.leading import Leading
+from swapmeet.queue.lease import SCHEDULER, Lease
 from swapmeet.queue.listening import Listener, apart
 from swapmeet.queue.orders import order_of
 from swapmeet.queue.placing import Placing, waits_in_words
@@ -37,8 +36,6 @@ START_LIMIT = 600.0
 """Seconds within which its worker must be up."""
 EXPLAINED = 200
 """Of so many jobs at most is it noted in one round why they wait."""
-
-T = TypeVar("T")
 
 
 class Scheduler:
@@ -66,16 +63,17 @@ class Scheduler:
         settle: Settle = settle_nothing,
         holder: str = "scheduler",
     ) -> None:
+        self.lease = Lease(database, SCHEDULER, holder)
+        self._leading = Leading(database, self.lease)
         self._settings, self._database, self._announce = settings, database, announce
         self._validator = Validator(settle)
         self._cluster = dispatcher or RayDispatcher(settings.storage_url)
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
-        self._listener = Listener(self._lead, self._cluster, self._chores, self._publisher, announce)
+        self._listener = Listener(self._leading.write, self._cluster, self._chores, self._publisher, announce)
         self._promises: dict[str, Promise] = {}
         self._parking: set[tuple[str, int]] = set()
         self._leaving = False
-        self.lease = Lease(database, SCHEDULER, holder)
 
     def run_once(self) -> None:
         """One round of the leader's.
@@ -84,11 +82,11 @@ class Scheduler:
             LeaseLost: another leads; nothing was written since.
             DatabaseFailed: the database is away; the next round goes on.
         """
-        running = self._recover(self._rows(State.RUNNING))
+        running = self._recover(self._leading.rows(State.RUNNING))
         self._listener.listen(running)
-        self._obey(self._rows(State.RUNNING))
+        self._obey(self._leading.rows(State.RUNNING))
         if not self._leaving:
-            self._validate(self._rows(State.VALIDATING))
+            self._validate(self._leading.rows(State.VALIDATING))
             self._place()
 
     def serve(self, stop: threading.Event) -> None:
@@ -105,9 +103,9 @@ class Scheduler:
         self._leaving = True
         deadline = time.monotonic() + seconds
         try:
-            for row in self._rows(State.RUNNING):
+            for row in self._leading.rows(State.RUNNING):
                 self._park(row, "The server stops; the run goes on when it is back")
-            while self._rows(State.RUNNING) and time.monotonic() < deadline:
+            while self._leading.rows(State.RUNNING) and time.monotonic() < deadline:
                 self._round()
                 time.sleep(ROUND_SECONDS / 4)
         except (DatabaseFailed, LeaseLost) as error:
@@ -179,15 +177,15 @@ class Scheduler:
 
         for each in rows:
             with apart(each):
-                self._with(each, State.VALIDATING, judge)
+                self._leading.change(each, State.VALIDATING, judge)
 
     def _place(self) -> None:
         """Ask the policy who runs next, and do what it says."""
-        waiting = [row for row in self._rows(State.QUEUED) if row.not_before is None or row.not_before <= now()]
+        waiting = [row for row in self._leading.rows(State.QUEUED) if row.not_before is None or row.not_before <= now()]
         if not waiting:
             self._promises = {}
             return
-        placing = Placing(self._cluster.machines(), waiting, self._rows(State.RUNNING), self._parking)
+        placing = Placing(self._cluster.machines(), waiting, self._leading.rows(State.RUNNING), self._parking)
         decision = self._database.read(lambda session: placing.decide(session, time.time(), self._promises))
         self._promises = decision.promises
         for start in decision.starts:
@@ -209,7 +207,7 @@ class Scheduler:
             order = order_of(self._settings, row, files)
             return lambda: self._cluster.start(order)
 
-        if (go := self._with(row, State.QUEUED, begin)) is not None:
+        if (go := self._leading.change(row, State.QUEUED, begin)) is not None:
             go()
 
     def _park(self, row: JobRow, why: str) -> None:
@@ -219,7 +217,7 @@ class Scheduler:
         def explain(session: Session, row: JobRow) -> None:
             tell(session, row.id, f"parking-{row.attempt}", why)
 
-        self._with(row, State.RUNNING, explain)
+        self._leading.change(row, State.RUNNING, explain)
         self._parking.add((row.id, row.attempt))
         self._cluster.park(row.id)
 
@@ -235,38 +233,11 @@ class Scheduler:
                     found.waits_for, found.estimated_finish = words[job]
 
         if changed:
-            self._lead(write)
+            self._leading.write(write)
 
     def _lose(self, row: JobRow, reason: str, blamed: bool) -> None:
         def give_up(session: Session, found: JobRow) -> None:
             if found.attempt == row.attempt:
                 lose(session, found, "worker_lost", reason.capitalize(), self._announce, blamed=blamed)
 
-        self._with(row, State.RUNNING, give_up)
-
-    def _rows(self, state: State) -> list[JobRow]:
-        query = select(JobRow).where(JobRow.state == state).order_by(JobRow.created_at, JobRow.id)
-        return self._database.read(lambda session: list(session.scalars(query)))
-
-    def _with(self, row: JobRow, state: State, work: Callable[[Session, JobRow], T]) -> T | None:
-        """Do something to a job, locked, as leader; None where it is in another state by now."""
-
-        def locked(session: Session) -> T | None:
-            found = session.get_one(JobRow, row.id, with_for_update=True)
-            return work(session, found) if found.state == state else None
-
-        return self._lead(locked)
-
-    def _lead(self, work: Callable[[Session], T]) -> T:
-        """A transaction of the leader's.
-
-        Raises:
-            LeaseLost: another leads; nothing was written.
-        """
-        term = self.lease.term
-
-        def checked(session: Session) -> T:
-            require(session, term)
-            return work(session)
-
-        return self._database.write(checked)
+        self._leading.change(row, State.RUNNING, give_up)
