@@ -22,6 +22,8 @@ from swapmeet_registry.stores import open_store
 
 FILE_THREADS = 4
 """So many files are written or read through at once; routes that only look something up never wait for them."""
+JOINING_THREADS = 2
+"""So many uploads, of up to 8 GB each, are completed at once; other files need not wait for them."""
 
 
 class Jobs(Protocol):
@@ -67,6 +69,7 @@ class Tuning:
     requests: JobRequests
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
+    joining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOINING_THREADS))
 
 
 def build_tuning(settings: Settings, database: Database, registry: Registry, jobs: Jobs) -> Tuning:
