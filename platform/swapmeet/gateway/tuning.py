@@ -77,7 +77,8 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
     spool = settings.folder / "cache" / "uploads"
     library = BaseLibrary(settings.folder)
     files = Files(database, open_store(settings.storage_url))
-    models = Models(registry, lambda: {settings.base, *(record.name for record in library.records())})
+    hosted = set() if "/" in settings.base else {settings.base}  # a folder has its name among the records
+    models = Models(registry, lambda: hosted | {record.name for record in library.records()})
     return Tuning(files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models), spool)
 
 
