@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, not_, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from swapmeet.database import Database
 from swapmeet.database.tables import FileRow, JobRow
@@ -118,6 +118,8 @@ class Files:
     ) -> tuple[list[FileRow], bool]:
         """Some of a tenant's files by age, and whether there are more; `after` is an id, which may be gone by now.
 
+        The rows come without their `report`, which may be long.
+
         Raises:
             RequestRefused: `after` is no file's id.
         """
@@ -133,7 +135,7 @@ class Files:
             wanted.append(_beyond(after, order))
         columns = (FileRow.created_at, FileRow.id)
         ordered = [each.desc() if order == "desc" else each.asc() for each in columns]
-        query = select(FileRow).where(*wanted).order_by(*ordered).limit(limit + 1)
+        query = select(FileRow).options(defer(FileRow.report)).where(*wanted).order_by(*ordered).limit(limit + 1)
         rows = self.database.read(lambda session: list(session.scalars(query)))
         return rows[:limit], len(rows) > limit
 

@@ -1,5 +1,6 @@
 """Takes away what is over: expired files and uploads, deleted files that jobs needed, bytes that never got a row."""
 
+import itertools
 import logging
 import shutil
 import threading
@@ -20,6 +21,8 @@ from swapmeet_registry import RegistryError
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
+ROUNDS = 60
+"""Of so many rounds one is thorough: it lists the storage."""
 ORPHAN_AGE = timedelta(days=1)
 """Bytes without a row that are older belong to nobody; younger ones may be about to get theirs."""
 AT_ONCE = 500
@@ -34,19 +37,22 @@ class Sweeper:
 
     def serve(self, stop: threading.Event, pause: float = EVERY_SECONDS) -> None:
         """Sweep every so many seconds until told to stop; a failure is logged, and tried again."""
-        while not stop.wait(pause):
+        for number in itertools.count():
+            if stop.wait(pause):
+                return
             try:
-                self.sweep()
-            except (PlatformError, RegistryError) as error:
+                self.sweep(thoroughly=number % ROUNDS == 0)
+            except (PlatformError, RegistryError, OSError) as error:
                 log.warning("files could not be swept, next try in %s s: %s", pause, error)
 
-    def sweep(self) -> None:
-        """One round over everything."""
+    def sweep(self, *, thoroughly: bool = True) -> None:
+        """One round over what the database says is over, and `thoroughly` over all that is stored."""
         self._expire_files()
         self._end_uploads()
-        self._remove_orphans(FILES, FileRow)
-        self._remove_orphans(PARTS, PartRow)
-        self._remove_spooled()
+        if thoroughly:
+            self._remove_orphans(FILES, FileRow)
+            self._remove_orphans(PARTS, PartRow)
+            self._remove_spooled()
 
     def _expire_files(self) -> None:
         now = self.clock()

@@ -51,7 +51,7 @@ async def kept(row: FileRow, backend: Backend) -> dict[str, Any]:
     """A new file's object; its check begins."""
     if row.status == "uploaded":
         backend.validator.submit(row.id)
-    return file_object(row)
+    return checked_object(row)
 
 
 @router.get("")
@@ -73,7 +73,7 @@ async def files(
 @router.get("/{file_id}")
 async def file(file_id: str, caller: Reader, backend: Backend) -> dict[str, Any]:
     """One file."""
-    return file_object(await run_in_threadpool(backend.files.get, caller.tenant, file_id))
+    return checked_object(await run_in_threadpool(backend.files.get, caller.tenant, file_id))
 
 
 @router.delete("/{file_id}")
@@ -96,8 +96,13 @@ async def content(file_id: str, caller: Reader, backend: Backend) -> StreamingRe
     return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
 
 
+def checked_object(row: FileRow) -> dict[str, Any]:
+    """One file, and all that checking it found."""
+    return file_object(row) | {"report": row.report}
+
+
 def file_object(row: FileRow) -> dict[str, Any]:
-    """A file as OpenAI's client reads it, and what checking it found."""
+    """A file as OpenAI's client reads it."""
     return {
         "id": row.id,
         "object": "file",
@@ -108,7 +113,6 @@ def file_object(row: FileRow) -> dict[str, Any]:
         "purpose": row.purpose,
         "status": row.status,
         "status_details": row.status_details,
-        "report": row.report,
     }
 
 

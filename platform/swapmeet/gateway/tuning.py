@@ -22,6 +22,8 @@ from swapmeet_registry.stores import open_store
 
 FILE_THREADS = 4
 """So many files are written or read through at once; routes that only look something up never wait for them."""
+JOINING_THREADS = 2
+"""So many uploads, of up to 8 GB each, are completed at once; other files need not wait for them."""
 
 
 class Jobs(Protocol):
@@ -67,6 +69,7 @@ class Tuning:
     requests: JobRequests
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
+    joining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOINING_THREADS))
 
 
 def build_tuning(settings: Settings, database: Database, registry: Registry, jobs: Jobs) -> Tuning:
@@ -74,7 +77,8 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
     spool = settings.folder / "cache" / "uploads"
     library = BaseLibrary(settings.folder)
     files = Files(database, open_store(settings.storage_url))
-    models = Models(registry, lambda: {settings.base, *(record.name for record in library.records())})
+    hosted = set() if "/" in settings.base else {settings.base}  # a folder has its name among the records
+    models = Models(registry, lambda: hosted | {record.name for record in library.records()})
     return Tuning(files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models), spool)
 
 
