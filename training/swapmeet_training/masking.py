@@ -37,6 +37,15 @@ class Sequence:
         return sum(label != IGNORED for label in self.labels)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to the same prompt, of which the chosen one should become the likelier."""
+
+    line: int
+    chosen: Sequence
+    rejected: Sequence
+
+
 class Masker:
     """Tokenises examples for one base.
 

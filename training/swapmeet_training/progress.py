@@ -12,8 +12,14 @@ from swapmeet_training.errors import TrainingError
 class Progress:
     """Where a run stands after an optimizer step, or after an evaluation (`evaluation` is filled then).
 
-    `loss` is the mean over the trained tokens of the last step, in nats. `tokens_per_second` counts all
-    tokens but padding, since this process began to train; `seconds_left` leaves start and end aside.
+    `loss` is the mean over the last step, in nats: per trained token, with DPO per pair. `metrics` are the step's:
+    `epoch`, `learning_rate`, `gradient_norm` before clipping, and `token_accuracy` (share of the trained tokens that
+    the model finds most likely), with DPO `reward_accuracy` (share of the pairs whose chosen answer has the higher
+    reward) and `reward_margin`. `evaluation` has `eval_loss` and the like.
+
+    `tokens_per_second` counts all tokens but padding, since this process began to train; `trained_tokens` counts them
+    since the run's first step; `seconds_left` leaves start and end aside. `note` is a sentence for the run's owner,
+    when something had to be changed to go on.
     """
 
     name: str
@@ -23,21 +29,40 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     evaluation: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    trained_tokens: int = 0
+    note: str = ""
 
     def __str__(self) -> str:
         evaluated = "".join(f", {name} {value:.4g}" for name, value in self.evaluation.items())
+        noted = f"; {self.note}" if self.note else ""
         return (
             f"{self.name}: step {self.step}/{self.total_steps}, loss {self.loss:.4f}, "
-            f"{self.tokens_per_second:.0f} tokens/s, {self.seconds_left:.0f} s left{evaluated}"
+            f"{self.tokens_per_second:.0f} tokens/s, {self.seconds_left:.0f} s left{evaluated}{noted}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the training file, and how well the model did on it when it last saw it.
+
+    `loss` is in nats per trained token, with DPO of the pair; `tokens` are the trained ones; epochs count from 1.
+    """
+
+    line: int
+    epoch: int
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A finished run: its adapter's folder, and what is known of how it went.
 
-    `trained_tokens` counts all tokens but padding over all epochs; `seconds` and `resumed_from` (a step, 0
-    for a run from the start) are of the process that finished the run.
+    `metrics` are those of the adapter; `best_step` among them is the step it is of, where the best one is kept.
+    `steps` were made in all; `trained_tokens` counts all tokens but padding over all epochs; `seconds` and
+    `resumed_from` (a step, 0 for a run from the start) are of the process that finished the run. `worst` are the
+    lines with the highest losses, which are often wrong; `notes` are all that `Progress.note` told.
     """
 
     name: str
@@ -47,6 +72,17 @@ class Result:
     trained_tokens: int
     seconds: float
     resumed_from: int = 0
+    worst: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A run that was asked to stop: `checkpoint` is the folder to resume from, `step` the last one made."""
+
+    name: str
+    step: int
+    checkpoint: Path
 
 
 Error = TrainingError | RegistryError
@@ -76,3 +112,8 @@ Report = Callable[[Progress], None]
 
 def ignore(_: object) -> None:
     """Take no notice."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
