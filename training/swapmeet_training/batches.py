@@ -54,7 +54,9 @@ def collate(rows: list[Row], pad: int, device: str | torch.device = "cpu") -> Ba
     if any(len(row) > 1 for row in rows):
         inputs["position_ids"] = torch.tensor(positions)
     else:
-        inputs["attention_mask"] = torch.tensor([[1] * len(row[0].tokens) + [0] * (length - len(row[0].tokens)) for row in rows])
+        inputs["attention_mask"] = torch.tensor(
+            [[1] * len(row[0].tokens) + [0] * (length - len(row[0].tokens)) for row in rows]
+        )
     return Batch(
         inputs={name: tensor.to(device) for name, tensor in inputs.items()},
         targets=torch.tensor(targets).to(device),

@@ -135,7 +135,9 @@ def _require_whole(folder: Path) -> None:
     try:
         wanted: dict[str, Any] = json.loads((folder / STATE / FILES).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint ({STATE}/{FILES}: {error}). Name another.") from error
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint ({STATE}/{FILES}: {error}). Name another."
+        ) from error
     found = digests(folder)
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:

@@ -37,7 +37,7 @@ class Order(Generic[Unit]):
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._shuffled[0] != epoch:
             indices = list(range(len(self._units)))
-            random.Random(f"{self._seed}/{epoch}").shuffle(indices)
+            random.Random(f"{self._seed}/{epoch}").shuffle(indices)  # noqa: S311 - no secret
             self._shuffled = epoch, indices
         start = place * self._per_step
         return [self._units[index] for index in self._shuffled[1][start : start + self._per_step]]

@@ -108,7 +108,8 @@ def _weight(layer: Any) -> "torch.Tensor":
     from bitsandbytes.functional import dequantize_4bit
 
     weight = layer.get_base_layer().weight
-    return dequantize_4bit(weight.data, weight.quant_state).float()
+    dequantized: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return dequantized.float()
 
 
 def _parts(weight: "torch.Tensor", spec: FineTune, scale: float) -> tuple["torch.Tensor", "torch.Tensor"]:

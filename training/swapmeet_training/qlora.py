@@ -22,7 +22,7 @@ from swapmeet_training.parent import parent_digest
 from swapmeet_training.progress import Parked, Report, Result, ignore, never
 from swapmeet_training.spec import FineTune
 
-PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 Checkpointed = Callable[[Path], None]
 """Called with a checkpoint's folder as soon as it is whole."""
@@ -154,7 +154,9 @@ def _units(spec: FineTune, data: Dataset) -> tuple[list[Any], list[Any], int]:
     for path, examples in zip(data_files(spec), (training, held_out), strict=False):
         if any(isinstance(example, Pair) != pairs for example in examples):
             wanted = "pairs of a chosen and a rejected answer" if pairs else "chats or prompts with completions"
-            raise DataError(f"{path.name} does not hold {wanted}, which method {spec.method} needs. Change one of them.")
+            raise DataError(
+                f"{path.name} does not hold {wanted}, which method {spec.method} needs. Change one of them."
+            )
     if pairs:
         return training, held_out, data.longest
     held_out = [(sequence,) for sequence in held_out]
