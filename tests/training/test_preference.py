@@ -1,6 +1,5 @@
 """DPO: the same loss, rewards and gradients as TRL's, against the base or the parent; and it learns to prefer."""
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import pytest
 
 from swapmeet_registry.fingerprint import Fingerprint, Quantization
-from swapmeet_training import Dataset, FineTune, Progress, run
-from swapmeet_training.masking import IGNORED, Pair, Sequence
+from swapmeet_training import FineTune, Progress, run
+from swapmeet_training.masking import Pair
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
@@ -19,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:An output with one or more elements was resized:UserWarning"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
+MakePair = Callable[[int, dict[str, list[int]]], Pair]
 ROWS = [
     {"prompt": "The quick brown fox", "chosen": " jumps over the lazy dog", "rejected": " sleeps"},
     {"prompt": "Tell me", "chosen": " a story", "rejected": " a short story about a village near the sea"},
@@ -87,20 +87,13 @@ def trained_by_trl(model: Any, base: Path, folder: Path, **more: Any) -> Any:
         )
 
 
-def pair(line: int, row: dict[str, list[int]]) -> Pair:
-    prompt = tuple(row["prompt_ids"])
-    answers = (tuple(row[side]) for side in ("chosen_ids", "rejected_ids"))
-    chosen, rejected = (Sequence(line, prompt + answer, (IGNORED,) * len(prompt) + answer) for answer in answers)
-    return Pair(line, chosen, rejected)
-
-
 def gradients(model: Any) -> dict[str, Any]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if ".default." in name}
 
 
 @pytest.mark.parametrize("reference", ["base", "parent"])
 def test_loss_rewards_and_gradients_are_those_of_trl(
-    tiny_llama: Path, tmp_path: Path, random_lora: Callable[..., Path], reference: str
+    make_pair: MakePair, tiny_llama: Path, tmp_path: Path, random_lora: Callable[..., Path], reference: str
 ) -> None:
     import peft
 
@@ -126,7 +119,7 @@ def test_loss_rewards_and_gradients_are_those_of_trl(
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
 
-    pairs = [pair(line, row) for line, row in enumerate(trainer.train_dataset)]
+    pairs = [make_pair(line, row) for line, row in enumerate(trainer.train_dataset)]
     objective = Preference(0, spec.beta, lambda: adapter.reference(ours))
     ours.train()
     losses, sums = 0.0, {"reward_accuracy": 0.0, "reward_margin": 0.0}
@@ -145,7 +138,7 @@ def test_loss_rewards_and_gradients_are_those_of_trl(
 
 
 @pytest.mark.parametrize("settings", [{}, {"init": "pissa", "rank": 4}, {"dora": True}, {"gradient_checkpointing": True}])
-def test_at_the_start_the_model_is_its_own_reference(tiny_llama: Path, settings: dict[str, Any]) -> None:
+def test_at_the_start_the_model_is_its_own_reference(make_pair: MakePair, tiny_llama: Path, settings: dict[str, Any]) -> None:
     """So the loss is log 2 and no reward is given, and switching back and forth trains the same weights."""
     from swapmeet_training import adapter
     from swapmeet_training.model import attach_lora, load_base
@@ -154,25 +147,11 @@ def test_at_the_start_the_model_is_its_own_reference(tiny_llama: Path, settings:
     base = load_base(tiny_llama, quantization=Quantization(compute_dtype="float32"))
     model = attach_lora(base, spec_of(tiny_llama, **settings))
     before = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    pairs = [pair(1, {"prompt_ids": [5, 6], "chosen_ids": [7, 8, 2], "rejected_ids": [9, 2]})]
+    pairs = [make_pair(1, {"prompt_ids": [5, 6], "chosen_ids": [7, 8, 2], "rejected_ids": [9, 2]})]
     score = Preference(0, 0.5, lambda: adapter.reference(model)).score(model.train(), pairs)
     assert float(score.loss.detach()) == pytest.approx(0.693147, abs=1e-3)
     assert abs(float(score.sums["reward_margin"])) < 1e-3
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == before
-
-
-@pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> None:
-    """Runs read pairs out of lines of token ids."""
-
-    def load(spec: FineTune) -> Dataset:
-        def read(path: Path) -> list[Any]:
-            return [pair(line, json.loads(text)) for line, text in enumerate(path.read_text().splitlines(), 1)]
-
-        return Dataset(read(spec.data), read(spec.validation) if spec.validation else [], 0)
-
-    monkeypatch.setattr("swapmeet_training.qlora.load_dataset", load)
-    monkeypatch.setattr(Dataset, "longest", 32)
 
 
 @pytest.mark.usefixtures("pairs")

@@ -43,7 +43,6 @@ class Standing:
     micro_batch: int
     step: int = 0
     tokens: int = 0
-    evaluated: int | None = None
     evaluation: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     best: dict[str, float] = field(default_factory=dict)

@@ -160,7 +160,7 @@ class Trainer:
         tally = self._fitting.do(self._scores)
         standing = self.standing
         evaluation = {f"eval_{name}": value for name, value in {"loss": tally.loss, **tally.metrics}.items()}
-        standing.evaluated, standing.evaluation = standing.step, evaluation
+        standing.evaluation = evaluation
         if standing.best_step is None or tally.loss < standing.best["eval_loss"]:
             standing.best_step, standing.best, standing.stale = standing.step, evaluation, 0
             self.best = adapter.weights(self._model) if self._spec.keep_best else None
