@@ -84,7 +84,9 @@ def test_principal_parts_are_the_weights_own(make_spec: MakeSpec, tiny_llama: Pa
         weight = principal._weight(layer)
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         best = (u[:, :4] * s[:4]) @ v[:4]
-        made = layer.scaling["default"] * layer.lora_B["default"].weight.detach() @ layer.lora_A["default"].weight.detach()
+        made = (
+            layer.scaling["default"] * layer.lora_B["default"].weight.detach() @ layer.lora_A["default"].weight.detach()
+        )
         assert float((made - best).norm()) < 0.01 * float(best.norm())
     assert all("default" in name for name, weight in model.named_parameters() if weight.requires_grad)
 
@@ -115,7 +117,7 @@ def test_a_parent_of_another_base_is_refused(make_spec: MakeSpec, tmp_path: Path
     assert found is not None
     other = found.base.model_copy(update={"weights": "sha256:1"})
     found.model_copy(update={"base": other}).write(parent)
-    with pytest.raises(BaseMismatch, match="The parent in .* was trained on tiny-llama with weights sha256:1"):
+    with pytest.raises(BaseMismatch, match=r"The parent in .* was trained on tiny-llama with weights sha256:1"):
         run(make_spec(parent=parent), tmp_path / "second")
 
 
@@ -127,7 +129,9 @@ def test_a_parent_of_other_modules_is_refused(
         run(make_spec(parent=parent, target_modules="all-linear"), tmp_path / "run")
 
 
-def test_the_template_is_published_unless_it_is_the_bases(make_spec: MakeSpec, tmp_path: Path, tiny_llama: Path) -> None:
+def test_the_template_is_published_unless_it_is_the_bases(
+    make_spec: MakeSpec, tmp_path: Path, tiny_llama: Path
+) -> None:
     from transformers import AutoTokenizer
 
     own = AutoTokenizer.from_pretrained(tiny_llama).chat_template

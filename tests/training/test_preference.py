@@ -137,8 +137,12 @@ def test_loss_rewards_and_gradients_are_those_of_trl(
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"init": "pissa", "rank": 4}, {"dora": True}, {"gradient_checkpointing": True}])
-def test_at_the_start_the_model_is_its_own_reference(make_pair: MakePair, tiny_llama: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"init": "pissa", "rank": 4}, {"dora": True}, {"gradient_checkpointing": True}]
+)
+def test_at_the_start_the_model_is_its_own_reference(
+    make_pair: MakePair, tiny_llama: Path, settings: dict[str, Any]
+) -> None:
     """So the loss is log 2 and no reward is given, and switching back and forth trains the same weights."""
     from swapmeet_training import adapter
     from swapmeet_training.model import attach_lora, load_base

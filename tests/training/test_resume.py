@@ -153,7 +153,7 @@ def test_a_run_that_was_out_of_memory_is_one_of_smaller_micro_batches(make_spec:
 
 @pytest.mark.parametrize("cuda", [True, False])
 def test_one_row_that_does_not_fit_ends_the_run(make_spec: MakeSpec, tmp_path: Path, cuda: bool) -> None:
-    with memory_for(0, cuda), pytest.raises(OutOfMemory, match="not even with one row at a time. Lower max_length"):
+    with memory_for(0, cuda), pytest.raises(OutOfMemory, match=r"not even with one row at a time\. Lower max_length"):
         run(make_spec(), tmp_path / "run")
 
 
@@ -174,21 +174,21 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def kept(scenarios: dict[str, Any], make_spec: MakeSpec) -> dict[str, Any]:
-    """A run whose first evaluation stays the best, stopped early; and one that keeps its last adapter."""
+    """A run that gets worse and is stopped early, a step before that; and the end of one that keeps the last."""
     folder = scenarios["folder"]
     if "middle" not in scenarios:
-        settings = {"examples": 16, "eval_every": 1, "save_every": 2, "epochs": 3, "dropout": 0.1}
-        spec = make_spec(early_stopping=4, learning_rate=0.5, **settings)
+        settings = {"examples": 16, "eval_every": 1, "save_every": 1, "epochs": 3, "dropout": 0.1}
+        spec = make_spec(early_stopping=3, learning_rate=0.5, **settings)
         data = {name: folder / f"{name}.jsonl" for name in ("data", "validation")}
         for name, path in data.items():
             path.write_bytes(getattr(spec, name).read_bytes())
         middle = spec.model_copy(update=data)
         end = middle.model_copy(update={"keep_best": False, "early_stopping": None})
-        for name, of, checkpoint in (("middle", middle, "checkpoint-2"), ("end", end, "checkpoint-12")):
+        for name, of, before_end in (("middle", middle, 1), ("end", end, 0)):
             with memory_for(2):
                 result = run(of, folder / name, keep=None)
-            scenarios[name] = of, folder / name / checkpoint, ending(result)
-        assert scenarios["middle"][2]["steps"] == 5
+            scenarios[name] = of, folder / name / f"checkpoint-{result.steps - before_end}", ending(result)
+        assert scenarios["middle"][2]["metrics"]["best_step"] + 3 == scenarios["middle"][2]["steps"] < 12
     return scenarios
 
 
@@ -199,7 +199,7 @@ def test_a_file_that_is_missing_changed_or_new_is_told(kept: dict[str, Any], tmp
     assert len(files) == 10
     for number, file in enumerate(files):
         for change in ("missing", "changed"):
-            copy = shutil.copytree(checkpoint, tmp_path / f"{number}-{change}" / "checkpoint-2")
+            copy = shutil.copytree(checkpoint, tmp_path / f"{number}-{change}" / checkpoint.name)
             if change == "missing":
                 (copy / file).unlink()
             elif file.name != "swapmeet.json":
@@ -208,9 +208,9 @@ def test_a_file_that_is_missing_changed_or_new_is_told(kept: dict[str, Any], tmp
                 (copy / file).write_bytes(content)
             else:
                 continue
-            with pytest.raises(CheckpointError, match="whole checkpoint|not as it was written"):
+            with pytest.raises(CheckpointError, match=r"whole checkpoint|not as it was written"):
                 run(spec, tmp_path / "run", resume_from=copy)
-    more = shutil.copytree(checkpoint, tmp_path / "more" / "checkpoint-2")
+    more = shutil.copytree(checkpoint, tmp_path / "more" / checkpoint.name)
     (more / ".state" / "mine.txt").touch()
     with pytest.raises(CheckpointError, match=r"\.state/mine\.txt is missing, changed or new"):
         run(spec, tmp_path / "run", resume_from=more)
@@ -276,7 +276,7 @@ AT_THE_END = {"standing loss", "standing evaluation"}
 
 @pytest.mark.parametrize("what", LEFT_OUT)
 def test_nothing_that_is_kept_can_be_left_out(kept: dict[str, Any], tmp_path: Path, what: str) -> None:
-    """Without it, and with digests that hide the loss, a run is refused or ends otherwise: so it is kept for a reason."""
+    """Without it, and with digests that hide that, a run is refused or ends otherwise: it is kept for a reason."""
     spec, checkpoint, expected = kept["end" if what in AT_THE_END else "middle"]
     changed = sealed(checkpoint, tmp_path, LEFT_OUT[what])
     try:
