@@ -41,10 +41,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_losses_of_every_epoch_and_the_worst_of_the_last(tmp_path: Path) -> None:
-    losses = Losses([(3, 5), (9, 7)], epochs=2)
-    losses.add(9, 0, 4.0)
-    losses.add(3, 0, 2.0)
-    losses.add(3, 1, 2.5)
+    losses = Losses([3, 9, 3], epochs=2)
+    losses.add(9, 0, 4.0, 7)
+    losses.add(3, 0, 2.5, 4)
+    losses.add(3, 0, 0.0, 1)
+    losses.add(3, 1, 2.5, 5)
     losses.write(tmp_path)
     assert rows(tmp_path) == [
         {"line": 3, "epoch": 1, "loss": 2.0, "tokens": 5},
@@ -56,9 +57,9 @@ def test_losses_of_every_epoch_and_the_worst_of_the_last(tmp_path: Path) -> None
 
 
 def test_many_losses_are_kept_once_per_line(tmp_path: Path) -> None:
-    losses = Losses([(1, 5), (2, 7)], epochs=1000, max_rows=10)
+    losses = Losses([1, 2], epochs=1000, max_rows=10)
     for epoch in range(1000):
-        losses.add(1, epoch, float(epoch))
+        losses.add(1, epoch, float(epoch), 5)
     losses.write(tmp_path)
     assert rows(tmp_path) == [{"line": 1, "epoch": 1000, "loss": 999.0, "tokens": 5}]
 

@@ -114,7 +114,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def rotate(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest checkpoints in a run's folder."""
+    """Delete all but the newest checkpoints in a run's folder, and what killed processes left half-written."""
+    for partial in folder.glob("checkpoint-*.partial"):
+        shutil.rmtree(partial)
     if keep is not None:
         newest = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for old in newest[keep:]:

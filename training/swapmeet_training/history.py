@@ -7,7 +7,6 @@ Both are part of every checkpoint, so that a run that goes on elsewhere goes on 
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,33 +49,35 @@ class Losses:
     """Every line's loss in every epoch, or only the last one where that would be too many rows.
 
     Args:
-        lines: line number and trained tokens of every example.
+        lines: line number of every example; a long chat may be several.
         epochs: how many there will be.
         max_rows: how many rows may be kept; never fewer than one per line.
     """
 
-    def __init__(self, lines: Iterable[tuple[int, int]], epochs: int, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, lines: Iterable[int], epochs: int, max_rows: int = MAX_ROWS) -> None:
         import numpy as np
 
-        self._tokens = dict(lines)
-        self._places = {line: place for place, line in enumerate(self._tokens)}
-        kept = epochs if epochs * len(self._tokens) <= max_rows else 1
-        self._losses = np.full((kept, len(self._tokens)), math.nan, dtype=np.float32)
-        self._epochs = np.zeros((kept, len(self._tokens)), dtype=np.int32)
+        self._places = {line: place for place, line in enumerate(dict.fromkeys(lines))}
+        kept = epochs if epochs * len(self._places) <= max_rows else 1
+        self._nats = np.zeros((kept, len(self._places)))
+        self._tokens = np.zeros((kept, len(self._places)), dtype=np.int32)
+        self._epochs = np.zeros((kept, len(self._places)), dtype=np.int32)
 
-    def add(self, line: int, epoch: int, loss: float) -> None:
-        """The loss of a line in an epoch, counted from 0."""
-        row, place = min(epoch, len(self._losses) - 1), self._places[line]
-        self._losses[row, place] = loss
-        self._epochs[row, place] = epoch + 1
+    def add(self, line: int, epoch: int, loss: float, tokens: int) -> None:
+        """The mean loss of an example of a line in an epoch, counted from 0, over so many tokens."""
+        at = min(epoch, len(self._epochs) - 1), self._places[line]
+        if self._epochs[at] != epoch + 1:
+            self._epochs[at], self._nats[at], self._tokens[at] = epoch + 1, 0, 0
+        self._nats[at] += loss * tokens
+        self._tokens[at] += tokens
 
     def arrays(self) -> dict[str, Any]:
         """All that was added, to keep."""
-        return {"losses": self._losses, "epochs": self._epochs}
+        return {"nats": self._nats, "tokens": self._tokens, "epochs": self._epochs}
 
     def restore(self, arrays: Mapping[str, Any]) -> None:
         """Go on from what was kept."""
-        self._losses, self._epochs = (arrays[name].copy() for name in ("losses", "epochs"))
+        self._nats, self._tokens, self._epochs = (arrays[name].copy() for name in ("nats", "tokens", "epochs"))
 
     def write(self, folder: Path) -> None:
         """Write `losses.jsonl`, whole or not at all."""
@@ -93,7 +94,8 @@ class Losses:
         return tuple(sorted(last.values(), key=lambda row: (-row.loss, row.line))[:most])
 
     def _rows(self) -> Iterator[Row]:
-        for epochs, losses in zip(self._epochs.tolist(), self._losses.tolist(), strict=True):
-            for (line, tokens), epoch, loss in zip(self._tokens.items(), epochs, losses, strict=True):
+        columns = (self._epochs.tolist(), self._nats.tolist(), self._tokens.tolist())
+        for epochs, nats, tokens in zip(*columns, strict=True):
+            for line, epoch, total, count in zip(self._places, epochs, nats, tokens, strict=True):
                 if epoch:
-                    yield Row(line, epoch, loss, tokens)
+                    yield Row(line, epoch, total / max(count, 1), count)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from swapmeet_training.batches import Row, collate, trained
+from swapmeet_training.batches import collate, trained
 from swapmeet_training.losses import Example, Objective, Score, token_losses
 from swapmeet_training.masking import Pair
 
@@ -44,8 +44,8 @@ class Preference(Objective[Pair]):
 
     def score(self, model: Any, units: list[Pair]) -> Score:
         """Summed loss, margins of the rewards, and how many pairs are in the right order."""
-        rows: list[Row] = [(pair.chosen,) for pair in units] + [(pair.rejected,) for pair in units]
-        batch = collate(rows, self._pad, model.device)
+        answers = [pair.chosen for pair in units] + [pair.rejected for pair in units]
+        batch = collate([(answer,) for answer in answers], self._pad, model.device)
         with torch.no_grad(), self._reference():
             reference = -token_losses(model, batch).sums()
         rewards = self._beta * (-token_losses(model, batch).sums() - reference)

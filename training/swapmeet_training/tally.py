@@ -38,6 +38,6 @@ class Tally:
         self._losses = torch.cat([score.losses for score in scores]).tolist()
         return self
 
-    def lines(self) -> Iterator[tuple[int, float]]:
-        """Line and loss of every example."""
-        return ((example.line, loss) for example, loss in zip(self._examples, self._losses, strict=True))
+    def examples(self) -> Iterator[tuple[Example, float]]:
+        """Every example with its loss."""
+        return zip(self._examples, self._losses, strict=True)

@@ -61,7 +61,7 @@ class Trainer:
         self._optimizer = Optimizer(spec, model)
         self._take(Standing(micro_batch=spec.batch_size))
         self.best: adapter.Weights | None = None
-        lines = ((example.line, example.tokens) for example in objective.examples(training))
+        lines = (example.line for example in objective.examples(training))
         self.losses = Losses(lines, math.ceil(self.steps / per_epoch))
         self._metrics = Metrics(folder)
         self._told = 0
@@ -132,8 +132,8 @@ class Trainer:
         self._require_finite(tally.loss, norm)
         self._optimizer.step(rate)
         epoch = self._order.epoch(standing.step)
-        for line, loss in tally.lines():
-            self.losses.add(line, epoch, loss)
+        for example, loss in tally.examples():
+            self.losses.add(example.line, epoch, loss, example.tokens)
         standing.step += 1
         standing.loss = tally.loss
         standing.tokens += sum(map(self._objective.length, units))
@@ -207,7 +207,7 @@ class Trainer:
     @property
     def tokens_per_second(self) -> float:
         """Of this process, since its first step."""
-        return (self.standing.tokens - self._first[1]) / (time.monotonic() - self._began)
+        return (self.standing.tokens - self._first[1]) / max(time.monotonic() - self._began, 1e-9)
 
     def _tell(self, tally: Tally, evaluation: dict[str, float] | None = None) -> None:
         standing = self.standing
