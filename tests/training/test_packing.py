@@ -66,8 +66,8 @@ def reference(model: Any, sequences: list[Sequence]) -> Gradients:
     model.zero_grad()
     losses, tokens = [], 0
     for sequence in sequences:
-        logits = model(input_ids=torch.tensor([sequence.tokens])).logits[0, :-1].float()
-        targets = torch.tensor(sequence.labels[1:])
+        logits = model(input_ids=torch.tensor([sequence.tokens], device=model.device)).logits[0, :-1].float()
+        targets = torch.tensor(sequence.labels[1:], device=model.device)
         losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED))
         tokens += int((targets != IGNORED).sum())
     (sum(losses) / tokens).backward()
@@ -101,7 +101,7 @@ def plain_model(base: Path) -> Any:
     return with_b(peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")))
 
 
-def nf4_model(base: Path) -> Any:
+def nf4_model(base: Path, device: str = "cpu") -> Any:
     from swapmeet_training.model import attach_lora, load_base
 
     quantization = Quantization(compute_dtype="float32")
@@ -112,7 +112,7 @@ def nf4_model(base: Path) -> Any:
         data=Path("unread.jsonl"),
         rank=4,
     )
-    return with_b(attach_lora(load_base(base, quantization=quantization), spec))
+    return with_b(attach_lora(load_base(base, device, quantization), spec))
 
 
 def with_b(model: Any) -> Any:
@@ -131,15 +131,29 @@ def tiny_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(make_tiny(tmp_path_factory.mktemp("bases") / "tiny-mistral", "mistral", sliding_window=8))
 
 
+BASES = ("tiny_llama", "tiny_qwen2", "tiny_mistral")
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("make", [plain_model, nf4_model])
-@pytest.mark.parametrize("base", ["tiny_llama", "tiny_qwen2", "tiny_mistral"])
+@pytest.mark.parametrize("base", BASES)
 def test_a_packed_accumulated_step_has_the_gradient_of_each_example_alone(
     base: str, make: Any, attention: str, request: pytest.FixtureRequest
 ) -> None:
+    require_equal_gradients(make(request.getfixturevalue(base)), attention, 1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("base", BASES)
+def test_it_has_on_a_gpu(base: str, attention: str, request: pytest.FixtureRequest) -> None:
+    """Whose sums come in another order for every shape."""
+    require_equal_gradients(nf4_model(request.getfixturevalue(base), "cuda:0"), attention, 1e-5)
+
+
+def require_equal_gradients(model: Any, attention: str, tolerance: float) -> None:
     from swapmeet_training.model import require_apart
 
-    model = make(request.getfixturevalue(base))
     model.set_attn_implementation(attention)
     require_apart(model.base_model.model)
     sequences = examples(model.config.vocab_size)
@@ -148,7 +162,7 @@ def test_a_packed_accumulated_step_has_the_gradient_of_each_example_alone(
     expected = reference(model, sequences)
     for size in (1, 2, 3):
         for name, gradient in accumulated(model, rows, size).items():
-            torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-6)
+            torch.testing.assert_close(gradient, expected[name], rtol=0, atol=tolerance)
 
 
 def test_what_leaks_is_noticed(tiny_llama: Path) -> None:
