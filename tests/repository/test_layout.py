@@ -57,7 +57,13 @@ EDGE = {
     "swapmeet_serving.step_plan",
     "swapmeet_serving.tensor_file",
     "swapmeet_training.attempt",
+    "swapmeet_training.batches",
+    "swapmeet_training.fitting",
+    "swapmeet_training.losses",
+    "swapmeet_training.optimization",
+    "swapmeet_training.preference",
     "swapmeet_training.ray_driver",
+    "swapmeet_training.tally",
     "swapmeet_training.trainer",
 }
 """The modules that import one of HEAVY when they are imported. All others decide, book-keep and format without."""

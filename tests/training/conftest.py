@@ -64,3 +64,32 @@ def make_spec(tiny_llama: Path, write_jsonl: Callable[..., Path]) -> Callable[..
         )
 
     return make
+
+
+@pytest.fixture
+def make_pair() -> Callable[[int, dict[str, list[int]]], Any]:
+    """`make_pair(line, {"prompt_ids", "chosen_ids", "rejected_ids"})`: a pair to prefer one answer of."""
+    from swapmeet_training.masking import IGNORED, Pair, Sequence
+
+    def make(line: int, row: dict[str, list[int]]) -> Pair:
+        prompt = tuple(row["prompt_ids"])
+        answers = (tuple(row[side]) for side in ("chosen_ids", "rejected_ids"))
+        chosen, rejected = (Sequence(line, prompt + answer, (IGNORED,) * len(prompt) + answer) for answer in answers)
+        return Pair(line, chosen, rejected)
+
+    return make
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Any]) -> None:
+    """Runs read pairs out of lines of token ids."""
+    from swapmeet_training import Dataset, FineTune
+
+    def load(spec: FineTune) -> Dataset:
+        def read(path: Path) -> list[Any]:
+            return [make_pair(line, json.loads(text)) for line, text in enumerate(path.read_text().splitlines(), 1)]
+
+        return Dataset(read(spec.data), read(spec.validation) if spec.validation else [], 0)
+
+    monkeypatch.setattr("swapmeet_training.qlora.load_dataset", load)
+    monkeypatch.setattr(Dataset, "longest", 32)

@@ -18,6 +18,7 @@ from swapmeet_training import FineTune
 torch = pytest.importorskip("torch")
 
 Gradients = dict[str, Any]
+Rows = list[Any]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
@@ -48,29 +49,30 @@ def trainable(model: Any, spec: FineTune) -> Any:
     return lora
 
 
-def batch(vocabulary: int) -> dict[str, Any]:
+def batch(vocabulary: int) -> Rows:
+    """Two examples of 24 tokens, of which the last twelve are trained."""
+    from swapmeet_training.masking import Sequence
+
     torch.manual_seed(11)
-    tokens = torch.randint(3, vocabulary, (2, 24))
-    labels = tokens.clone()
-    labels[:, :12] = -100
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    tokens = [tuple(row) for row in torch.randint(3, vocabulary, (2, 24)).tolist()]
+    return [(Sequence(line, row, (-100,) * 12 + row[12:]),) for line, row in enumerate(tokens)]
 
 
-def gradients(model: Any, inputs: dict[str, Any]) -> Gradients:
-    from swapmeet_training.trainer import score
+def gradients(model: Any, inputs: Rows) -> Gradients:
+    from swapmeet_training.losses import Supervised
 
     model.train()
     model.zero_grad()
-    score(model, inputs)[0].backward()
+    Supervised(0).score(model, inputs).loss.backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def evaluate(model: Any, inputs: dict[str, Any]) -> None:
-    from swapmeet_training.trainer import score
+def evaluate(model: Any, inputs: Rows) -> None:
+    from swapmeet_training.losses import Supervised
 
     model.eval()
     with torch.no_grad():
-        score(model, inputs)
+        Supervised(0).score(model, inputs)
 
 
 def cosine(one: Gradients, other: Gradients) -> float:
@@ -78,7 +80,7 @@ def cosine(one: Gradients, other: Gradients) -> float:
     return float(torch.nn.functional.cosine_similarity(*flat, dim=0))
 
 
-def reference_gradients(base: Path, inputs: dict[str, Any]) -> Gradients:
+def reference_gradients(base: Path, inputs: Rows) -> Gradients:
     """Of the same adapter on the base as it is on disk, unquantised and in fp32."""
     from transformers import AutoModelForCausalLM
 
@@ -157,7 +159,6 @@ def test_checkpointing_and_padding_change_no_gradient(tiny_llama: Path) -> None:
     """In fp32: recomputed activations are the same, and a neighbour's length adds nothing to a row's gradient."""
     from swapmeet_training.masking import Sequence
     from swapmeet_training.model import load_base
-    from swapmeet_training.trainer import collate
 
     exact = Quantization(compute_dtype="float32")
     short = Sequence(1, (5, 6, 7, 8), (-100, -100, 7, 8))
@@ -165,9 +166,9 @@ def test_checkpointing_and_padding_change_no_gradient(tiny_llama: Path) -> None:
     plain, recomputed = (
         trainable(load_base(tiny_llama, quantization=exact), spec_of(tiny_llama, on)) for on in (False, True)
     )
-    together = gradients(plain, collate([short, long], 0))
-    assert cosine(together, gradients(recomputed, collate([short, long], 0))) == pytest.approx(1, abs=1e-9)
-    alone = [gradients(plain, collate([sequence], 0)) for sequence in (short, long)]
+    together = gradients(plain, [(short,), (long,)])
+    assert cosine(together, gradients(recomputed, [(short,), (long,)])) == pytest.approx(1, abs=1e-9)
+    alone = [gradients(plain, [(sequence,)]) for sequence in (short, long)]
     summed = {name: alone[0][name] + alone[1][name] for name in together}
     for name, gradient in together.items():
         torch.testing.assert_close(gradient, summed[name], rtol=1e-4, atol=1e-6)

@@ -16,7 +16,6 @@ from swapmeet_training import (
     Diverged,
     FineTune,
     Progress,
-    RunFailed,
     SpecError,
     StorageFull,
     run,
@@ -29,10 +28,6 @@ MakeSpec = Callable[..., FineTune]
 
 def weights(adapter: Path) -> bytes:
     return (adapter / "adapter_model.safetensors").read_bytes()
-
-
-class Interrupted(Exception):
-    """Stops a run from outside, as a kill would."""
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21, loading
@@ -80,29 +75,6 @@ def test_adapter_says_where_it_comes_from(make_spec: MakeSpec, tmp_path: Path, t
     config = json.loads((result.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny-llama"
     assert str(tiny_llama.parent) not in "".join(path.read_text() for path in result.adapter.glob("*.json"))
-
-
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.1, "gradient_accumulation": 2, "schedule": "cosine"}])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    make_spec: MakeSpec, tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    spec = make_spec(save_every=2, eval_every=1, epochs=3, **settings)
-    whole = run(spec, tmp_path / "whole")
-
-    def interrupt(progress: Progress) -> None:
-        if progress.step == 3:
-            raise Interrupted
-
-    with pytest.raises(RunFailed):
-        run(spec, tmp_path / "cut", report=interrupt)
-    told: list[Progress] = []
-    resumed = run(spec, tmp_path / "cut", report=told.append, resume_from=tmp_path / "cut" / "checkpoint-2")
-
-    assert told[0].step == 3
-    assert resumed.resumed_from == 2
-    assert weights(resumed.adapter) == weights(whole.adapter)
-    assert resumed.metrics["eval_loss"] == whole.metrics["eval_loss"]
-    assert resumed.trained_tokens == whole.trained_tokens
 
 
 def test_a_run_repeats_itself_and_a_seed_changes_it(make_spec: MakeSpec, tmp_path: Path) -> None:

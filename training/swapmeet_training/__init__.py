@@ -36,7 +36,7 @@ from swapmeet_training.errors import (
     TrainingError,
     WorkerLost,
 )
-from swapmeet_training.progress import Outcome, Progress, Result
+from swapmeet_training.progress import Outcome, Parked, Progress, Result, Row
 from swapmeet_training.qlora import run
 from swapmeet_training.report import Report
 from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
@@ -50,10 +50,12 @@ __all__ = [
     "FineTune",
     "OutOfMemory",
     "Outcome",
+    "Parked",
     "Progress",
     "Report",
     "Resources",
     "Result",
+    "Row",
     "RunFailed",
     "SpecError",
     "StorageFull",

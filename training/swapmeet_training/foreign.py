@@ -40,7 +40,7 @@ def as_ours(run: str, error: Exception) -> TrainingError | RegistryError:
     if isinstance(error, TrainingError | RegistryError):
         return error
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
+    if no_memory(error):
         return OutOfMemory(
             f"{run} does not fit in memory. Lower batch_size or max_length (gradient_accumulation keeps the "
             f"batch's size), or turn gradient_checkpointing on. ({text})"
@@ -48,6 +48,11 @@ def as_ours(run: str, error: Exception) -> TrainingError | RegistryError:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in NO_SPACE):
         return StorageFull(f"{run} has no space left to save to. Free some and start it again. ({text})")
     return RunFailed(f"{run} failed: {text}")
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out: Python's, or the CPU's or the GPU's allocator's."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
+from swapmeet_training import adapter, principal
 from swapmeet_training.errors import DeviceMissing, SpecError
 from swapmeet_training.spec import FineTune
 
@@ -56,11 +57,35 @@ def choose_attention(model: Any, longest: int) -> None:
         model.set_attn_implementation("eager")
 
 
-def attach_lora(model: Any, spec: FineTune) -> Any:
-    """The PEFT model to train: LoRA on the spec's modules, initialised from its seed.
+def require_apart(model: Any) -> None:
+    """Check that packed examples see nothing of each other, by changing one and looking at the next one's logits.
 
     Raises:
-        SpecError: the base has no linear layer of a name in `target_modules`.
+        SpecError: they do, as where an architecture carries a state from token to token.
+    """
+    import inspect
+
+    import torch
+
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise SpecError("packing needs a base that takes position_ids, which this one does not. Set packing to false.")
+    positions = torch.arange(8, device=model.device).repeat(2)[None]
+    tokens = torch.arange(16, device=model.device)[None]
+    changed = torch.cat([tokens[:, :8] + 1, tokens[:, 8:]], dim=1)
+    with torch.no_grad():
+        one, other = (model(input_ids=ids, position_ids=positions).logits[:, 8:].float() for ids in (tokens, changed))
+    # What goes through separate rows of one product may differ in its last bits where experts group their tokens.
+    if (one - other).norm() > 0.01 * one.norm():
+        raise SpecError("packing lets examples see each other on this base's architecture. Set packing to false.")
+
+
+def attach_lora(model: Any, spec: FineTune) -> Any:
+    """The PEFT model to train: LoRA on the spec's modules, initialised from its seed or with its parent's weights.
+
+    Raises:
+        SpecError: the base has no linear layer of a name in `target_modules`, the parent's are others, or the rank
+            is too high for `init`.
+        CheckpointError: the parent's weights are not those that its configuration says.
     """
     import peft
     import torch
@@ -71,10 +96,17 @@ def attach_lora(model: Any, spec: FineTune) -> Any:
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=spec.target_modules if spec.target_modules == "all-linear" else list(spec.target_modules),
+        use_rslora=spec.rslora,
+        use_dora=spec.dora,
+        init_lora_weights="gaussian" if spec.init == "gaussian" else True,
         task_type=peft.TaskType.CAUSAL_LM,
     )
     torch.manual_seed(spec.seed)
     wrapped = peft.get_peft_model(model, config)
+    if spec.parent:
+        adapter.go_on_from(wrapped, spec)
+    if spec.init in ("pissa", "olora"):
+        principal.initialise(wrapped, spec)
     # AdamW's late, small updates vanish in bf16: 8 bits of mantissa against a step of 1e-3 of the weight.
     assert all(weight.dtype == torch.float32 for weight in wrapped.parameters() if weight.requires_grad)
     if spec.gradient_checkpointing:

@@ -35,7 +35,7 @@ class Progress:
 
     def __str__(self) -> str:
         evaluated = "".join(f", {name} {value:.4g}" for name, value in self.evaluation.items())
-        noted = f". {self.note}" if self.note else ""
+        noted = f"; {self.note}" if self.note else ""
         return (
             f"{self.name}: step {self.step}/{self.total_steps}, loss {self.loss:.4f}, "
             f"{self.tokens_per_second:.0f} tokens/s, {self.seconds_left:.0f} s left{evaluated}{noted}"

@@ -1,26 +1,60 @@
 """One fine-tune from data to adapter, in this process."""
 
-import shutil
+import hashlib
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
 from swapmeet_registry.provenance import Provenance
+from swapmeet_training import adapter
+from swapmeet_training.checkpoint import Checkpoint
 from swapmeet_training.data import dataset_digest
-from swapmeet_training.dataset import data_files, load_dataset
-from swapmeet_training.errors import CheckpointError
+from swapmeet_training.dataset import Dataset, data_files, load_dataset
+from swapmeet_training.errors import DataError
 from swapmeet_training.foreign import seam
-from swapmeet_training.model import attach_lora, choose_attention, load_base
-from swapmeet_training.progress import Parked, Report, Result, ignore
+from swapmeet_training.masking import Pair
+from swapmeet_training.model import attach_lora, choose_attention, load_base, require_apart
+from swapmeet_training.packing import pack
+from swapmeet_training.parent import parent_digest
+from swapmeet_training.progress import Parked, Report, Result, ignore, never
 from swapmeet_training.spec import FineTune
 
 PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 Checkpointed = Callable[[Path], None]
 """Called with a checkpoint's folder as soon as it is whole."""
+
+Stop = Callable[[], bool]
+
+
+@overload
+def run(
+    spec: FineTune,
+    folder: Path,
+    *,
+    device: str = ...,
+    report: Report = ...,
+    checkpointed: Checkpointed = ...,
+    resume_from: Path | None = ...,
+    keep: int | None = ...,
+) -> Result: ...
+
+
+@overload
+def run(
+    spec: FineTune,
+    folder: Path,
+    *,
+    device: str = ...,
+    report: Report = ...,
+    checkpointed: Checkpointed = ...,
+    resume_from: Path | None = ...,
+    keep: int | None = ...,
+    stop: Stop,
+) -> Result | Parked: ...
 
 
 def run(
@@ -32,12 +66,13 @@ def run(
     checkpointed: Checkpointed = ignore,
     resume_from: Path | None = None,
     keep: int | None = 2,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = never,
 ) -> Result | Parked:
     """Fine-tune, and leave a PEFT adapter with its provenance in `folder`/adapter.
 
-    Checkpoints stand beside it as `checkpoint-STEP`. On one CPU, equal specs, data and package versions give
-    bitwise equal weights, also when a run was interrupted and resumed from one of its checkpoints.
+    Checkpoints stand beside it as `checkpoint-STEP`, each an adapter that can be published, with the run's state in a
+    hidden folder; and the run's history as `metrics.csv` and `losses.jsonl`. On one CPU, equal specs, data and package
+    versions give bitwise equal weights, also when a run was interrupted and resumed from one of its checkpoints.
 
     Args:
         spec: what to train.
@@ -45,87 +80,113 @@ def run(
         device: `cpu`, or a GPU such as `cuda:0`.
         report: called after every step and every evaluation.
         checkpointed: called with each checkpoint's folder.
-        resume_from: one of this run's checkpoints.
-        keep: how many checkpoints to keep, the newest of which may be half-written when the process dies;
-            None leaves deleting them to the caller.
-        stop: asked after every step but the last; where it says yes, a checkpoint is saved and the run is parked.
+        resume_from: one of this run's checkpoints, wherever it stands.
+        keep: how many checkpoints to keep; None leaves deleting them to the caller.
+        stop: asked between optimizer steps; when it says yes, a checkpoint is saved and the run returns.
+
+    Returns:
+        The finished run; or where it was parked, if `stop` said so before it had made all steps.
 
     Raises:
         DataError, TemplateError: the data is wrong, or the base's chat template can not mark it.
-        SpecError: the base lacks a module that `target_modules` names.
-        BaseInvalid: the base's folder is unusable.
+        SpecError: the base lacks a module that `target_modules` names, or can not do what the spec asks.
+        BaseInvalid, BaseMismatch: the base's folder is unusable, or another one than the parent's.
         CheckpointError: `resume_from` is no checkpoint of this run.
         DeviceMissing, OutOfMemory, StorageFull, Diverged, RunFailed: what a run may die of.
     """
     began = time.monotonic()
     with seam(spec.name):
-        from swapmeet_training.trainer import Reporter, Trainer, arguments
+        from swapmeet_training.trainer import Trainer
 
         data = load_dataset(spec)
         provenance = _provenance(spec)
-        first_step = _first_step(resume_from, provenance)
+        checkpoint = Checkpoint.read(resume_from, provenance) if resume_from else None
+        first_step = checkpoint.standing.step if checkpoint else 0
+        training, held_out, longest = _units(spec, data)
         base = load_base(spec.base, device)
-        choose_attention(base, data.longest)
+        choose_attention(base, longest)
+        if spec.packing:
+            require_apart(base)
         model = attach_lora(base, spec)
-        reporter = Reporter(spec.name, report, _sealed(provenance, checkpointed), stop)
-        trainer = Trainer(model, arguments(spec, folder, len(data.training), device, keep), data, reporter)
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        if trainer.state.global_step < trainer.state.max_steps:
-            step = trainer.state.global_step
-            return Parked(spec.name, step, folder / f"checkpoint-{step}")
+        trainer = Trainer(
+            spec,
+            model,
+            _objective(spec, data, model),
+            training,
+            held_out,
+            folder,
+            report=report,
+            seal=provenance.write,
+            saved=checkpointed,
+            keep=keep,
+        )
+        if checkpoint:
+            trainer.restore(checkpoint)
+        parked = trainer.train(stop)
+        if parked:
+            return Parked(spec.name, trainer.standing.step, parked)
         metrics = trainer.final_metrics() | {"bits_per_parameter": bits_per_parameter(model)}
         seconds = time.monotonic() - began
         provenance = provenance.model_copy(update={"metrics": metrics | {"seconds": round(seconds, 3)}})
-        adapter = _save(model, spec, folder, provenance)
-    state = trainer.state
-    return Result(spec.name, adapter, metrics, state.global_step, int(state.num_input_tokens_seen), seconds, first_step)
+        folder = adapter.publish(model, spec, folder, trainer.final_weights(), provenance.write)
+    return Result(
+        name=spec.name,
+        adapter=folder,
+        metrics=metrics,
+        steps=trainer.standing.step,
+        trained_tokens=trainer.standing.tokens,
+        seconds=seconds,
+        resumed_from=first_step,
+        worst=trainer.losses.worst(),
+        notes=tuple(trainer.standing.notes),
+    )
+
+
+def _units(spec: FineTune, data: Dataset) -> tuple[list[Any], list[Any], int]:
+    """What is trained on, what is evaluated on, and the tokens of the longest row.
+
+    Raises:
+        DataError: the files hold examples of another method.
+    """
+    pairs = spec.method == "dpo"
+    training: list[Any] = list(data.training)
+    held_out: list[Any] = list(data.held_out)
+    for path, examples in zip(data_files(spec), (training, held_out), strict=False):
+        if any(isinstance(example, Pair) != pairs for example in examples):
+            wanted = "pairs of a chosen and a rejected answer" if pairs else "chats or prompts with completions"
+            raise DataError(
+                f"{path.name} does not hold {wanted}, which method {spec.method} needs. Change one of them."
+            )
+    if pairs:
+        return training, held_out, data.longest
+    held_out = [(sequence,) for sequence in held_out]
+    if not spec.packing:
+        return [(sequence,) for sequence in training], held_out, data.longest
+    rows = pack([len(sequence.tokens) for sequence in training], spec.max_length)
+    packed = [tuple(training[index] for index in row) for row in rows]
+    return packed, held_out, max(sum(len(sequence.tokens) for sequence in row) for row in packed + held_out)
+
+
+def _objective(spec: FineTune, data: Dataset, model: Any) -> Any:
+    from swapmeet_training.losses import Supervised
+    from swapmeet_training.preference import Preference
+
+    if spec.method == "dpo":
+        return Preference(data.pad, spec.beta, lambda: adapter.reference(model))
+    return Supervised(data.pad)
 
 
 def _provenance(spec: FineTune) -> Provenance:
+    training = spec.settings()
+    if spec.parent:
+        training["parent"] = parent_digest(spec.parent, spec.base_fingerprint)
+    if spec.own_template is not None:
+        training["chat_template"] = f"sha256:{hashlib.sha256(spec.own_template.encode()).hexdigest()}"
     return Provenance(
         base=spec.base_fingerprint,
-        training=spec.settings(),
+        training=training,
         dataset=dataset_digest(*data_files(spec)),
         packages={package: version(package) for package in PACKAGES},
         license=spec.license,
         tags=spec.tags,
     )
-
-
-def _first_step(checkpoint: Path | None, expected: Provenance) -> int:
-    """The step a run goes on from; a checkpoint of other settings, data or weights is refused."""
-    if checkpoint is None:
-        return 0
-    found = Provenance.read(checkpoint)
-    if found is None:
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint (it lacks {Provenance.FILE}). Name another.")
-    for what in ("base", "training", "dataset"):
-        if getattr(found, what) != getattr(expected, what):
-            raise CheckpointError(f"{checkpoint} is of another run: its {what} differs. Start this one afresh.")
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _sealed(provenance: Provenance, checkpointed: Checkpointed) -> Checkpointed:
-    def seal(checkpoint: Path) -> None:
-        provenance.write(checkpoint)
-        checkpointed(checkpoint)
-
-    return seal
-
-
-def _save(model: Any, spec: FineTune, folder: Path, provenance: Provenance) -> Path:
-    """The adapter as PEFT saves it; the folder appears whole or not at all."""
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = spec.base_fingerprint.name
-    config.target_modules = sorted(config.target_modules)
-    partial, adapter = folder / "adapter.partial", folder / "adapter"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        provenance.write(partial)
-        shutil.rmtree(adapter, ignore_errors=True)
-        partial.rename(adapter)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return adapter

@@ -1,4 +1,4 @@
-"""The transformers Trainer, set up for one QLoRA run: loss, evaluation, padding and reports are ours."""
+"""The loop: optimizer steps, evaluations, checkpoints, and what is told of them."""
 
 import math
 import time
@@ -7,195 +7,223 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch.nn.functional import cross_entropy
 
-from swapmeet_training.dataset import Dataset
+from swapmeet_training import adapter, principal
+from swapmeet_training.checkpoint import Checkpoint, Save, Standing, rotate
 from swapmeet_training.errors import Diverged
-from swapmeet_training.masking import IGNORED, Sequence
+from swapmeet_training.fitting import Fitting, random_state, set_random_state
+from swapmeet_training.history import Losses, Metrics
+from swapmeet_training.losses import Objective
+from swapmeet_training.optimization import Optimizer, learning_rate
+from swapmeet_training.order import Order
 from swapmeet_training.progress import Progress, Report
 from swapmeet_training.spec import FineTune
-
-Batch = dict[str, torch.Tensor]
-
-
-class Arguments(transformers.TrainingArguments):  # type: ignore[misc]  # transformers is untyped
-    """Trainer settings of a run on one device, however many the machine has."""
-
-    @property
-    def n_gpu(self) -> int:
-        """Never more than one: with more, the Trainer would split batches over all GPUs it sees."""
-        return min(1, int(super().n_gpu))
+from swapmeet_training.tally import Tally
 
 
-def arguments(spec: FineTune, folder: Path, examples: int, device: str, keep: int | None) -> Arguments:
-    """The Trainer's settings; `examples` is the size of the training set, `keep` how many checkpoints stay."""
-    per_epoch = math.ceil(math.ceil(examples / spec.batch_size) / spec.gradient_accumulation)
-    return Arguments(
-        output_dir=str(folder),
-        num_train_epochs=spec.epochs,
-        max_steps=spec.max_steps or -1,
-        per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=spec.warmup_ratio,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        optim=spec.optimizer,
-        seed=spec.seed,
-        data_seed=spec.seed,
-        eval_strategy="steps" if spec.validation else "no",
-        eval_steps=spec.eval_every or per_epoch,
-        save_strategy="steps",
-        save_steps=spec.save_every or per_epoch,
-        save_total_limit=keep,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device != "cpu",
-        disable_tqdm=True,
-        report_to=[],
-    )
+class Trainer:
+    """One run of a model over its data, at any point of which it can stop and be taken up again.
 
-
-class Trainer(transformers.Trainer):  # type: ignore[misc]
-    """Token-mean loss over the trained tokens only, in training and in evaluation alike."""
-
-    def __init__(self, model: Any, args: Arguments, data: Dataset, reporter: "Reporter") -> None:
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=data.training,
-            eval_dataset=data.held_out or None,
-            data_collator=lambda sequences: collate(sequences, data.pad),
-            callbacks=[reporter],
-        )
-        self._reporter = reporter
-        # Ours divides by the trained tokens of the whole accumulated batch; the Trainer must not divide again.
-        self.model_accepts_loss_kwargs = True
-        self.remove_callback(transformers.PrinterCallback)
-
-    def compute_loss(self, model: Any, inputs: Batch, *, num_items_in_batch: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Mean loss in nats per trained token of the batch, all its accumulated parts together."""
-        loss: torch.Tensor = score(model, inputs)[0] / num_items_in_batch
-        return loss
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss and greedy accuracy per trained token of the held-out data."""
-        self.model.eval()
-        loss = correct = trained = 0.0
-        with torch.no_grad():
-            for batch in self.get_eval_dataloader():
-                part_loss, part_correct, part_trained = score(self.model, self._prepare_inputs(batch))
-                loss += part_loss.item()
-                correct += part_correct.item()
-                trained += part_trained
-        metrics = {"eval_loss": loss / trained, "eval_token_accuracy": correct / trained}
-        self.log(metrics)
-        # This clears `should_evaluate`; left set, the Trainer evaluates again at the epoch's end, and the random
-        # numbers that takes make a resumed run differ from an uninterrupted one.
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def final_metrics(self) -> dict[str, float]:
-        """Loss of the last step, evaluation after it, and speed."""
-        logs = self.state.log_history
-        evaluated = next((entry["step"] for entry in reversed(logs) if "eval_loss" in entry), None)
-        if self.eval_dataset is not None and evaluated != self.state.global_step:
-            self.evaluate()
-        metrics = {"tokens_per_second": self._reporter.tokens_per_second}
-        for entry in logs:
-            metrics |= {name: entry[name] for name in ("loss", "eval_loss", "eval_token_accuracy") if name in entry}
-        return metrics
-
-
-def collate(sequences: list[Sequence], pad: int) -> Batch:
-    """Sequences padded on the right to the longest: `input_ids`, `attention_mask`, `labels` of (batch, length)."""
-    length = max(len(sequence.tokens) for sequence in sequences)
-
-    def padded(rows: list[tuple[int, ...]], filler: int) -> torch.Tensor:
-        return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
-
-    return {
-        "input_ids": padded([sequence.tokens for sequence in sequences], pad),
-        "attention_mask": padded([(1,) * len(sequence.tokens) for sequence in sequences], 0),
-        "labels": padded([sequence.labels for sequence in sequences], IGNORED),
-    }
-
-
-def score(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Summed loss in nats, greedy hits and number of the trained tokens of a batch.
-
-    The output head runs only where some row of the batch has a trained token: with a large vocabulary and
-    long prompts it would cost more than the rest of the model together.
+    Args:
+        spec: the run's settings.
+        model: as `attach_lora` made it.
+        objective: the loss.
+        training: rows of examples, or pairs, to train on.
+        held_out: the same to evaluate on; may be empty.
+        folder: for checkpoints and history.
+        report: told of every step and evaluation.
+        seal: adds the provenance to a checkpoint's folder.
+        saved: told of every checkpoint.
+        keep: how many checkpoints stay; None for all.
     """
-    targets = batch["labels"][:, 1:]
-    positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=positions
-    ).logits
-    targets = targets[:, positions]
-    trained = targets != IGNORED
-    logits, targets = logits[trained].float(), targets[trained]
-    hits = (logits.detach().argmax(dim=-1) == targets).sum()
-    return cross_entropy(logits, targets, reduction="sum"), hits, targets.numel()
-
-
-class Reporter(transformers.TrainerCallback):  # type: ignore[misc]
-    """Tells of every step, evaluation and checkpoint, and stops a run whose loss is not a number."""
 
     def __init__(
-        self, name: str, report: Report, checkpointed: Callable[[Path], None], stop: Callable[[], bool]
+        self,
+        spec: FineTune,
+        model: Any,
+        objective: Objective[Any],
+        training: list[Any],
+        held_out: list[Any],
+        folder: Path,
+        *,
+        report: Report,
+        seal: Save,
+        saved: Callable[[Path], object],
+        keep: int | None,
     ) -> None:
-        self._name = name
-        self._report = report
-        self._checkpointed = checkpointed
-        self._stop = stop
-        self._loss = math.nan
-        self.tokens_per_second = 0.0
+        self._spec, self._model, self._objective, self._folder = spec, model, objective, folder
+        self._report, self._seal, self._saved, self._keep = report, seal, saved, keep
+        self._order = Order(training, spec.batch_size * spec.gradient_accumulation, spec.seed)
+        self._held_out = sorted(held_out, key=objective.length)
+        per_epoch = self._order.steps_per_epoch
+        self.steps = spec.max_steps or math.ceil(spec.epochs * per_epoch)
+        self._eval_every, self._save_every = spec.eval_every or per_epoch, spec.save_every or per_epoch
+        self._optimizer = Optimizer(spec, model)
+        self._take(Standing(micro_batch=spec.batch_size))
+        self.best: adapter.Weights | None = None
+        lines = (example.line for example in objective.examples(training))
+        self.losses = Losses(lines, math.ceil(self.steps / per_epoch))
+        self._metrics = Metrics(folder)
+        self._told = 0
+        torch.manual_seed(spec.seed)
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._began = time.monotonic()
-        self._first_step = state.global_step
-        self._first_tokens = state.num_input_tokens_seen
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made, or too many evaluations brought nothing better."""
+        patience = self._spec.early_stopping
+        return self.standing.step >= self.steps or (patience is not None and self.standing.stale >= patience)
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-        """A step's loss, an evaluation's metrics, or the Trainer's closing summary, which is not told."""
-        if "loss" in logs:
-            self._loss = logs["loss"]
-            if not math.isfinite(self._loss):
+    def train(self, stop: Callable[[], bool]) -> Path | None:
+        """Make the steps that are left; a checkpoint's folder if `stop` said so before they were made."""
+        self._began, self._first = time.monotonic(), (self.standing.step, self.standing.tokens)
+        while not self.finished:
+            if stop():
+                return self._save()
+            tally = self._step()
+            step = self.standing.step
+            evaluated = bool(self._held_out) and (step % self._eval_every == 0 or step == self.steps)
+            evaluation = self._evaluate(tally) if evaluated else {}
+            self._metrics.add(step, tally.loss, tally.metrics, evaluation)
+            if step % self._save_every == 0 or self.finished:
+                self._save()
+        self.losses.write(self._folder)
+        return None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        tensors = checkpoint.tensors
+        self._take(checkpoint.standing)
+        adapter.set_weights(self._model, tensors["adapter"])
+        if principal.used(self._model):
+            adapter.set_weights(self._model, tensors["initial"], principal.INITIAL)
+        self.best = tensors.get("best")
+        if self._spec.keep_best and self.standing.best_step == self.standing.step:
+            self.best = tensors["adapter"]
+        self._optimizer.restore(tensors["optimizer"])
+        self.losses.restore({name: tensor.numpy() for name, tensor in tensors["losses"].items()})
+        self._metrics = Metrics(self._folder, checkpoint.metrics)
+        self._told = len(self.standing.notes)
+        set_random_state(self._model.device, tensors["random"])
+
+    def final_weights(self) -> adapter.Weights:
+        """The adapter to publish: the best evaluated one where that is wanted, or else the last."""
+        return adapter.weights(self._model) if self.best is None else self.best
+
+    def final_metrics(self) -> dict[str, float]:
+        """Loss of the last step, speed, and the evaluation of the adapter to publish."""
+        standing = self.standing
+        metrics = {"loss": standing.loss, "tokens_per_second": self.tokens_per_second}
+        if self.best is None:
+            return metrics | standing.evaluation
+        return metrics | standing.best | {"best_step": float(standing.best_step or 0)}
+
+    def _take(self, standing: Standing) -> None:
+        self.standing = standing
+        self._fitting = Fitting(self._spec.name, standing, self._model.device, self._optimizer.forget)
+
+    def _step(self) -> Tally:
+        """One optimizer step over its units, however many micro-batches they take."""
+        standing = self.standing
+        units = sorted(self._order.at(standing.step), key=self._objective.length, reverse=True)
+        self._model.train()
+        tally = self._fitting.do(lambda size: self._gradients(units, size))
+        rate = learning_rate(self._spec, standing.step, self.steps)
+        norm = self._optimizer.clip()
+        self._require_finite(tally.loss, norm)
+        self._optimizer.step(rate)
+        epoch = self._order.epoch(standing.step)
+        for example, loss in tally.examples():
+            self.losses.add(example.line, epoch, loss, example.tokens)
+        standing.step += 1
+        standing.loss = tally.loss
+        standing.tokens += sum(map(self._objective.length, units))
+        tally.metrics |= {
+            "epoch": standing.step / self._order.steps_per_epoch,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+        self._tell(tally)
+        return tally
+
+    def _gradients(self, units: list[Any], size: int) -> Tally:
+        """Accumulate the gradient of the mean over all units, `size` at a time."""
+        tally = Tally(self._objective.examples(units), self._objective.count(units))
+        for start in range(0, len(units), size):
+            score = self._objective.score(self._model, units[start : start + size])
+            (score.loss / tally.count).backward()  # type: ignore[no-untyped-call]
+            tally.add(score)
+        return tally.close()
+
+    def _evaluate(self, last: Tally) -> dict[str, float]:
+        """Mean loss and metrics of the held-out data; keeps the adapter if none was better."""
+        self._model.eval()
+        tally = self._fitting.do(self._scores)
+        standing = self.standing
+        evaluation = {f"eval_{name}": value for name, value in {"loss": tally.loss, **tally.metrics}.items()}
+        standing.evaluation = evaluation
+        if standing.best_step is None or tally.loss < standing.best["eval_loss"]:
+            standing.best_step, standing.best, standing.stale = standing.step, evaluation, 0
+            self.best = adapter.weights(self._model) if self._spec.keep_best else None
+        else:
+            standing.stale += 1
+        self._tell(last, evaluation)
+        return evaluation
+
+    def _scores(self, size: int) -> Tally:
+        tally = Tally(self._objective.examples(self._held_out), self._objective.count(self._held_out))
+        with torch.no_grad():
+            for start in range(0, len(self._held_out), size):
+                tally.add(self._objective.score(self._model, self._held_out[start : start + size]))
+        return tally.close()
+
+    def _require_finite(self, loss: float, norm: float) -> None:
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
                 raise Diverged(
-                    f"{self._name} diverged: its loss is {self._loss} at step {state.global_step}. Lower learning_rate."
+                    f"{self._spec.name} diverged: its {what} is {value} at step {self.standing.step + 1}. "
+                    "Lower learning_rate."
                 )
-        elif "eval_loss" not in logs:
-            return
-        evaluation = {name: value for name, value in logs.items() if name.startswith("eval_")}
-        elapsed = time.monotonic() - self._began
-        steps = state.global_step - self._first_step
-        self.tokens_per_second = int(state.num_input_tokens_seen - self._first_tokens) / elapsed
+
+    def _save(self) -> Path:
+        standing, model = self.standing, self._model
+        weights = adapter.weights(model)
+        tensors = {
+            "optimizer": self._optimizer.state(),
+            "random": random_state(self._model.device),
+            "losses": {name: torch.from_numpy(array) for name, array in self.losses.arrays().items()},
+        }
+        if self.best is not None and standing.best_step != standing.step:
+            tensors["best"] = self.best
+        if principal.used(model):
+            tensors |= {"adapter": weights, "initial": adapter.weights(model, principal.INITIAL)}
+        folder = self._folder / f"checkpoint-{standing.step}"
+        checkpoint = Checkpoint(standing, self._metrics.text(), tensors)
+        checkpoint.write(folder, lambda partial: adapter.save(model, self._spec, partial, weights), self._seal)
+        self.losses.write(self._folder)
+        self._saved(folder)
+        rotate(self._folder, self._keep)
+        return folder
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of this process, since its first step."""
+        return (self.standing.tokens - self._first[1]) / max(time.monotonic() - self._began, 1e-9)
+
+    def _tell(self, tally: Tally, evaluation: dict[str, float] | None = None) -> None:
+        standing = self.standing
+        elapsed, made = time.monotonic() - self._began, standing.step - self._first[0]
+        notes, self._told = standing.notes[self._told :], len(standing.notes)
         self._report(
             Progress(
-                name=self._name,
-                step=state.global_step,
-                total_steps=state.max_steps,
-                loss=self._loss,
+                name=self._spec.name,
+                step=standing.step,
+                total_steps=self.steps,
+                loss=tally.loss,
                 tokens_per_second=self.tokens_per_second,
-                seconds_left=elapsed / max(steps, 1) * (state.max_steps - state.global_step),
-                evaluation=evaluation,
-                trained_tokens=int(state.num_input_tokens_seen),
+                seconds_left=elapsed / made * (self.steps - standing.step),
+                evaluation=evaluation or {},
+                metrics=dict(tally.metrics),
+                trained_tokens=standing.tokens,
+                note=" ".join(notes),
             )
         )
-
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask whether to stop here, with a checkpoint."""
-        if state.global_step < state.max_steps and self._stop():
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """A checkpoint is whole."""
-        self._checkpointed(Path(args.output_dir) / f"checkpoint-{state.global_step}")
