@@ -89,20 +89,24 @@ class Activations:
 
     @property
     def logits(self) -> int:
-        """Log-probabilities, their gradient and that of the logits, in fp32; or the logits before and after choosing."""
+        """Log-probabilities, their gradient and the logits', in fp32; or the logits before and after choosing."""
         chosen, all_rows = self.batch.trained, self.batch.rows * self.batch.positions
         squashed = 2 * all_rows if self.shape.softcap else 0
         return self.shape.vocabulary * (max(12 * chosen, 6 * chosen + 2 * all_rows) + squashed)
 
     @property
     def workspace(self) -> int:
-        """What the backward of a layer takes for a moment: gradients of the widest module, and its weight in 16 bits."""
+        """What a layer's backward takes for a moment: gradients of the widest module, or its weight in 16 bits."""
         modules = [shape for shapes in self._modules() for shape in shapes]
         return max((self._module_workspace(out, into) for out, into in modules), default=0)
 
     def _modules(self) -> list[list[tuple[int, int]]]:
         return [
-            [self.shape.linears[name.removesuffix(".weight")] for name in layer if name.removesuffix(".weight") in self.shape.linears]
+            [
+                self.shape.linears[name.removesuffix(".weight")]
+                for name in layer
+                if name.removesuffix(".weight") in self.shape.linears
+            ]
             for layer in self.shape.layers
         ]
 

@@ -19,6 +19,11 @@ class Row:
     trained: int
     first: int
 
+    def cut(self, longest: int) -> "Row":
+        """The row without what stands behind its first `longest` tokens."""
+        tokens = min(self.tokens, longest)
+        return Row(tokens, min(self.trained, tokens), min(self.first, tokens - 1))
+
 
 Unit = tuple[Row, ...]
 """What is shuffled: one row, or with DPO the two of a pair."""

@@ -128,7 +128,8 @@ def _gated(c: Config, bias: bool = False) -> Shapes:
 
 
 def _norms(c: Config, *names: str) -> Shapes:
-    return {name: shape for norm in names for name, shape in _norm(norm, c.hidden).items()}
+    shapes: Shapes = {f"{name}.weight": (c.hidden,) for name in names}
+    return shapes
 
 
 def _llama(c: Config) -> Shapes:
@@ -183,7 +184,9 @@ def _gpt_neox(c: Config) -> Shapes:
     shapes |= _linear("attention.dense", c.hidden, c.hidden, bias)
     shapes |= _linear("mlp.dense_h_to_4h", c.inner, c.hidden, bias=True)
     shapes |= _linear("mlp.dense_4h_to_h", c.hidden, c.inner, bias=True)
-    return shapes | _norm("input_layernorm", c.hidden, bias=True) | _norm("post_attention_layernorm", c.hidden, bias=True)
+    return (
+        shapes | _norm("input_layernorm", c.hidden, bias=True) | _norm("post_attention_layernorm", c.hidden, bias=True)
+    )
 
 
 def _starcoder2(c: Config) -> Shapes:

@@ -13,6 +13,9 @@ CONTEXT = int(0.6 * GB)
 PROCESS = int(0.75 * GB)
 """Resident memory of a worker on the CPU that has imported torch, transformers, PEFT, bitsandbytes and Ray."""
 
+RESERVE = 0.04
+"""Share of a GPU that an allocator loses to rounding and to gaps between tensors."""
+
 EFFICIENCY = 0.35
 """Share of the peak that QLoRA's matrix products reach where nothing was measured."""
 
@@ -44,6 +47,11 @@ class Hardware:
     overhead: int = CONTEXT
     price: float = 0.0
     start: float = 30.0
+
+    @property
+    def usable(self) -> int:
+        """Bytes that tensors and the process may take together."""
+        return int(self.memory * (1 - RESERVE))
 
     def calibrated(self, planned: float, measured: float) -> "Hardware":
         """The same hardware, after a run that was planned to compute for so many seconds took so many."""
@@ -78,6 +86,5 @@ GPUS: Mapping[str, Hardware] = {
 
 def cpu(memory: int, cores: float) -> Hardware:
     """A machine's CPUs: a core makes about 30 billion bf16 operations a second where there are no matrix units."""
-    return Hardware(
-        "CPU", memory, 30e9 * cores, 10 * GB, kind="cpu", efficiency=1.0, overhead=PROCESS, start=20.0
-    )  # fmt: skip
+    speed = 30e9 * cores
+    return Hardware("CPU", memory, speed, 10 * GB, kind="cpu", efficiency=1.0, overhead=PROCESS, start=20.0)

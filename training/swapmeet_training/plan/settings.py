@@ -83,13 +83,13 @@ def _named(shape: BaseShape, names: tuple[str, ...]) -> dict[str, tuple[int, int
     found: dict[str, tuple[int, int]] = {}
     missing = []
     for wanted in names:
-        matching = {
-            name: size for name, size in shape.linears.items() if name == wanted or name.endswith(f".{wanted}")
-        }
+        matching = {name: size for name, size in shape.linears.items() if name == wanted or name.endswith(f".{wanted}")}
         found |= matching
         if not matching:
             missing.append(repr(wanted))
     if missing:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in shape.linears}))
-        raise SpecError(f"target_modules names {', '.join(missing)}, which the base lacks; its linear layers are {known}.")
+        raise SpecError(
+            f"target_modules names {', '.join(missing)}, which the base lacks; its linear layers are {known}."
+        )
     return found
