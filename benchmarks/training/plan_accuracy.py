@@ -31,7 +31,7 @@ from swapmeet_training.plan import BaseShape, Hardware, Planned, RunSettings, le
 ROOT = Path(__file__).parents[2]
 HERE = Hardware("CPU, tensors alone", 1 << 40, 1e9, 1e9, kind="cpu", overhead=0)
 PARTS = ("base", "adapter", "gradients", "optimizer", "activations", "logits")
-WORDS = "the sea a boat and its red sail far from any harbour with letters for people who wait".split()
+WORDS = ("the", "sea", "a", "boat", "and", "its", "red", "sail", "far", "from", "any", "harbour", "with", "letters")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from swapmeet.cli import adapters, bases, demonstration, diagnosis, server, training
+from swapmeet.cli import adapters, bases, demonstration, diagnosis, planning, server, training
 from swapmeet.errors import PlatformError
 from swapmeet_registry import RegistryError
 from swapmeet_serving.errors import ServingError
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, adapters, diagnosis, demonstration):
+for commands in (server, training, planning, adapters, diagnosis, demonstration):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 

@@ -11,6 +11,7 @@ From the base's config.json and tokenizer alone: weights are never loaded, nor i
 from swapmeet_training.plan.batches import Batch, Row, Unit
 from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
 from swapmeet_training.plan.lengths import Lengths, lengths_of
+from swapmeet_training.plan.machine import Machine, named, own_hardware, this_machine
 from swapmeet_training.plan.memory import Memory, memory
 from swapmeet_training.plan.placement import Node, Placement
 from swapmeet_training.plan.planned import Planned
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "Hardware",
     "Lengths",
+    "Machine",
     "Memory",
     "Node",
     "Placement",
@@ -38,7 +40,10 @@ __all__ = [
     "lengths_of",
     "make_plan",
     "memory",
+    "named",
+    "own_hardware",
     "plan_job",
     "plan_of",
     "shrink",
+    "this_machine",
 ]

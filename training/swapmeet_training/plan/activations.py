@@ -29,17 +29,26 @@ class Activations:
     kind: Literal["cuda", "cpu"]
 
     @property
+    def forward(self) -> int:
+        """What all layers keep until the loss, their common inputs among it."""
+        if self.settings.gradient_checkpointing:
+            return self.inputs + len(self.shape.layers) * self.between
+        # Nothing is kept of the first layer's norm: no gradient is wanted of the embedding before it.
+        first = self._norm("norm.weight", self.shape.hidden) * self.batch.padded
+        return self.inputs + len(self.shape.layers) * self.layer - first
+
+    @property
     def inputs(self) -> int:
-        """Tokens, labels and masks, the rotary embedding, and the embedded tokens."""
+        """Tokens, labels, mask and the rotary embedding; recomputed layers get the model's mask again."""
         rows, length = self.batch.rows, self.batch.length
         mask = {"eager": 2, "masked": 1, "causal": 0}[self.attention] * rows * length * length
         rotary = 2 * 2 * self.shape.head_width * length
-        return self.batch.padded * (3 * 8 + 2 * self.shape.hidden) + mask + rotary
+        return self.batch.padded * 3 * 8 + rotary + (mask if self.settings.gradient_checkpointing else 0)
 
     @property
     def between(self) -> int:
-        """What is kept of a layer until its backward: everything, or with checkpointing its input."""
-        return 2 * self.shape.hidden * self.batch.padded if self.settings.gradient_checkpointing else self.layer
+        """A layer's input, which checkpointing keeps."""
+        return 2 * self.shape.hidden * self.batch.padded
 
     @cached_property
     def layer(self) -> int:
@@ -58,7 +67,7 @@ class Activations:
     def _lora(self, out: int, into: int) -> int:
         """The input in fp32 and what A makes of it; with dropout, which of it was dropped; with DoRA, the outputs."""
         noise = {"cuda": 1, "cpu": 4}[self.kind] * into if self.settings.dropout else 0
-        dora = (2 + 4 + 4) * out if self.settings.dora else 0
+        dora = (2 + 4) * out if self.settings.dora else 0
         return 4 * into + 4 * self.settings.rank + noise + dora
 
     def _norm(self, name: str, width: int) -> int:
@@ -83,9 +92,8 @@ class Activations:
 
     @property
     def end(self) -> int:
-        """What stands behind the last layer: its output, the last norm, and the places where the head runs."""
-        between = self.layer if not self.settings.gradient_checkpointing else self.between
-        return between + self._norm("norm.weight", self.shape.hidden) * self.batch.padded
+        """What the norm behind the last layer keeps."""
+        return self._norm("norm.weight", self.shape.hidden) * self.batch.padded
 
     @property
     def logits(self) -> int:
@@ -95,34 +103,63 @@ class Activations:
         return self.shape.vocabulary * (max(12 * chosen, 6 * chosen + 2 * all_rows) + squashed)
 
     @property
+    def passing_last(self) -> int:
+        """What the last layer's forward takes for a moment where nothing is computed again: the MLP's output."""
+        mask = self.batch.length if self.attention == "masked" else 0
+        return self.batch.padded * (2 * self.shape.inner + 18 * self.shape.hidden + mask)
+
+    @property
     def workspace(self) -> int:
-        """What a layer's backward takes for a moment: gradients of the widest module, or its weight in 16 bits."""
-        modules = [shape for shapes in self._modules() for shape in shapes]
-        return max((self._module_workspace(out, into) for out, into in modules), default=0)
-
-    def _modules(self) -> list[list[tuple[int, int]]]:
-        return [
-            [
-                self.shape.linears[name.removesuffix(".weight")]
-                for name in layer
-                if name.removesuffix(".weight") in self.shape.linears
-            ]
-            for layer in self.shape.layers
+        """What a layer's backward takes for a moment: at the module into or out of the MLP, or in attention."""
+        modules = [
+            self.shape.linears[module]
+            for name in self.shape.layers[0]
+            if (module := name.removesuffix(".weight")) in self.shape.linears
         ]
+        up = max(modules, key=lambda size: (size[0], -size[1]))
+        down = max(modules, key=lambda size: (size[1], -size[0]))
+        moments = [self._through_lora(down), self._through_base(down), self._through_scores(up, down)]
+        if self.settings.gradient_checkpointing:
+            moments.append(self._computed_again(up, down))
+        return max(moments)
 
-    def _module_workspace(self, out: int, into: int) -> int:
-        tokens = self.batch.padded
-        lora = (4 * into + 4 * out + 2 * self.shape.hidden) * tokens
-        base = 2 * prod((out, into)) + (2 * into + 2 * out) * tokens
-        dora = 16 * out * into + 4 * into * into if self.settings.dora else 0
-        return max(lora, base, dora)
+    def _computed_again(self, up: tuple[int, int], down: tuple[int, int]) -> int:
+        """The widest moment of computing a layer again, which ends as soon as all is kept that was.
+
+        At the module into the MLP: its outputs, LoRA's before and after the scale in fp32, less what follows and is
+        not kept yet. At the one out of it: its input in 16 bits, and its output.
+        """
+        hidden, inner = self.shape.hidden, self.shape.inner
+        outputs = (16 if self.settings.dora else 10) * up[0]
+        into = outputs - self._lora(*down) - (2 * inner if up[0] == inner else self._mlp())
+        return self.batch.padded * (10 * hidden + max(into, 2 * inner + 2 * hidden))
+
+    def _through_scores(self, up: tuple[int, int], down: tuple[int, int]) -> int:
+        """Plain attention's softmax, whose gradients stand in 16 and in 32 bits; the MLP is done with by then."""
+        if self.attention != "eager":
+            return 0
+        gone = self._mlp() + self._lora(*down) + self._lora(*up)
+        return self.batch.padded * (6 * self.shape.heads * self.batch.length + 6 * self.shape.hidden - gone)
+
+    def _through_lora(self, down: tuple[int, int]) -> int:
+        """The gradient of a module's input in fp32, and that of the layer's output."""
+        return (4 * down[1] + 4 * self.settings.rank + 6 * self.shape.hidden) * self.batch.padded
+
+    def _through_base(self, down: tuple[int, int]) -> int:
+        """A module's weight in 16 bits, with its block constants in fp32, and the gradient of the layer's output."""
+        elements = prod(down)
+        dora = 16 * elements + 4 * down[1] * down[1] if self.settings.dora else 0
+        return 2 * elements + elements // 8 + dora + 6 * self.shape.hidden * self.batch.padded
 
     @property
     def passing(self) -> int:
-        """What a pass without gradients holds: the widest moment of one layer."""
-        widest = 2 * self.shape.hidden * 2 + 2 * self.shape.inner * (2 + self.shape.gated) + 4 * self.shape.inner
-        scores = 6 * self.shape.heads * self.batch.length if self.attention == "eager" else 0
-        return self.inputs + self.batch.padded * max(widest, 8 * self.shape.queries + scores)
+        """The widest moment of a pass without gradients: a layer's attention, or its module into or out of the MLP."""
+        rows, length, hidden, inner = self.batch.rows, self.batch.length, self.shape.hidden, self.shape.inner
+        mask = {"eager": 2, "masked": 1 + 2, "causal": 0}[self.attention] * rows * length * length
+        scores = 10 * self.shape.heads * length if self.attention == "eager" else 0
+        attention = 10 * self.shape.queries + 4 * hidden + scores
+        widest = max(12 * inner + 10 * hidden, 6 * inner + 14 * hidden, attention)
+        return mask + self.batch.padded * (3 * 8 + widest)
 
     @property
     def passing_logits(self) -> int:

@@ -113,7 +113,7 @@ def _linear(name: str, out: int, into: int, bias: bool = False) -> Shapes:
 
 
 def _norm(name: str, width: int, bias: bool = False) -> Shapes:
-    return {f"{name}.weight": (width,)} | ({f"{name}.bias": (width,)} if bias else {})
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias") if bias or part == "weight"}
 
 
 def _attention(c: Config, bias: bool = False, out_bias: bool = False, out: str = "o_proj") -> Shapes:

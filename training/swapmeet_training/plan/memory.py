@@ -62,9 +62,9 @@ def memory(
     return Memory(moments[highest] | {"overhead": overhead}, highest, pageable, sums)
 
 
-def attention_of(kind: Kind, batch: Batch, shape: BaseShape) -> Attention:
+def attention_of(kind: Kind, longest: int, batch: Batch, shape: BaseShape) -> Attention:
     """How attention is computed: `swapmeet_training.model.choose_attention`, and transformers' own choice."""
-    if shape.softcap or (kind == "cpu" and batch.length <= SHORT):
+    if shape.softcap or (kind == "cpu" and longest <= SHORT):
         return "eager"
     return "masked" if batch.masked else "causal"
 
@@ -81,24 +81,28 @@ def _moments(
         "optimizer": _state_bytes(adapter, settings),
     }
     kept = weights if settings.gradient_accumulation > 1 else 0
-    needs = Activations(shape, settings, adapter, batch, attention_of(kind, batch, shape), kind)
-    layers, inputs = len(shape.layers), needs.inputs
-    below = (layers - 1) * needs.between + inputs
-    yield "loss", always | {"gradients": kept, "activations": below + needs.end, "logits": needs.logits}
-    last = max(kept, weights // layers)
-    layer, workspace = needs.layer, needs.workspace
+    longest = max(batch.length, held_out.length if held_out else 0)
+    needs = Activations(shape, settings, adapter, batch, attention_of(kind, longest, batch, shape), kind)
+    forward, layer, workspace = needs.forward, needs.layer, needs.workspace
+    recomputed = layer if settings.gradient_checkpointing else 0
+    if not settings.gradient_checkpointing:
+        yield "forward of the last layer", always | {
+            "gradients": kept, "activations": forward, "workspace": needs.passing_last,
+        }  # fmt: skip
+    yield "loss", always | {"gradients": kept, "activations": forward + needs.end, "logits": needs.logits}
     yield "backward of the last layer", always | {
-        "gradients": last, "activations": below + layer, "workspace": workspace,
+        "gradients": kept, "activations": forward + recomputed, "workspace": workspace,
     }  # fmt: skip
     yield "backward of the first layer", always | {
-        "gradients": weights, "activations": inputs + layer, "workspace": workspace,
+        "gradients": weights, "activations": needs.inputs + needs.between + layer, "workspace": workspace,
     }  # fmt: skip
     yield "optimizer step", always | {"gradients": weights, "workspace": _step_bytes(adapter, settings, kind)}
     if kind == "cpu":  # elsewhere these copies are in the host's memory
         yield "checkpoint", always | {"workspace": weights + always["optimizer"]}
     if held_out is not None:
-        seen = Activations(shape, settings, adapter, held_out, attention_of(kind, held_out, shape), kind)
-        yield "evaluation", always | {"activations": seen.passing, "logits": seen.passing_logits}
+        seen = Activations(shape, settings, adapter, held_out, attention_of(kind, longest, held_out, shape), kind)
+        yield "evaluation of the layers", always | {"activations": seen.passing}
+        yield "evaluation of the loss", always | {"activations": seen.between, "logits": seen.passing_logits}
 
 
 def _state_bytes(adapter: Adapter, settings: RunSettings, smallest: int = 0) -> int:

@@ -16,6 +16,7 @@ from swapmeet_training.plan.shape import BaseShape
 from swapmeet_training.plan.shrinking import shrink
 from swapmeet_training.spec import fine_tune
 
+ESTIMATED = "The time is an estimate from the hardware's data sheet, and may be off by half."
 UNREAD = "unread"
 """In place of the digests of a base whose weights are not read for a plan."""
 
@@ -61,6 +62,14 @@ class Plan:
     def fits(self) -> bool:
         """Whether the hardware has the memory."""
         return self.memory.needed <= self.hardware.usable
+
+    def at_speed(self, tokens_per_second: float) -> "Plan":
+        """The same with the speed that a run like it was measured at, in tokens without padding."""
+        computing = self.trained_tokens / tokens_per_second
+        hardware = self.hardware.calibrated(self.seconds - self.hardware.start, computing)
+        seconds = hardware.start + computing
+        words = tuple(word for word in self.words if word != ESTIMATED)
+        return replace(self, hardware=hardware, seconds=seconds, cost=self.cost * seconds / self.seconds, words=words)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
@@ -141,6 +150,7 @@ def plan_job(
     validation: Path | None,
     nodes: Sequence[Node],
     hardware: Hardware,
+    share: float = 1.0,
 ) -> Plan:
     """The plan of a submitted fine-tune, made smaller where it would not fit.
 
@@ -151,6 +161,7 @@ def plan_job(
         validation: the held-out file.
         nodes: where it could be placed.
         hardware: what every GPU of the nodes is, or their CPUs.
+        share: of a GPU, that the run may take.
 
     Raises:
         SpecError, DataError, TemplateError: settings or data are wrong.
@@ -163,7 +174,7 @@ def plan_job(
     )
     lengths, held_out = lengths_of(spec)
     run = Planned(BaseShape.of(base), RunSettings.of(spec.model_dump()), lengths, hardware, held_out)
-    settings_, words = shrink(run, hardware.usable)
+    settings_, words = shrink(run, int(share * hardware.usable))
     return plan_of(replace(run, settings=settings_), nodes, words)
 
 
@@ -176,5 +187,5 @@ def _remarks(run: Planned, paged: bool, placement: Placement | None, nodes: Sequ
     if nodes and placement is None:
         remarks.append("Nothing suitable is free now, so the run would wait.")
     if not run.hardware.measured:
-        remarks.append("The time is an estimate from the hardware's data sheet, and may be off by half.")
+        remarks.append(ESTIMATED)
     return remarks
