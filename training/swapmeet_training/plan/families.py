@@ -209,7 +209,6 @@ FAMILIES: Mapping[str, Family] = {
         embedding="gpt_neox.embed_in",
         norm="gpt_neox.final_layer_norm",
         norm_bias=True,
-        head="embed_out",
     ),
     "granite": Family(_llama, NONE),
     "llama": Family(_llama, NONE),

@@ -110,4 +110,4 @@ def _way(setting: str, value: int | None) -> str:
 
 
 def _gb(size: float) -> str:
-    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    return f"{size / GB:.3g} GB" if size >= GB / 10 else f"{size / 1e6:.3g} MB"
