@@ -12,6 +12,7 @@ from swapmeet.cli import (
     diagnosis,
     jobs,
     keys,
+    planning,
     server,
     tenants,
     training,
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, adapters, diagnosis, demonstration, usage):
+for commands in (server, training, planning, adapters, diagnosis, demonstration, usage):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")

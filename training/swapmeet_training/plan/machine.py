@@ -1,0 +1,82 @@
+"""The hardware of this machine, asked of the system: without torch, which takes seconds to say it."""
+
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swapmeet_training.errors import DeviceMissing, SpecError
+from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+UNKNOWN = GPUS["A10G"]
+"""What a GPU that is not in the table is taken for; its memory is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A node with nothing running on it; see `swapmeet_training.plan.Node`."""
+
+    id: str
+    cpus: float
+    gpus: tuple[float, ...]
+    memory: int
+
+
+def this_machine() -> Machine:
+    """The one this runs on, all of it free."""
+    return Machine(socket.gethostname(), float(os.cpu_count() or 1), (1.0,) * len(_gpus()), _memory())
+
+
+def own_hardware(gpus: float, cpus: float) -> Hardware:
+    """What a run with these resources computes on, here.
+
+    Raises:
+        DeviceMissing: it asks for a GPU, and there is none.
+    """
+    if not gpus:
+        return cpu(_memory(), cpus)
+    found = _gpus()
+    if not found:
+        raise DeviceMissing("The run asks for a GPU, and there is none here. Name the one to plan for: --gpu H100.")
+    return found[0]
+
+
+def named(name: str) -> Hardware:
+    """A GPU of the table.
+
+    Raises:
+        SpecError: it is not there.
+    """
+    for known, hardware in GPUS.items():
+        if _plain(name) in (_plain(known), _plain(f"NVIDIA {known}")):
+            return hardware
+    raise SpecError(f"gpu is {name!r}, which is not known here; known are {', '.join(GPUS)}.")
+
+
+def _gpus() -> list[Hardware]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - fixed words
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
+    return [_gpu(*(part.strip() for part in line.rsplit(",", 1))) for line in lines if line.count(",")]
+
+
+def _gpu(name: str, mebibytes: str) -> Hardware:
+    like = [hardware for known, hardware in GPUS.items() if _plain(known.split("-")[0]) in _plain(name)]
+    longest = max(like, key=lambda hardware: len(hardware.name), default=UNKNOWN)
+    return replace(longest, name=name, memory=int(mebibytes) << 20)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _memory() -> int:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
+    return min(physical, int(limit)) if limit.isdigit() else physical
