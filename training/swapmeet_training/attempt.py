@@ -93,10 +93,11 @@ class Attempt:
             error: Exception = RunFailed(f"{self._order.adapter}: its worker ended without a word.")
         except Exception as raised:
             error = raised
+        failure = _failure(self._order, error)
         if not self._over:  # the worker did not come to say how it ended, nor to keep its log
-            keep_log(self._order, [*self._log, f"{error}"])
+            keep_log(self._order, [*self._log, str(error), log_line(failure)])
         with self._lock:
-            self._take(_failure(self._order, error))
+            self._take(failure)
         while time.monotonic() - self._polled < IDLE_SECONDS:
             time.sleep(1)
         os._exit(0)  # only the main thread could end the actor in Ray's way, and it is Ray's
