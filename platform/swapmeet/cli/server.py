@@ -20,13 +20,24 @@ def up(
     exact: Annotated[
         bool | None, typer.Option("--exact", help="Answer bit for bit as transformers and PEFT would, and slower.")
     ] = None,
+    webhook_private: Annotated[
+        bool | None, typer.Option("--webhook-private", help="Let webhooks reach private addresses, this machine's too.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Serve the base and every adapter of the registry, until Ctrl-C."""
     from swapmeet import server
 
-    settings = load_settings(base=base, registry=registry, port=port, host=host, exact=exact, home=home)
+    settings = load_settings(
+        base=base,
+        registry=registry,
+        port=port,
+        host=host,
+        exact=exact,
+        webhook_private=webhook_private,
+        home=home,
+    )
 
     def ready(running: server.Running) -> None:
         text = f"Ready.\n  export SWAPMEET_URL={running.url}\n  export SWAPMEET_API_KEY={running.admin_key}"

@@ -17,9 +17,9 @@ from swapmeet.database import Database
 from swapmeet.database.tables import FileRow, JobRow
 from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused
 from swapmeet.files.blobs import FILES, Sums, measure_file, read_blob, write_beside
-from swapmeet.files.quota import require_storage
 from swapmeet.files.rules import FINE_TUNE, file_mistakes, plain_name, refuse
 from swapmeet.ids import made_at, new_id
+from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.stores.protocol import Store
 
 Order = Literal["asc", "desc"]

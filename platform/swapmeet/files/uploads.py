@@ -12,7 +12,6 @@ from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused, TooLarge
 from swapmeet.files.blobs import FILES, PARTS, measure_file, spooled
 from swapmeet.files.files import Files, insert_file
 from swapmeet.files.joining import join, parts_in_order, require_md5, require_room
-from swapmeet.files.quota import require_storage
 from swapmeet.files.rules import (
     LARGEST_PART,
     LARGEST_UPLOAD,
@@ -23,6 +22,7 @@ from swapmeet.files.rules import (
     shortened,
 )
 from swapmeet.ids import made_at, new_id
+from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.errors import Corrupt, StoreError
 
 GRACE = timedelta(minutes=15)

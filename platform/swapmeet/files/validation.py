@@ -9,15 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swapmeet_training import TrainingError, read_examples
+from swapmeet_training import TrainingError
+from swapmeet_training.check import check_file
 
 PROGRAM = "from swapmeet.files.validation import main; main()"
-FORMS = {"Chat": "chat", "Completion": "completion", "Preference": "preference"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,13 @@ class Interrupted(Exception):
 
 
 def validate(path: Path) -> Verdict:
-    """Read every example of a file, in memory bounded by its longest line."""
+    """Look at every example of a file, in memory that hardly grows with their number."""
     try:
-        kinds = Counter(type(example).__name__ for example in read_examples(path))
+        report = check_file(path)
     except TrainingError as error:
         return Verdict(False, str(error).replace(path.name, "The file", 1))
-    (kind,) = kinds
-    return Verdict(True, report={"form": FORMS[kind], "examples": kinds[kind]})
+    details = report.problem and report.problem.replace(path.name, "The file", 1)
+    return Verdict(report.ok, details, {**report.as_dict(), "name": None})
 
 
 def validate_apart(path: Path, started: "list[subprocess.Popen[bytes]]", seconds: float) -> Verdict:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from swapmeet.fine_tuning.fields import AUTO, BatchSize, Beta, Epochs, Multiplier, Strict, Text, WithoutNulls, unfitting
 from swapmeet.fine_tuning.mistakes import refusal
 from swapmeet.fine_tuning.options import LoraOptions
+from swapmeet.integrations.request import MOST, Integration
 
 MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
-MOST_INTEGRATIONS = 8
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 FileId = Annotated[Text, Field(min_length=1, max_length=64)]
 
@@ -59,22 +59,6 @@ class Method(Strict):
         return settings
 
 
-class Wandb(Strict):
-    """Where in Weights & Biases a run is told of."""
-
-    project: Name
-    entity: Name | None = None
-    name: Name | None = None
-    tags: Annotated[list[Name], Field(max_length=32)] = Field(default_factory=list)
-
-
-class Integration(Strict):
-    """Somewhere else that a run's metrics go to."""
-
-    type: Literal["wandb"]
-    wandb: Annotated[Wandb, WithoutNulls]
-
-
 class JobRequest(Strict):
     """Body of `POST /v1/fine_tuning/jobs`. `hyperparameters` is OpenAI's older place for those of `method`."""
 
@@ -84,9 +68,7 @@ class JobRequest(Strict):
     suffix: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     metadata: dict[Text, Annotated[Text, Field(max_length=LONGEST_VALUE)]] = Field(default_factory=dict)
-    integrations: Annotated[list[Annotated[Integration, WithoutNulls]], Field(max_length=MOST_INTEGRATIONS)] = Field(
-        default_factory=list
-    )
+    integrations: Annotated[list[Integration], Field(max_length=MOST)] = Field(default_factory=list)
     method: Annotated[Method, WithoutNulls] | None = None
     hyperparameters: Annotated[Hyperparameters, WithoutNulls] | None = None
     lora: Annotated[LoraOptions, WithoutNulls] = LoraOptions()

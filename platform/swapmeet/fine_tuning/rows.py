@@ -15,6 +15,8 @@ from swapmeet.fine_tuning.models import Models, adapter_name, inherit
 from swapmeet.fine_tuning.request import JobRequest
 from swapmeet.fine_tuning.settling import require_usable, settle
 from swapmeet.ids import made_at, new_id
+from swapmeet.integrations import check_integrations
+from swapmeet.settings import Settings
 from swapmeet_registry import canonical
 
 
@@ -24,11 +26,14 @@ class JobRequests:
     Args:
         files: what tenants uploaded.
         models: what can be trained.
+        settings: the server's, which say what integrations it can serve.
         clock: gives the present moment, in UTC.
     """
 
-    def __init__(self, files: Files, models: Models, clock: Callable[[], datetime] = present) -> None:
-        self.files, self.models, self.clock = files, models, clock
+    def __init__(
+        self, files: Files, models: Models, settings: Settings, clock: Callable[[], datetime] = present
+    ) -> None:
+        self.files, self.models, self.settings, self.clock = files, models, settings, clock
 
     def row(
         self,
@@ -67,6 +72,8 @@ class JobRequests:
             name = adapter_name(tenant, origin.base, job_id, request.suffix, request.lora.name)
         except RequestRefused as error:
             mistakes.append(error)
+        unserved = check_integrations(request.integrations, self.settings)
+        mistakes += [RequestRefused(mistake, "integrations") for mistake in unserved]
         _raise(mistakes)
         row = JobRow(
             id=job_id,

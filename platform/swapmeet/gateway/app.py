@@ -1,11 +1,12 @@
 """The gateway's FastAPI app: routes, authorisation and errors; everything else is behind `Services`."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Response
+from fastapi.concurrency import contextmanager_in_threadpool
 
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
@@ -29,6 +30,7 @@ def create_app(
     *,
     metrics_public: bool = False,
     proxied: bool = False,
+    background: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> FastAPI:
     """An app over the given services.
 
@@ -38,12 +40,13 @@ def create_app(
         tuning: what files, uploads and jobs stand on; without it those are not served.
         metrics_public: whether `/metrics` needs no key.
         proxied: whether Ray Serve's proxy stands before it.
+        background: what goes on beside the requests, from before the first to after the last.
     """
     http = http or HttpMeter()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with backend.tenancy.keeping_books():
+        async with backend.tenancy.keeping_books(), contextmanager_in_threadpool(background()):
             yield
 
     app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None, lifespan=lifespan)

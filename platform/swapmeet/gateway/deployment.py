@@ -17,15 +17,22 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from swapmeet.background import at_work
 from swapmeet.database import Database
+from swapmeet.gateway import models, webhooks
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.request_trace import log_to
 from swapmeet.gateway.services import Services
+from swapmeet.gateway.tuning import build_tuning
+from swapmeet.jobs import Jobs
+from swapmeet.permissions import Permissions
 from swapmeet.preparation import prepare
+from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings, load_settings
 from swapmeet.tenancy import Tenancy
+from swapmeet.webhooks import Sender, Webhooks, announce
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
@@ -285,9 +292,22 @@ def application(args: dict[str, Any]) -> Application:
 def _app(
     settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter, *, proxied: bool = False
 ) -> FastAPI:
-    registry, tenancy = Registry(settings.registry_url), Tenancy(Database(settings.database_url))
+    registry, database = Registry(settings.registry_url), Database(settings.database_url)
+    tenancy = Tenancy(database)
     services = Services(registry, tenancy, base.fingerprint, replicas, Admission(settings.caller_requests))
-    return create_app(services, meter, metrics_public=settings.metrics_public, proxied=proxied)
+    tuning = build_tuning(settings, database, registry, Jobs(database, announce))
+    app = create_app(
+        services,
+        meter,
+        tuning,
+        metrics_public=settings.metrics_public,
+        proxied=proxied,
+        background=lambda: at_work(settings, database, tuning),
+    )
+    models.install(app, Permissions(database))
+    sender = Sender(private=settings.webhook_private)
+    webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
+    return app
 
 
 def _measured(name: str, meter: HttpMeter) -> Snapshot:

@@ -79,7 +79,9 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
     files = Files(database, open_store(settings.storage_url))
     hosted = set() if "/" in settings.base else {settings.base}  # a folder has its name among the records
     models = Models(registry, lambda: hosted | {record.name for record in library.records()})
-    return Tuning(files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models), spool)
+    return Tuning(
+        files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models, settings), spool
+    )
 
 
 @contextmanager
