@@ -50,6 +50,11 @@ BAD: list[tuple[bytes | dict[str, Any], str]] = [
     (b"[" * 100_000, "line 2: is not one whole JSON object"),
     (b"\xef\xbb\xbf" + GOOD, "line 2: begins with a byte-order mark. Save the file as UTF-8 without BOM"),
     (b'{"prompt": "\xff"}', "line 2: is not UTF-8"),
+    (
+        b'{"messages": [{"role": "user", "content": "x", "content": "y"}]}',
+        "line 2: is not one whole JSON object .content stands twice in one object",
+    ),
+    (b'{"prompt": NaN}', "line 2: is not one whole JSON object .NaN is no JSON"),
     (b"3", "line 2: is not an object"),
     ({"text": "x"}, "line 2: has neither 'messages' nor 'prompt' and 'completion'"),
     ({"prompt": "x", "completion": "y"}, "line 2: has 'prompt' and 'completion' where line 1 has 'messages'"),

@@ -57,17 +57,18 @@ def check_file(
         raise ValueError("max_length and template need a base, whose tokenizer counts and renders.")
     size = sum(file.stat().st_size if file.is_file() else 0 for file in files_of(path))
     survey = Survey(_masker(base, template) if base else None, max_length)
-    rows = 0
+    rows, whole = 0, True
     for rows, row in enumerate(examine(path), 1):
         survey.mistakes.add(*row.mistakes)
         survey.warnings.add(*row.warnings)
+        whole = all(finding.line for finding in row.mistakes)
         if row.example:
             survey.add(row.example)
         if rows % TOLD_EVERY == 0:
             progress(rows)
     if not rows:
         survey.mistakes.add(EMPTY)
-    elif rows < least:
+    elif whole and rows < least:
         message = f"Training file has {rows} example(s), but must have at least {least} examples"
         survey.mistakes.add(Finding(None, "", "invalid_n_examples", message, "Add some."))
     survey.tell_repeated(unit_of(path))
