@@ -146,16 +146,6 @@ def test_ends_are_those_of_tokenizer_and_generation_settings(tiny_llama: Path, t
     assert Masker.of(base, tokenizer, 512)._ends == {0, 2}
 
 
-def test_padding_and_scored_positions() -> None:
-    pytest.importorskip("torch")
-    from swapmeet_training.trainer import collate
-
-    batch = collate([Sequence(1, (5, 6), (-100, 6)), Sequence(2, (7, 8, 9), (-100, -100, 9))], 1)
-    assert batch["input_ids"].tolist() == [[5, 6, 1], [7, 8, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 6, -100], [-100, -100, 9]]
-
-
 @pytest.mark.slow
 def test_the_real_template_is_served_and_trained_alike(smollm2: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
