@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,45 @@ def pairs(monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Any]) -> Non
 
     monkeypatch.setattr("swapmeet_training.qlora.load_dataset", load)
     monkeypatch.setattr(Dataset, "longest", 32)
+
+
+@pytest.fixture
+def ending() -> Callable[[Any], dict[str, Any]]:
+    """`ending(result)`: all that a run leaves, but for times."""
+
+    def of(result: Any) -> dict[str, Any]:
+        folder = result.adapter.parent
+        return {
+            "weights": (result.adapter / "adapter_model.safetensors").read_bytes(),
+            "metrics": {name: value for name, value in result.metrics.items() if name != "tokens_per_second"},
+            "tokens": result.trained_tokens,
+            "steps": result.steps,
+            "rows": (folder / "metrics.csv").read_text(),
+            "losses": (folder / "losses.jsonl").read_text(),
+            "worst": result.worst,
+            "notes": result.notes,
+        }
+
+    return of
+
+
+@pytest.fixture
+def memory_for() -> Callable[..., AbstractContextManager[None]]:
+    """`with memory_for(rows)`: larger micro-batches meet the allocator's error, by torch's hook on all modules."""
+    import torch
+
+    @contextmanager
+    def limited(rows: int, cuda: bool = True) -> Iterator[None]:
+        def hook(module: Any, inputs: Any) -> None:
+            if type(module) is torch.nn.Embedding and len(inputs[0]) > rows:
+                if cuda:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return limited

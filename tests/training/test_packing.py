@@ -167,7 +167,6 @@ def require_equal_gradients(model: Any, attention: str, tolerance: float) -> Non
 
 def test_what_leaks_is_noticed(tiny_llama: Path) -> None:
     """The control: with one mask for the whole row, gradients differ, and the check before a run refuses."""
-    from swapmeet_training import batches
     from swapmeet_training.model import require_apart
 
     model = plain_model(tiny_llama)
@@ -184,7 +183,6 @@ def test_what_leaks_is_noticed(tiny_llama: Path) -> None:
     model.base_model.model.forward = lambda input_ids: forward(input_ids=input_ids)
     with pytest.raises(SpecError, match="takes position_ids"):
         require_apart(model.base_model.model)
-    assert batches.collate([(sequences[0],)], 0).inputs.keys() == {"input_ids", "attention_mask"}
 
 
 def test_nothing_predicts_the_first_token_of_an_example() -> None:
@@ -196,3 +194,12 @@ def test_nothing_predicts_the_first_token_of_an_example() -> None:
     assert batch.targets.tolist() == [[6, IGNORED, 8, 9], [8, 9, IGNORED, IGNORED]]
     assert batch.owners.tolist() == [[0, 1, 1, 1], [2, 2, 0, 0]]
     assert batch.examples == 3
+
+
+def test_single_examples_are_padded_and_masked() -> None:
+    from swapmeet_training.batches import collate
+
+    batch = collate([(Sequence(1, (5, 6), (-100, 6)),), (Sequence(2, (7, 8, 9), (-100, -100, 9)),)], 1)
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 1], [7, 8, 9]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch.targets.tolist() == [[6, -100], [-100, 9]]

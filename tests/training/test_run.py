@@ -12,6 +12,7 @@ from swapmeet_registry.errors import BaseInvalid
 from swapmeet_registry.provenance import Provenance
 from swapmeet_training import (
     CheckpointError,
+    DataError,
     DeviceMissing,
     Diverged,
     FineTune,
@@ -104,6 +105,12 @@ def test_evaluation_leaves_training_untouched(make_spec: MakeSpec, tmp_path: Pat
     often = run(make_spec(eval_every=1), tmp_path / "often")
     never = run(make_spec(validation=None), tmp_path / "never")
     assert weights(often.adapter) == weights(never.adapter)
+
+
+def test_data_of_another_method(make_spec: MakeSpec, tmp_path: Path) -> None:
+    wanted = r"train\.jsonl does not hold pairs of a chosen and a rejected answer, which method dpo needs\."
+    with pytest.raises(DataError, match=wanted):
+        run(make_spec(method="dpo"), tmp_path / "run")
 
 
 def test_missing_base(make_spec: MakeSpec, tmp_path: Path) -> None:

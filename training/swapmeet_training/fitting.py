@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from swapmeet_training.checkpoint import Standing
-from swapmeet_training.errors import OutOfMemory
+from swapmeet_training.errors import CheckpointError, OutOfMemory
 from swapmeet_training.foreign import no_memory
 
 Done = TypeVar("Done")
@@ -15,16 +15,25 @@ Random = dict[str, torch.Tensor]
 
 
 def random_state(device: torch.device) -> Random:
-    """The state of the random numbers that dropout takes on a device."""
-    return {"state": torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()}
+    """The state of the random numbers that dropout takes on a device, by the device's kind."""
+    return {device.type: torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()}
 
 
 def set_random_state(device: torch.device, state: Random) -> None:
-    """Go on with the random numbers from this state."""
+    """Go on with the random numbers from this state.
+
+    Raises:
+        CheckpointError: it is of another kind of device.
+    """
+    if device.type not in state:
+        raise CheckpointError(
+            f"The checkpoint was not made on a {device.type} device, whose random numbers are others. Resume it on "
+            f"{' or '.join(state) or 'what it was made on'}, or start afresh."
+        )
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state["state"], device)
+        torch.cuda.set_rng_state(state["cuda"], device)
     else:
-        torch.set_rng_state(state["state"])
+        torch.set_rng_state(state["cpu"])
 
 
 class Fitting:

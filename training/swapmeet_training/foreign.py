@@ -15,7 +15,7 @@ KNOWN_WARNINGS = (
     "`is_gradient_checkpointing` is deprecated",  # PEFT 0.21 asks transformers 5 by the old name
 )
 NO_SPACE = ("No space left on device", "PytorchStreamWriter failed", "enforce fail at inline_container")
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
