@@ -3,13 +3,13 @@
 import heapq
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from swapmeet_training.dataset import load_dataset
+from swapmeet_training.dataset import data_files, load_dataset
 from swapmeet_training.errors import DataError
 from swapmeet_training.masking import IGNORED
 from swapmeet_training.plan.batches import Row, Unit
@@ -20,6 +20,9 @@ FEW = 2000
 
 SAMPLE, LONGEST = 1000, 32
 """Of more than `FEW`, how many drawn at random are tokenized, and how many of the longest lines."""
+
+LINES = (".jsonl", ".json", ".txt", "")
+"""Endings of files with an example a line; of others, all examples are tokenized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +66,35 @@ def lengths_of(spec: FineTune) -> tuple[Lengths, Lengths | None]:
         DataError, TemplateError: as `load_dataset`, of all examples that are looked at.
         BaseInvalid: the base has no tokenizer that loads.
     """
-    held_out = spec.validation
-    training = _lengths(spec.model_copy(update={"validation": None}))
-    if held_out is None:
-        return training, None
-    return training, _lengths(spec.model_copy(update={"data": held_out, "validation": None}))
+    lines = [_line_sizes(path) for path in data_files(spec)]
+    if max(map(len, lines)) <= FEW:
+        dataset = load_dataset(spec)
+        held_out = Lengths.exact(_units(dataset.held_out)) if spec.validation else None
+        return Lengths.exact(_units(dataset.training)), held_out
+    alone = [spec.model_copy(update={"data": path, "validation": None}) for path in data_files(spec)]
+    found = [_lengths(one, sizes) for one, sizes in zip(alone, lines, strict=True)]
+    return found[0], found[1] if spec.validation else None
 
 
-def _lengths(spec: FineTune) -> Lengths:
-    lines = _line_sizes(spec.data) if spec.data.is_file() and spec.data.suffix in (".jsonl", ".json", "") else []
+def _lengths(spec: FineTune, lines: list[tuple[int, int]]) -> Lengths:
+    """Of one file, whose lines' numbers and bytes are known."""
     if len(lines) <= FEW:
-        return Lengths.exact(_units(spec))
+        return Lengths.exact(_units(load_dataset(spec).training))
     longest = {number for _, number in heapq.nlargest(LONGEST, ((size, number) for number, size in lines))}
     rest = [line for line in lines if line[0] not in longest]
     drawn = dict(random.Random(spec.seed).sample(rest, SAMPLE))  # noqa: S311 - nothing secret
-    units = _some(spec, longest | drawn.keys())
-    certain = sum(size(units[number]) for number in longest)
-    pairs = [(bytes_, size(units[number])) for number, bytes_ in drawn.items()]
+    of_line = _some(spec, longest | drawn.keys())
+    pairs = [(bytes_, sum(map(size, of_line[number]))) for number, bytes_ in drawn.items()]
     tokens, error = _estimated(pairs, sum(bytes_ for _, bytes_ in rest), len(rest))
-    total = certain + tokens
+    units = tuple(unit for number in drawn for unit in of_line[number])
+    greatest = sorted((unit for number in longest for unit in of_line[number]), key=size, reverse=True)
+    total = sum(map(size, greatest)) + tokens
     return Lengths(
-        units=tuple(units[number] for number in drawn),
-        examples=len(lines),
+        units=units,
+        examples=round(len(rest) * len(units) / len(drawn)) + len(greatest),
         tokens=round(total),
         error=error / total,
-        longest=tuple(sorted((units[number] for number in longest), key=size, reverse=True)),
+        longest=tuple(greatest),
     )
 
 
@@ -100,7 +107,9 @@ def _estimated(pairs: list[tuple[int, int]], size: int, count: int) -> tuple[flo
 
 
 def _line_sizes(path: Path) -> list[tuple[int, int]]:
-    """Number (from 1) and bytes of every line that is not blank."""
+    """Number (from 1) and bytes of every line that is not blank; none of what is not made of lines."""
+    if not path.is_file() or path.suffix not in LINES:
+        return []
     return [(number, len(line)) for number, line in _lines(path) if line.strip()]
 
 
@@ -112,18 +121,21 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path} can not be read ({error.strerror}). Name a JSONL file.") from error
 
 
-def _some(spec: FineTune, wanted: set[int]) -> dict[int, Unit]:
+def _some(spec: FineTune, wanted: set[int]) -> dict[int, list[Unit]]:
     """The units of some lines, by number: a copy of the file without the other lines' text keeps the numbers."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / spec.data.name
         with copy.open("wb") as stream:
             stream.writelines(line if number in wanted else b"\n" for number, line in _lines(spec.data))
         found = load_dataset(spec.model_copy(update={"data": copy})).training
-    return {item.line: _unit(item) for item in found}
+    of_line: dict[int, list[Unit]] = {}
+    for item in found:
+        of_line.setdefault(item.line, []).append(_unit(item))
+    return of_line
 
 
-def _units(spec: FineTune) -> tuple[Unit, ...]:
-    return tuple(_unit(item) for item in load_dataset(spec).training)
+def _units(items: Iterable[Any]) -> tuple[Unit, ...]:
+    return tuple(map(_unit, items))
 
 
 def _unit(item: Any) -> Unit:
