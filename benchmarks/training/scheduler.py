@@ -5,7 +5,7 @@
 Simulated is all but the decisions. Tenants are of very different size (Zipf), submit in bursts (sweeps), more by day
 than by night; lengths are log-normal with a heavy tail, and estimates of them are wrong by a third; two jobs in five
 take a part of a GPU and one in ten several. FIFO starts the oldest job as soon as it fits somewhere, and no other
-before. Both decide every ten simulated seconds in which something changed.
+before. Both decide every thirty simulated seconds in which something changed.
 
 decisions/s     calls of the policy a second of this process's time, and the jobs that they started
 Jain            Jain's index over tenants of what each held, on average over the time in which it wanted anything, as a
@@ -30,7 +30,7 @@ from swapmeet.queue.room import Capacity, Free, Room
 from swapmeet.queue.turns import HALF_LIFE
 
 DAY = 86_400.0
-TICK = 10.0
+TICK = 30.0
 PARKED_IN = 20.0
 """Seconds until a job that was told to park is gone."""
 LOST = 60.0
