@@ -659,6 +659,24 @@ def test_why_a_job_waits_is_noted(world: World) -> None:
     assert world.cluster.started == []
 
 
+def test_a_leader_that_was_frozen_ends_nothing_of_its_successors(local_world: World) -> None:
+    """It stood still between two steps of a round, while the next leader gave the attempt up and started another."""
+    job, old = local_world.job(), local_world.leader()
+    local_world.running(old, job)
+    cluster, stale = local_world.cluster, [local_world.row(job)]
+    cluster.running.clear()
+    cluster.known = set()
+    local_world.rounds(local_world.leader(), lambda: len(cluster.started) == 2)
+    second = cluster.running[job]
+    with pytest.raises(LeaseLost):
+        old._recover(set(), stale)
+    old._listener.listen(stale)
+    with pytest.raises(LeaseLost):
+        old.run_once()
+    assert cluster.running[job] is second
+    assert (local_world.row(job).state, local_world.row(job).attempt) == ("running", 2)
+
+
 def test_attempts_that_no_job_wants_are_ended(local_world: World) -> None:
     job, leader = local_world.job(), local_world.leader()
     order = local_world.running(leader, job).order

@@ -25,7 +25,7 @@ from swapmeet_training.worker import SCRATCH, keep_log, log_line, own_fault, wor
 IDLE_SECONDS = 300.0
 """How long an attempt that is over waits for somebody to ask how it ended; what it made is in the storage."""
 SEND_SECONDS = 0.2
-MOST_AT_ONCE = 2000
+MOST_AT_ONCE = 500
 """So many tellings at most are in one answer."""
 RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, paid at every start and end

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from swapmeet.database.tables import JobRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import DatabaseFailed, LeaseLost
-from swapmeet.jobs.ending import Announce
+from swapmeet.jobs.ending import Announce, spent
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.publishing import Publisher
 from swapmeet.jobs.states import State
@@ -70,8 +70,9 @@ class Listener:
         return time.monotonic() - self._answered.get((row.id, row.attempt), time.monotonic()) > SILENCE
 
     def _hear(self, row: JobRow, answer: Answer) -> None:
-        if answer.attempt != row.attempt:  # one that an earlier leader gave up, and did not come to end
+        if answer.attempt < row.attempt:  # one that was given up, and not ended; of a later one, the row is out of date
             self._cluster.end(row.id)
+        if answer.attempt != row.attempt:
             return
         new = [each for each in answer.told if each[0] > row.heard]
         for publish, group in groupby(new, lambda each: isinstance(each[1], Saved | Finished)):
@@ -120,6 +121,7 @@ class Listener:
                     found.heard = number
             if counts(found, row.attempt):
                 found.heard_at = now()
+                found.gpu_seconds = float(spent(session, found, found.heard_at)["gpu_seconds"])
             return found.state if found.attempt == row.attempt else State.QUEUED
 
         state = self._lead(work)

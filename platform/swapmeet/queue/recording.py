@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import CheckpointRow, JobRow
 from swapmeet.database.tables.base import now
-from swapmeet.jobs.ending import Announce, fail, move, spent
+from swapmeet.jobs.ending import Announce, fail, move
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
@@ -100,7 +100,6 @@ def _stepped(session: Session, row: JobRow, progress: Progress) -> None:
     row.step, row.total_steps = max(row.step, progress.step), progress.total_steps
     row.trained_tokens = max(row.trained_tokens, progress.trained_tokens)
     row.estimated_finish = now() + timedelta(seconds=min(max(progress.seconds_left, 0.0), 1e8))
-    row.gpu_seconds = float(spent(session, row, now())["gpu_seconds"])
     measured = {"loss": progress.loss, **progress.metrics, **progress.evaluation}
     data = {"step": progress.step, "total_steps": progress.total_steps, **_renamed(measured)}
     told = f"Step {progress.step}/{progress.total_steps}: training loss={progress.loss:.4f}"

@@ -82,7 +82,8 @@ class Scheduler:
             LeaseLost: another leads; nothing was written since.
             DatabaseFailed: the database is away; the next round goes on.
         """
-        running = self._recover(self._leading.rows(State.RUNNING))
+        attempts = self._cluster.attempts()  # before the rows: each of these was in a row before it was started
+        running = self._recover(attempts, self._leading.rows(State.RUNNING))
         self._listener.listen(running)
         self._obey(self._leading.rows(State.RUNNING))
         if not self._leaving:
@@ -123,9 +124,8 @@ class Scheduler:
         except Exception:
             log.exception("a round of the queue failed; the next one goes on")
 
-    def _recover(self, rows: Sequence[JobRow]) -> list[JobRow]:
+    def _recover(self, attempts: set[str], rows: Sequence[JobRow]) -> list[JobRow]:
         """End attempts that no job wants, give up those that are gone; gives the jobs whose attempts are there."""
-        attempts = self._cluster.attempts()
         for job in attempts - {row.id for row in rows}:
             self._cluster.end(job)
         alive = {machine.id for machine in self._cluster.machines()}
@@ -134,7 +134,6 @@ class Scheduler:
             if row.id in attempts and row.node in alive:
                 there.append(row)
             elif reason := self._why_lost(row, alive):
-                self._cluster.end(row.id)
                 self._lose(row, *reason)
         return there
 
@@ -155,10 +154,8 @@ class Scheduler:
             if row.wanted == Wanted.PAUSE:
                 self._cluster.park(row.id)
             if self._listener.silent(row):
-                self._cluster.end(row.id)
                 self._lose(row, "its process does not answer any more.", True)
             elif row.heard == 0 and row.attempt_at and (now() - row.attempt_at).total_seconds() > START_LIMIT:
-                self._cluster.end(row.id)
                 self._lose(row, "its worker found no room on its machine.", False)
 
     def _validate(self, rows: Sequence[JobRow]) -> None:
@@ -236,8 +233,11 @@ class Scheduler:
             self._leading.write(write)
 
     def _lose(self, row: JobRow, reason: str, blamed: bool) -> None:
+        """Give an attempt up, and only then, as somebody who still leads, end what there is of it."""
+
         def give_up(session: Session, found: JobRow) -> None:
             if found.attempt == row.attempt:
                 lose(session, found, "worker_lost", reason.capitalize(), self._announce, blamed=blamed)
 
         self._leading.change(row, State.RUNNING, give_up)
+        self._cluster.end(row.id)
