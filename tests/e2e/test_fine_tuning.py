@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+CANCELLED: Any = "fine_tuning.job.cancelled"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -71,7 +72,7 @@ def test_the_whole_story(
 ) -> None:
     with receiver() as (url, told), serving(tmp_path / "home", tiny_llama, "--webhook-private") as server:
         client = server.openai()
-        hook = client.post("/webhooks", body={"url": url}, cast_to=object)
+        hook = client.webhooks.create(name="ends", url=url, event_types=["fine_tuning.job.succeeded", CANCELLED])
         data = client.files.create(file=("fox.jsonl", examples(24).encode()), purpose="fine-tune")
         held_out = client.files.create(file=("held-out.jsonl", examples(10).encode()), purpose="fine-tune")
         assert client.files.wait_for_processing(data.id, poll_interval=0.2).status == "processed"
@@ -123,9 +124,9 @@ def test_the_whole_story(
         wait_until(lambda: len(told) >= 2)
         heard = {}
         for headers, body in told:
-            event = client.webhooks.unwrap(body.decode(), headers, secret=hook["secret"])  # type: ignore[index]
+            event = client.webhooks.unwrap(body.decode(), headers, secret=hook.signing_secret)
             heard[event.data.id] = event.type
-        assert heard == {job.id: "fine_tuning.job.succeeded", other.id: "fine_tuning.job.cancelled"}
+        assert heard == {job.id: "fine_tuning.job.succeeded", other.id: CANCELLED}
 
         shown = swapmeet("jobs", "list", "--json", SWAPMEET_URL=server.url, SWAPMEET_API_KEY=server.key)
         assert {line["id"] for line in json.loads(shown.stdout)} == {job.id, other.id}
