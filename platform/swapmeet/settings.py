@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     says how models with chat templates for tools write calls, where the template's text does not tell.
     `storage` keeps uploaded files and runs' checkpoints, like `registry` in a folder or in S3.
     `secret_key` is what secrets in the database are encrypted with; without it, that of `HOME/secret.key` is.
+    `gpu_price` is that of a GPU for an hour, for plans.
     `webhook_private` lets webhooks reach private addresses, this machine's own among them. `mlflow` is the URL of the
     MLflow server that runs may report to, and `tensorboard` the folder where they may.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr = SecretStr("")
     webhook_private: bool = False
     mlflow: str = ""
+    gpu_price: float = Field(0, ge=0)
     tensorboard: str = ""
     ray_address: str = ""
     url: str = ""

@@ -77,6 +77,9 @@ def test_the_whole_story(
         held_out = client.files.create(file=("held-out.jsonl", examples(10).encode()), purpose="fine-tune")
         assert client.files.wait_for_processing(data.id, poll_interval=0.2).status == "processed"
 
+        wanted = {"model": "tiny-llama", "training_file": data.id, "lora": {"rank": 4, "max_length": 128}}
+        plan: Any = client.post("/fine_tuning/plan", body=wanted, cast_to=object)
+        assert (plan["fits"], plan["examples"], plan["memory"]["parts"]["adapter"] > 0) == (True, 24, True)
         job = client.fine_tuning.jobs.create(
             model="tiny-llama",
             training_file=data.id,

@@ -59,8 +59,8 @@ def create_app(
     app.include_router(administration.router)
     if tuning is not None:
         app.state.tuning = tuning
-        for each in (files, uploads, fine_tuning):
-            app.include_router(each.router)
+        for each in (files.router, uploads.router, fine_tuning.router, fine_tuning.planning):
+            app.include_router(each)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(may("metrics"))])
 
     @app.get("/healthz")

@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -10,15 +11,18 @@ from swapmeet.database.tables import JobRow
 from swapmeet.errors import RequestRefused
 from swapmeet.files.rules import shortened
 from swapmeet.fine_tuning import JobRequest, parse_request
+from swapmeet.fine_tuning.planning import plan_request
 from swapmeet.fine_tuning.request import LONGEST_KEY, LONGEST_VALUE, MOST_METADATA
 from swapmeet.fine_tuning.wire import checkpoint_object, event_object, job_object
 from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
+from swapmeet.tenancy import visible
 from swapmeet_registry import canonical
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+planning = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 MOST = 1000
 METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Limit = Annotated[int, Query(ge=1, le=MOST)]
@@ -39,10 +43,14 @@ async def create(
 
 
 def _submit(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None) -> JobRow:
-    def visible(model: str) -> bool:
-        return caller.operator or model.partition("/")[0] == caller.tenant
+    return backend.jobs.create(_row(backend, wanted, caller, idempotency_key))
 
-    return backend.jobs.create(backend.requests.row(wanted, caller.tenant, caller.key, visible, idempotency_key))
+
+def _row(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None = None) -> JobRow:
+    def seen(model: str) -> bool:
+        return visible(caller, model)
+
+    return backend.requests.row(wanted, caller.tenant, caller.key, seen, idempotency_key)
 
 
 @router.get("")
@@ -95,6 +103,19 @@ async def checkpoints(
     """A job's checkpoints, newest first: models, also while the job still runs."""
     rows, more = await run_in_threadpool(backend.jobs.checkpoints, caller.tenant, _id(job_id), after, limit)
     return page([checkpoint_object(row) for row in rows], more)
+
+
+@planning.post("/plan", openapi_extra=json_body(JobRequest))
+async def plan(request: Request, caller: Trainer, backend: Backend) -> dict[str, Any]:
+    """What a job would need, from the same body that would submit it; nothing is recorded, and nothing runs."""
+    wanted = parse_request(_object(await request.body()))
+    return await to_thread.run_sync(_plan, backend, wanted, caller, limiter=backend.plans)
+
+
+def _plan(backend: Tuning, wanted: JobRequest, caller: Caller) -> dict[str, Any]:
+    row = _row(backend, wanted, caller)
+    made = plan_request(row, backend.files, backend.requests.settings)
+    return {"object": "fine_tuning.plan", "model": row.model, "adapter": row.adapter, **made}
 
 
 def _object(body: bytes) -> dict[str, Any]:

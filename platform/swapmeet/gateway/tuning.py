@@ -25,6 +25,9 @@ FILE_THREADS = 4
 JOINING_THREADS = 2
 """So many uploads, of up to 8 GB each, are completed at once; other files need not wait for them."""
 
+PLANS = 2
+"""So many plans are made at once, each in a process."""
+
 
 class Jobs(Protocol):
     """The queue's book of jobs. Another tenant's are as if they did not exist, and each call may be repeated."""
@@ -69,6 +72,7 @@ class Tuning:
     requests: JobRequests
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
+    plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
     joining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOINING_THREADS))
 
 
