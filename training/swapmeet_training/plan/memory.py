@@ -49,7 +49,7 @@ class Memory:
         return self.peak - self.pageable
 
 
-def memory(
+def peak_memory(
     shape: BaseShape, settings: RunSettings, batch: Batch, kind: Kind, overhead: int, held_out: Batch | None = None
 ) -> Memory:
     """The peak of a run whose largest micro-batch is `batch`, and whose largest of an evaluation is `held_out`."""
