@@ -12,7 +12,7 @@ from swapmeet_training.plan.batches import Batch, Row, Unit
 from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
 from swapmeet_training.plan.lengths import Lengths, lengths_of
 from swapmeet_training.plan.machine import Machine, named, own_hardware, this_machine
-from swapmeet_training.plan.memory import Memory, memory
+from swapmeet_training.plan.memory import Memory, peak_memory
 from swapmeet_training.plan.placement import Node, Placement
 from swapmeet_training.plan.planned import Planned
 from swapmeet_training.plan.planning import Plan, make_plan, plan_job, plan_of
@@ -39,9 +39,9 @@ __all__ = [
     "cpu",
     "lengths_of",
     "make_plan",
-    "memory",
     "named",
     "own_hardware",
+    "peak_memory",
     "plan_job",
     "plan_of",
     "shrink",

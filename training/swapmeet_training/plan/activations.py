@@ -155,8 +155,8 @@ class Activations:
     def passing(self) -> int:
         """The widest moment of a pass without gradients: a layer's attention, or its module into or out of the MLP."""
         rows, length, hidden, inner = self.batch.rows, self.batch.length, self.shape.hidden, self.shape.inner
-        mask = {"eager": 2, "masked": 1 + 2, "causal": 0}[self.attention] * rows * length * length
-        scores = 10 * self.shape.heads * length if self.attention == "eager" else 0
+        mask = {"eager": 2, "masked": 1, "causal": 0}[self.attention] * rows * length * length
+        scores = {"eager": 10 * self.shape.heads, "masked": 2, "causal": 0}[self.attention] * length
         attention = 10 * self.shape.queries + 4 * hidden + scores
         widest = max(12 * inner + 10 * hidden, 6 * inner + 14 * hidden, attention)
         return mask + self.batch.padded * (3 * 8 + widest)

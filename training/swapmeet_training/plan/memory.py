@@ -49,7 +49,7 @@ class Memory:
         return self.peak - self.pageable
 
 
-def memory(
+def peak_memory(
     shape: BaseShape, settings: RunSettings, batch: Batch, kind: Kind, overhead: int, held_out: Batch | None = None
 ) -> Memory:
     """The peak of a run whose largest micro-batch is `batch`, and whose largest of an evaluation is `held_out`."""
@@ -93,8 +93,9 @@ def _moments(
     yield "backward of the last layer", always | {
         "gradients": kept, "activations": forward + recomputed, "workspace": workspace,
     }  # fmt: skip
+    others = weights - weights // len(shape.layers)  # the layer's own gradients come when it is nearly done
     yield "backward of the first layer", always | {
-        "gradients": weights, "activations": needs.inputs + needs.between + layer, "workspace": workspace,
+        "gradients": kept or others, "activations": needs.inputs + needs.between + layer, "workspace": workspace,
     }  # fmt: skip
     yield "optimizer step", always | {"gradients": weights, "workspace": _step_bytes(adapter, settings, kind)}
     if kind == "cpu":  # elsewhere these copies are in the host's memory

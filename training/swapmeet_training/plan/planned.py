@@ -10,7 +10,7 @@ from swapmeet_training.plan.batches import Batch, Unit, micro_batches, packed_ro
 from swapmeet_training.plan.duration import Work, evaluation_work, training_work
 from swapmeet_training.plan.hardware import Hardware
 from swapmeet_training.plan.lengths import Lengths, size
-from swapmeet_training.plan.memory import Memory, memory
+from swapmeet_training.plan.memory import Memory, peak_memory
 from swapmeet_training.plan.settings import RunSettings
 from swapmeet_training.plan.shape import BaseShape
 
@@ -78,7 +78,7 @@ class Planned:
     @cached_property
     def memory(self) -> Memory:
         """The peak, by part."""
-        return memory(
+        return peak_memory(
             self.shape,
             self.settings,
             Batch.bound(self.batches),
@@ -105,7 +105,7 @@ class Planned:
         trained = _sum(training_work(self.shape, self.settings, batch) for batch in self.batches)
         work = trained.times(self.tokens / seen)
         if self.held_out is not None:
-            passes = self.steps // (self.settings.eval_every or self.steps_per_epoch) or 1
+            passes = ceil(self.steps / (self.settings.eval_every or self.steps_per_epoch))
             once = _sum(evaluation_work(self.shape, self.settings, batch) for batch in self.evaluated)
             work += once.times(passes * self.held_out.examples / len(self.held_out.units))
         return work.seconds(self.hardware)
