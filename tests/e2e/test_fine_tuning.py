@@ -132,6 +132,6 @@ def test_the_whole_story(
         assert heard == {job.id: "fine_tuning.job.succeeded", other.id: CANCELLED}
 
         shown = swapmeet("jobs", "list", "--json", SWAPMEET_URL=server.url, SWAPMEET_API_KEY=server.key)
-        assert {line["id"] for line in json.loads(shown.stdout)} == {job.id, other.id}
+        assert {line["id"] for line in json.loads(shown.stdout)["jobs"]} == {job.id, other.id}
         with pytest.raises(openai.NotFoundError):
             client.fine_tuning.jobs.retrieve("ftjob-none")

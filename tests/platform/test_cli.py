@@ -74,7 +74,7 @@ def data(tmp_path: Path) -> Callable[[str], Path]:
 BAD_DATA = {
     "empty": ("", "data.jsonl"),
     "half a line": ('{"messages": [{"ro', "line 1"),
-    "an array": ("[" + json.dumps(GOOD) + "]", "line 1"),
+    "an array": ("[" + json.dumps(GOOD) + "]", "JSON array"),
     "wrong role": (json.dumps({"messages": [{"role": "robot", "content": "x"}]}), "role"),
     "no assistant": (json.dumps(GOOD) + "\n" + json.dumps({"messages": GOOD["messages"][:1]}), "line 2"),
     "unknown key": (json.dumps(GOOD | {"weights": 1}), "weights"),

@@ -19,6 +19,7 @@ from swapmeet.files import Files
 from swapmeet.fine_tuning import JobRequests, Models, parse_request, settle
 from swapmeet.fine_tuning.hyperparameters import automatic_batch, automatic_epochs, resolve
 from swapmeet.fine_tuning.models import adapter_name
+from swapmeet.settings import load_settings
 from swapmeet_registry import AdapterName, Fingerprint, NotFound, Registry, RegistryError
 from swapmeet_registry.stores import open_store
 from swapmeet_training import FineTune
@@ -123,8 +124,8 @@ def test_all_mistakes_are_told_at_once_with_their_paths() -> None:
         ({"seed": True}, "valid integer"),
         ({"seed": "5"}, "valid integer"),
         ({"seed": 10**400}, "2147483648"),
-        ({"integrations": [{"type": "mlflow"}]}, "wandb"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb is missing"),
+        ({"integrations": [{"type": "comet"}]}, "wandb"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb.wandb is missing"),
         ({"lora": [1]}, "lora is [1]"),
         ({"model": "x" * 301}, "300"),
     ],
@@ -204,7 +205,7 @@ def registry(tmp_path: Path) -> Registry:
 def requests(database: Database, registry: Registry, tmp_path: Path) -> JobRequests:
     database.write(lambda session: session.add_all([TenantRow(name=name) for name in ("acme", "beta")]))
     files = Files(database, open_store(f"file://{tmp_path}/storage"))
-    return JobRequests(files, Models(registry, lambda: ["tiny"]))
+    return JobRequests(files, Models(registry, lambda: ["tiny"]), load_settings(home=tmp_path / "home"))
 
 
 @pytest.fixture

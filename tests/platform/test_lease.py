@@ -41,7 +41,7 @@ def write(term, pause):
         if pause:
             say(inside=True)
             sys.stdin.readline()
-        session.add(AuditRow(tenant="admin", action=f"term {term}", outcome="done"))
+        session.add(AuditRow(tenant="admin", actor="admin", action=f"term {term}", outcome="done"))
     try:
         database.write(work)
         say(wrote=True)
@@ -195,7 +195,7 @@ def test_only_one_of_many_that_begin_at_once_leads(database: Database) -> None:
 
 
 def _write(session: Session, term: int) -> None:
-    session.add(AuditRow(tenant="admin", action="written", outcome="done"))
+    session.add(AuditRow(tenant="admin", actor="admin", action="written", outcome="done"))
     require(session, term)
 
 
