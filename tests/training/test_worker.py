@@ -125,10 +125,22 @@ def test_what_a_dead_attempt_did_not_tell_the_next_one_does(make_order: MakeOrde
     assert second[0] == Began(first[-1].checkpoint)
     assert steps(second) == [2, 3, 4, 5, 6]
     saved = [each for each in second if isinstance(each, Saved)]
-    assert saved[0].checkpoint == first[-1].checkpoint
-    assert saved[0].metrics["step"] == step_of(saved[0].checkpoint)
+    assert [each.checkpoint for each in saved[:2]] == [each.checkpoint for each in first if isinstance(each, Saved)]
+    assert saved[1].metrics["step"] == step_of(saved[1].checkpoint)
     third = attempt(make_order(attempt=3, checkpoint=saved[-1].checkpoint, step=6))
-    assert [type(each) for each in third] == [Began, Finished], "the run was done, and only nobody had heard"
+    assert (steps(third), type(third[-1])) == ([], Finished), "the run was done, and only nobody had heard"
+
+
+def test_of_a_run_that_finished_unheard_the_next_attempt_tells_everything(make_order: MakeOrder, store: Store) -> None:
+    first = attempt(make_order())
+    second = attempt(make_order(attempt=2, checkpoint=None, step=3))
+    assert isinstance(second[0], Began)
+    assert second[0].checkpoint == [each for each in first if isinstance(each, Saved)][-1].checkpoint
+    assert steps(second) == [4, 5, 6]
+    for kind in (Saved, Noted, Finished):
+        assert [each for each in second if isinstance(each, kind)] == [each for each in first if isinstance(each, kind)]
+    evaluated = [each for each in first if isinstance(each, Stepped) and each.progress.evaluation]
+    assert [each for each in second if each in evaluated] == [each for each in evaluated if each.progress.step >= 3]
 
 
 def test_an_attempt_goes_on_from_no_zombies_checkpoint(make_order: MakeOrder, store: Store, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from swapmeet_training.errors import DeviceMissing, RunFailed, StorageFull, Trai
 from swapmeet_training.foreign import as_ours
 from swapmeet_training.progress import Parked, Progress
 from swapmeet_training.qlora import run
-from swapmeet_training.run_storage import RunStorage, fetch_object
+from swapmeet_training.run_storage import Contents, RunStorage, fetch_object, step_of
 from swapmeet_training.scratch import scratch_folder
 from swapmeet_training.spec import FineTune, fine_tune
 from swapmeet_training.telling import (
@@ -103,14 +103,13 @@ class _Attempt:
         if isinstance(ended, Parked):
             self._say(Stopped(self._runs.key(order.attempt, ended.checkpoint.name)))
             return
+        self._keep_losses(folder / "losses.jsonl")
         key = self._runs.key(order.attempt, "adapter")
         finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens)
-        self._patiently(lambda: self._runs.keep(key, ended.adapter, asdict(finished)))
-        self._keep_losses(folder / "losses.jsonl")
-        if ended.worst:
-            worst = ", ".join(f"{row.line} ({row.loss:.3g})" for row in ended.worst)
-            self._say(Noted("worst", f"Lines of the training file with the highest losses, often mistakes: {worst}"))
-        self._say(finished)
+        worst = ", ".join(f"{row.line} ({row.loss:.3g})" for row in ended.worst)
+        facts: dict[str, Any] = {"finished": asdict(finished), "worst": worst}
+        self._patiently(lambda: self._runs.keep(key, ended.adapter, facts, self._history))
+        self._finish(finished, worst)
 
     def _keep_losses(self, path: Path) -> None:
         if path.is_file():
@@ -123,9 +122,16 @@ class _Attempt:
         found = self._patiently(lambda: self._runs.contents(key))
         if found is None:
             return False
-        self._say(Began(self._order.checkpoint))
-        self._say(Finished(**found.facts))  # type: ignore[arg-type]  # as `train` wrote them
+        facts: Mapping[str, Any] = found.facts
+        self._say(Began(self._patiently(self._newest)))
+        self._catch_up(key, found)
+        self._finish(Finished(**facts["finished"]), facts["worst"])
         return True
+
+    def _finish(self, finished: Finished, worst: str) -> None:
+        if worst:
+            self._say(Noted("worst", f"Lines of the training file with the highest losses, often mistakes: {worst}"))
+        self._say(finished)
 
     def _spec(self) -> FineTune:
         order = self._order
@@ -149,9 +155,8 @@ class _Attempt:
         return path
 
     def _resume(self, folder: Path) -> Path | None:
-        """Fetch the checkpoint to go on from; tell what was not told of it."""
-        order = self._order
-        key = self._patiently(lambda: self._runs.newest(order.attempt, order.checkpoint))
+        """Fetch the checkpoint to go on from; tell what was not told until then."""
+        key = self._patiently(self._newest)
         self._say(Began(key))
         if key is None:
             return None
@@ -159,16 +164,28 @@ class _Attempt:
         kept = self._patiently(lambda: self._runs.fetch(key, checkpoint))
         facts: Mapping[str, Any] = kept.facts
         self._latest, self._best, self._best_loss = dict(facts["metrics"]), facts["best"], facts["best_loss"]
-        history = kept.history
+        self._catch_up(key, kept)
+        return checkpoint
+
+    def _newest(self) -> str | None:
+        return self._runs.newest(self._order.attempt, self._order.checkpoint)
+
+    def _catch_up(self, key: str, kept: Contents) -> None:
+        """Tell what the attempts before did until they kept this folder, as far as nobody heard of it."""
+        order, history = self._order, kept.history
         assert history is not None, key
         self._patiently(lambda: self._runs.fetch_entry(key, history, self._history))
         for line in self._history.read_text().splitlines():
             progress = Progress(**json.loads(line))
-            if progress.step > order.step:
-                self._say(Stepped(progress))
-        if key != order.checkpoint:
-            self._say(Saved(key, dict(self._latest), self._best))
-        return checkpoint
+            if progress.step > order.step or (progress.step == order.step and progress.evaluation):
+                self._tell(progress)
+        known = step_of(order.checkpoint) if order.checkpoint else 0
+        saved = self._patiently(lambda: list(self._runs.checkpoints(order.attempt - 1)))
+        for each in sorted((each for each in saved if step_of(each) > known), key=step_of):
+            found = self._patiently(lambda each=each: self._runs.contents(each))  # type: ignore[misc]
+            assert found is not None, each
+            facts: Mapping[str, Any] = found.facts
+            self._say(Saved(each, facts["metrics"], facts["best"]))
 
     def _report(self, progress: Progress) -> None:
         progress = replace(progress, evaluation=dict(progress.evaluation), metrics=dict(progress.metrics))
@@ -177,6 +194,9 @@ class _Attempt:
         if not self._latest or self._latest["step"] < progress.step:
             self._latest = {"step": progress.step}
         self._latest |= {"loss": progress.loss, **progress.metrics, **progress.evaluation}
+        self._tell(progress)
+
+    def _tell(self, progress: Progress) -> None:
         self._say(Stepped(progress))
         if progress.note:
             self._say(Noted(f"note-{progress.step}", progress.note, "warn"))
