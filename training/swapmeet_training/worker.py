@@ -84,6 +84,7 @@ class _Attempt:
         self._best: str | None = None
         self._best_loss: float | None = None
         self._outages = 0
+        self._speed = 0.0
 
     def train(self, stop: Callable[[], bool]) -> None:
         order, folder = self._order, self._scratch / "run"
@@ -104,7 +105,8 @@ class _Attempt:
             self._say(Stopped(self._runs.key(order.attempt, ended.checkpoint.name)))
             return
         key = self._runs.key(order.attempt, "adapter")
-        finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens)
+        peak = peak_memory(order.resources.device)
+        finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens, self._speed, peak)
         self._patiently(lambda: self._runs.keep(key, ended.adapter, asdict(finished)))
         self._keep_losses(folder / "losses.jsonl")
         if ended.worst:
@@ -177,6 +179,7 @@ class _Attempt:
         if not self._latest or self._latest["step"] < progress.step:
             self._latest = {"step": progress.step}
         self._latest |= {"loss": progress.loss, **progress.metrics, **progress.evaluation}
+        self._speed = progress.tokens_per_second
         self._say(Stepped(progress))
         if progress.note:
             self._say(Noted(f"note-{progress.step}", progress.note, "warn"))
@@ -215,6 +218,13 @@ class _Attempt:
 
     def _note(self, name: str, message: str, level: str = "info") -> None:
         self._say(Noted(f"{name}-{self._order.attempt}-{self._outages}", message, level))
+
+
+def peak_memory(device: str) -> int | None:
+    """Bytes that tensors of this process took at most on a GPU; None for the CPU, where torch does not count them."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
 
 def log_line(telling: Telling) -> str:

@@ -1,6 +1,8 @@
 """The policy's view of jobs and machines, and its answers in words."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session
@@ -10,7 +12,7 @@ from swapmeet.database.tables.base import now
 from swapmeet.jobs.states import Wanted
 from swapmeet.queue.dispatcher import Machine
 from swapmeet.queue.policy import decide
-from swapmeet.queue.records import Active, Decision, Need, Node, Promise, Wait, Waiting
+from swapmeet.queue.records import SLACK, Active, Decision, Need, Node, Promise, Wait, Waiting
 from swapmeet.queue.shares import shares
 
 
@@ -33,7 +35,7 @@ class Placing:
     ) -> None:
         self.waiting = {row.id: row for row in waiting}
         self.running = {row.id: row for row in running}
-        self._machines, self._parking = machines, parking
+        self._machines, self._parking = lent(machines, running), parking
 
     def decide(self, session: Session, moment: float, promises: Mapping[str, Promise]) -> Decision:
         """Ask; `moment` is in seconds since the epoch, and `promises` are those of the last decision."""
@@ -72,6 +74,24 @@ class Placing:
             gpus=_free_shares(round(machine.gpus), needs),
             memory=min(machine.free_memory, machine.memory - sum(need.memory for need in needs)),
         )
+
+
+def lent(machines: Sequence[Machine], running: Sequence[JobRow]) -> list[Machine]:
+    """The machines with the GPUs that jobs may have: those that are free or run jobs, not those of engines."""
+    taken: dict[str, float] = defaultdict(float)
+    for row in running:
+        taken[row.node or ""] += need_of(row).gpus
+    return [
+        machine
+        if machine.free_gpus is None
+        else replace(machine, gpus=float(int(min(machine.gpus, machine.free_gpus + taken[machine.id]) + SLACK)))
+        for machine in machines
+    ]
+
+
+def planned_finish(row: JobRow) -> datetime | None:
+    """When a job that starts now will be done, by its plan; None where nobody knows."""
+    return now() + timedelta(seconds=min(_seconds(row), 1e8)) if _seconds(row) else None
 
 
 def need_of(row: JobRow) -> Need:
