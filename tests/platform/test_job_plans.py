@@ -381,11 +381,14 @@ def test_real_plans(world: World, tiny_llama: Path, tmp_path: Path) -> None:
         assert world.after_planning(leader, each, 0.5).plan == {}
         assert world.events(each)["planned"].level == "warn"
 
-    question = Question(
-        "tiny-llama", None, {"epochs": 1}, world_file(world), None, (Place(None, 1.0, GIB, False),), 1.0
-    )
-    with pytest.raises(PlanningFailed, match="Planning ended with exit code"):
-        planner(replace(question, data=replace(question.data, sha256="sha256")))
+    file = DataFile("files/file-1", "fox.jsonl", hashlib.sha256(DATA).hexdigest())
+    question = Question("tiny-llama", None, {"epochs": 1}, file, None, (Place(None, 1.0, GIB, False),), 1.0)
+    damaged = planner(replace(question, data=replace(file, sha256="0" * 64)))
+    assert isinstance(damaged, Refusal)
+    assert (damaged.code, damaged.own) == ("corrupt", False)
+    threading.Timer(0.5, lambda: [process.kill() for process in planner._started]).start()
+    with pytest.raises(PlanningFailed, match="Planning ended with exit code -9"):
+        planner(question)
     threading.Timer(0.5, planner.close).start()
     with pytest.raises(Interrupted):
         planner(question)
