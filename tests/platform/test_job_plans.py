@@ -28,7 +28,7 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import open_store
 from swapmeet_registry.bases import BaseLibrary
-from swapmeet_training.plan import of_accelerator
+from swapmeet_training.plan import GPUS, of_accelerator
 from swapmeet_training.telling import DataFile, Finished, Order
 
 GIB = 1 << 30
@@ -339,6 +339,18 @@ def test_gpus_of_engines_are_not_for_jobs() -> None:
     assert [one.gpus for one in lent([replace(GPU, free_gpus=0.0)], [])] == [0]
     assert [one.gpus for one in lent([replace(GPU, free_gpus=0.5)], [job])] == [1]
     assert [one.gpus for one in lent([replace(GPU, free_gpus=2.0), CPU], [job])] == [2, 0]
+
+
+def test_a_run_goes_to_gpus_that_it_was_planned_for(world: World) -> None:
+    """The first node has the smaller GPUs, and that of an unknown kind is none that it was planned for."""
+    t4 = replace(GPU, id="node-0", accelerator="T4")
+    world.cluster.nodes = [t4, replace(GPU, id="node-1", accelerator="H20")]
+    large = ON_GPU | {"hardware": {"name": "L4", "kind": "cuda", "memory": GPUS["L4"].memory}}
+    job, leader = world.job(), world.leader(always(Made(large)))
+    world.rounds(leader, lambda: (world.row(job).waits_for or "").startswith("needs 0.15 of a GPU"))
+    world.cluster.nodes.append(replace(GPU, id="node-3"))
+    world.rounds(leader, lambda: world.cluster.started)
+    assert world.cluster.started[0].node == "node-3"
 
 
 def test_rays_words_for_gpus() -> None:

@@ -40,21 +40,20 @@ class Planner:
         if not question.places:
             return Refusal("device_missing", "The cluster has no machine that the job could run on.", own=False)
         asked = json.dumps(asdict(question) | self._surroundings())
-        process = subprocess.Popen(  # noqa: S603 - fixed words
+        with subprocess.Popen(  # noqa: S603 - fixed words
             [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
-        self._started.add(process)
-        try:
-            if self._closed:
+        ) as process:  # fmt: skip
+            self._started.add(process)
+            try:
+                if self._closed:
+                    process.kill()
+                said, complaint = process.communicate(asked, timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                return Refusal("planning_failed", f"Planning took over {SECONDS:.0f} s, and was given up.", own=False)
+            finally:
                 process.kill()
-            said, complaint = process.communicate(asked, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return Refusal("planning_failed", f"Planning took over {SECONDS:.0f} s, and was given up.", own=False)
-        finally:
-            process.kill()
-            process.communicate()
-            self._started.discard(process)
+                self._started.discard(process)
         if self._closed:
             raise Interrupted
         if process.returncode:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import inf
 
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,7 @@ from swapmeet.queue.dispatcher import Machine
 from swapmeet.queue.policy import decide
 from swapmeet.queue.records import SLACK, Active, Decision, Need, Node, Promise, Wait, Waiting
 from swapmeet.queue.shares import shares
+from swapmeet_training.plan import of_accelerator
 
 
 class Placing:
@@ -36,6 +38,7 @@ class Placing:
         self.waiting = {row.id: row for row in waiting}
         self.running = {row.id: row for row in running}
         self._machines, self._parking = lent(machines, running), parking
+        self._mixed = len({machine.accelerator for machine in self._machines if machine.gpus}) > 1
 
     def decide(self, session: Session, moment: float, promises: Mapping[str, Promise]) -> Decision:
         """Ask; `moment` is in seconds since the epoch, and `promises` are those of the last decision."""
@@ -68,11 +71,13 @@ class Placing:
     def _node(self, machine: Machine) -> Node:
         """What is free: neither held by our jobs, also by those that Ray has not placed yet, nor by anything else."""
         needs = [need_of(row) for row in self.running.values() if row.node == machine.id]
+        known = of_accelerator(machine.accelerator or "")
         return Node(
             id=machine.id,
             cpus=min(machine.free_cpus, machine.cpus - sum(need.cpus for need in needs)),
             gpus=_free_shares(round(machine.gpus), needs),
             memory=min(machine.free_memory, machine.memory - sum(need.memory for need in needs)),
+            gpu_memory=inf if not self._mixed else known.memory if known else 0.0,
         )
 
 
@@ -97,7 +102,9 @@ def planned_finish(row: JobRow) -> datetime | None:
 def need_of(row: JobRow) -> Need:
     """What a job takes of its node."""
     resources = row.resources
-    return Need(float(resources.get("cpus", 1)), float(resources.get("gpus", 0)), float(resources.get("memory", 0)))
+    gpus, hardware = float(resources.get("gpus", 0)), row.plan.get("hardware", {}) if row.plan else {}
+    of_each = float(hardware["memory"]) if gpus and hardware.get("kind") == "cuda" else 0.0
+    return Need(float(resources.get("cpus", 1)), gpus, float(resources.get("memory", 0)), of_each)
 
 
 def waits_in_words(row: JobRow, wait: Wait) -> tuple[str, datetime | None]:
