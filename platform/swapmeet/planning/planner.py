@@ -38,7 +38,7 @@ class Planner:
             Interrupted: `close` was called.
         """
         if not question.places:
-            return Refusal("device_missing", "The cluster has no machine that the job could run on.", own=False)
+            return Refusal("device_missing", "The job asks for a GPU, and the cluster has none now.", own=False)
         asked = json.dumps(asdict(question) | self._surroundings())
         with subprocess.Popen(  # noqa: S603 - fixed words
             [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
