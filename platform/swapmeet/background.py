@@ -26,7 +26,9 @@ def at_work(settings: Settings, database: Database, tuning: Tuning) -> Iterator[
     holder = f"{socket.gethostname()}:{getpid()}"
     deliverer = Deliverer(database, load_secret_key(settings), Sender(private=settings.webhook_private))
     serves = {
-        "queue": Scheduler(settings, database, announce=announce, settle=settle, holder=holder).serve,
+        "queue": Scheduler(
+            settings, database, announce=announce, settle=settle, plan=tuning.planner, holder=holder
+        ).serve,
         "webhooks": deliverer.serve,
         "integrations": Relay(database, settings).serve,
     }

@@ -15,6 +15,7 @@
     ├── RateLimited      (PermissionError)    a tenant asks too often; has the `headers` that say when it may again
     ├── JobNotFound      (LookupError)        the tenant has no such job, event or checkpoint
     ├── WrongState       (RuntimeError)       a job can not be cancelled, paused or resumed as it stands
+    ├── PlanningFailed   (RuntimeError)       the process that plans a job ended before it had
     ├── RequestRefused   (ValueError)         a request that can not be served; has `param`, the field
     ├── TooLarge         (ValueError)         a file or a part is over its limit
     ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
@@ -123,6 +124,12 @@ class WrongState(PlatformError, RuntimeError):
     """A job can not be cancelled, paused or resumed as it stands."""
 
     code = "invalid_job_state"
+
+
+class PlanningFailed(PlatformError, RuntimeError):
+    """The process that plans a job died; the same may be planned again."""
+
+    code = "planning_failed"
 
 
 class RequestRefused(PlatformError, ValueError):

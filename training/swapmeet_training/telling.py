@@ -101,12 +101,17 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The run is done, and its adapter whole in the storage."""
+    """The run is done, and its adapter whole in the storage.
+
+    `tokens_per_second` is as in `Progress`; `peak_memory` is what tensors took at most, in bytes, where torch tells.
+    """
 
     adapter: str
     metrics: Mapping[str, float]
     steps: int
     trained_tokens: int
+    tokens_per_second: float = 0.0
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class _Attempt:
         self._best: str | None = None
         self._best_loss: float | None = None
         self._outages = 0
+        self._speed = 0.0
 
     def train(self, stop: Callable[[], bool]) -> None:
         order, folder = self._order, self._scratch / "run"
@@ -105,7 +106,8 @@ class _Attempt:
             return
         self._keep_losses(folder / "losses.jsonl")
         key = self._runs.key(order.attempt, "adapter")
-        finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens)
+        peak = peak_memory(order.resources.device)
+        finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens, self._speed, peak)
         worst = ", ".join(f"{row.line} ({row.loss:.3g})" for row in ended.worst)
         facts: dict[str, Any] = {"finished": asdict(finished), "worst": worst}
         self._patiently(lambda: self._runs.keep(key, ended.adapter, facts, self._history))
@@ -194,6 +196,7 @@ class _Attempt:
         if not self._latest or self._latest["step"] < progress.step:
             self._latest = {"step": progress.step}
         self._latest |= {"loss": progress.loss, **progress.metrics, **progress.evaluation}
+        self._speed = progress.tokens_per_second
         self._tell(progress)
 
     def _tell(self, progress: Progress) -> None:
@@ -235,6 +238,13 @@ class _Attempt:
 
     def _note(self, name: str, message: str, level: str = "info") -> None:
         self._say(Noted(f"{name}-{self._order.attempt}-{self._outages}", message, level))
+
+
+def peak_memory(device: str) -> int | None:
+    """Bytes that tensors of this process took at most on a GPU; None for the CPU, where torch does not count them."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
 
 def log_line(telling: Telling) -> str:

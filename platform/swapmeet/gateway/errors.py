@@ -51,6 +51,7 @@ STATUS = {
     "store_denied": 503,
     "store_full": 503,
     "database_unavailable": 503,
+    "planning_failed": 503,
     "corrupt": 500,
     "secret_key_wrong": 500,
 }
@@ -69,6 +70,7 @@ RETRY_AFTER = {
     "engine_dead": "5",
     "store_unavailable": "5",
     "database_unavailable": "5",
+    "planning_failed": "5",
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""

@@ -11,13 +11,13 @@ from swapmeet.database.tables import JobRow
 from swapmeet.errors import RequestRefused
 from swapmeet.files.rules import shortened
 from swapmeet.fine_tuning import JobRequest, parse_request
-from swapmeet.fine_tuning.planning import plan_request
 from swapmeet.fine_tuning.request import LONGEST_KEY, LONGEST_VALUE, MOST_METADATA
 from swapmeet.fine_tuning.wire import checkpoint_object, event_object, job_object
 from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
+from swapmeet.planning import Refusal, needs_of, places, question_of
 from swapmeet.tenancy import visible
 from swapmeet_registry import canonical
 
@@ -114,8 +114,18 @@ async def plan(request: Request, caller: Trainer, backend: Backend) -> dict[str,
 
 def _plan(backend: Tuning, wanted: JobRequest, caller: Caller) -> dict[str, Any]:
     row = _row(backend, wanted, caller)
-    made = plan_request(row, backend.files, backend.requests.settings)
-    return {"object": "fine_tuning.plan", "model": row.model, "adapter": row.adapter, **made}
+    if "epochs" not in row.settings:
+        raise RequestRefused(f"{row.training_file} is still being checked. Ask again shortly.", "training_file")
+    training = backend.files.get(caller.tenant, row.training_file)
+    validation = backend.files.get(caller.tenant, row.validation_file) if row.validation_file else None
+    machines = backend.machines()
+    embedded = not backend.requests.settings.ray_address and len(machines) == 1
+    found = places(row.resources, machines, embedded=embedded)
+    answer = backend.planner(question_of(row, training, validation, found))
+    if isinstance(answer, Refusal):
+        raise RequestRefused(answer.message, None, answer.code)
+    needs = needs_of(row.resources, answer.plan, machines)
+    return {"object": "fine_tuning.plan", "model": row.model, "adapter": row.adapter, **answer.plan, "resources": needs}
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the routes of files, uploads and jobs stand on."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +9,17 @@ from typing import Annotated, Protocol
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
+from sqlalchemy import select
 
 from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, JobRow
 from swapmeet.files import Files, Sweeper, Uploads, Validator
 from swapmeet.fine_tuning import JobRequests, Models
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.jobs.states import State
+from swapmeet.planning import Planner
+from swapmeet.queue.dispatcher import Machine, RayDispatcher
+from swapmeet.queue.placing import lent
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
@@ -63,13 +68,18 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Files, uploads, what checks them, jobs, and a folder of this machine for what is on its way."""
+    """Files, uploads, what checks them, jobs, what plans them, the cluster's machines, and a folder for what arrives.
+
+    `machines` has the GPUs that jobs may have.
+    """
 
     files: Files
     uploads: Uploads
     validator: Validator
     jobs: Jobs
     requests: JobRequests
+    planner: Planner
+    machines: Callable[[], Sequence[Machine]]
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
     plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
@@ -83,8 +93,16 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
     files = Files(database, open_store(settings.storage_url))
     hosted = set() if "/" in settings.base else {settings.base}  # a folder has its name among the records
     models = Models(registry, lambda: hosted | {record.name for record in library.records()})
+    cluster, running = RayDispatcher(settings.storage_url), select(JobRow).where(JobRow.state == State.RUNNING)
     return Tuning(
-        files, Uploads(files, spool), Validator(files, spool), jobs, JobRequests(files, models, settings), spool
+        files=files,
+        uploads=Uploads(files, spool),
+        validator=Validator(files, spool),
+        jobs=jobs,
+        requests=JobRequests(files, models, settings),
+        planner=Planner(settings),
+        machines=lambda: lent(cluster.machines(), database.read(lambda session: list(session.scalars(running)))),
+        spool=spool,
     )
 
 
@@ -101,6 +119,7 @@ def tended(tuning: Tuning) -> Iterator[None]:
     finally:
         stop.set()
         tuning.validator.close()
+        tuning.planner.close()
         for thread in threads:
             thread.join()
 

@@ -12,6 +12,7 @@ scheduler.py    the leader's round: recover, listen, obey, validate, place
 leading.py      the leader's transactions
 listening.py    what attempts tell; recording.py writes it down, chores.py publishes it meanwhile
 validating.py   whether a new job can be queued
+planning.py     what it will need, before it is queued; comparing.py holds that against what it took
 placing.py      jobs and machines as the policy sees them, with each tenant's share from shares.py
 orders.py       what an attempt is started with
 dispatcher.py   the cluster

@@ -9,10 +9,16 @@ from swapmeet_training.telling import Answer, Order, namespace
 POLL_SECONDS = 2.0
 """How long a round waits for attempts that do not answer."""
 
+ACCELERATOR = "accelerator_type:"
+"""What Ray puts before a GPU's kind among a node's resources."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A node of the cluster: what it has, and what of that is free; memory in bytes."""
+    """A node of the cluster: what it has, and what of that is free; memory in bytes.
+
+    `free_gpus` is None where nothing but jobs takes GPUs. `accelerator` is the GPUs' kind in Ray's words, if any.
+    """
 
     id: str
     cpus: float
@@ -20,6 +26,8 @@ class Machine:
     memory: float
     free_cpus: float
     free_memory: float
+    free_gpus: float | None = None
+    accelerator: str | None = None
 
 
 class Dispatcher(Protocol):
@@ -161,4 +169,6 @@ def _machine(node: Mapping[str, Any], free: Mapping[str, float]) -> Machine:
         memory=has.get("memory", 0.0),
         free_cpus=free.get("CPU", 0.0),
         free_memory=free.get("memory", 0.0),
+        free_gpus=free.get("GPU", 0.0),
+        accelerator=next((name.removeprefix(ACCELERATOR) for name in has if name.startswith(ACCELERATOR)), None),
     )

@@ -1,7 +1,10 @@
 """The policy's view of jobs and machines, and its answers in words."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import inf
 
 from sqlalchemy.orm import Session
 
@@ -10,8 +13,9 @@ from swapmeet.database.tables.base import now
 from swapmeet.jobs.states import Wanted
 from swapmeet.queue.dispatcher import Machine
 from swapmeet.queue.policy import decide
-from swapmeet.queue.records import Active, Decision, Need, Node, Promise, Wait, Waiting
+from swapmeet.queue.records import SLACK, Active, Decision, Need, Node, Promise, Wait, Waiting
 from swapmeet.queue.shares import shares
+from swapmeet_training.plan import of_accelerator
 
 
 class Placing:
@@ -33,7 +37,8 @@ class Placing:
     ) -> None:
         self.waiting = {row.id: row for row in waiting}
         self.running = {row.id: row for row in running}
-        self._machines, self._parking = machines, parking
+        self._machines, self._parking = lent(machines, running), parking
+        self._mixed = len({machine.accelerator for machine in self._machines if machine.gpus}) > 1
 
     def decide(self, session: Session, moment: float, promises: Mapping[str, Promise]) -> Decision:
         """Ask; `moment` is in seconds since the epoch, and `promises` are those of the last decision."""
@@ -66,18 +71,40 @@ class Placing:
     def _node(self, machine: Machine) -> Node:
         """What is free: neither held by our jobs, also by those that Ray has not placed yet, nor by anything else."""
         needs = [need_of(row) for row in self.running.values() if row.node == machine.id]
+        known = of_accelerator(machine.accelerator or "")
         return Node(
             id=machine.id,
             cpus=min(machine.free_cpus, machine.cpus - sum(need.cpus for need in needs)),
             gpus=_free_shares(round(machine.gpus), needs),
             memory=min(machine.free_memory, machine.memory - sum(need.memory for need in needs)),
+            gpu_memory=inf if not self._mixed else known.memory if known else 0.0,
         )
+
+
+def lent(machines: Sequence[Machine], running: Sequence[JobRow]) -> list[Machine]:
+    """The machines with the GPUs that jobs may have: those that are free or run jobs, not those of engines."""
+    taken: dict[str, float] = defaultdict(float)
+    for row in running:
+        taken[row.node or ""] += need_of(row).gpus
+    return [
+        machine
+        if machine.free_gpus is None
+        else replace(machine, gpus=float(int(min(machine.gpus, machine.free_gpus + taken[machine.id]) + SLACK)))
+        for machine in machines
+    ]
+
+
+def planned_finish(row: JobRow) -> datetime | None:
+    """When a job that starts now will be done, by its plan; None where nobody knows."""
+    return now() + timedelta(seconds=min(_seconds(row), 1e8)) if _seconds(row) else None
 
 
 def need_of(row: JobRow) -> Need:
     """What a job takes of its node."""
     resources = row.resources
-    return Need(float(resources.get("cpus", 1)), float(resources.get("gpus", 0)), float(resources.get("memory", 0)))
+    gpus, hardware = float(resources.get("gpus", 0)), row.plan.get("hardware", {}) if row.plan else {}
+    of_each = float(hardware["memory"]) if gpus and hardware.get("kind") == "cuda" else 0.0
+    return Need(float(resources.get("cpus", 1)), gpus, float(resources.get("memory", 0)), of_each)
 
 
 def waits_in_words(row: JobRow, wait: Wait) -> tuple[str, datetime | None]:

@@ -13,6 +13,7 @@ from swapmeet.jobs.ending import Announce, fail, move
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
+from swapmeet.queue.comparing import compared
 from swapmeet_registry import RegistryError
 from swapmeet_training.progress import Progress
 from swapmeet_training.run_storage import step_of
@@ -143,7 +144,8 @@ def _finished(session: Session, row: JobRow, finished: Finished, made: Made, ann
     row.fine_tuned_model, row.result_file = str(made.version), made.file.id
     insert_once(session, made.file)
     tell(session, row.id, "model", f"New fine-tuned model created: {made.version}", data={"model": str(made.version)})
-    tell(session, row.id, "succeeded", "The job has successfully completed")
+    told, figures = compared(row.plan, finished)
+    tell(session, row.id, "succeeded", f"The job has successfully completed{told}", data=figures)
     move(session, row, Move.SUCCEED, announce)
 
 

@@ -1,6 +1,7 @@
 """What a decision is made from, and what it says. Times are seconds since the epoch, lengths seconds, sizes bytes."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 SLACK = 1e-6
 """Shares of GPUs are sums of fractions; so much is taken for nothing."""
@@ -8,11 +9,15 @@ SLACK = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a job takes of one node: `gpus` below 1 is a share of one, from 1 on whole ones; `memory` is main memory."""
+    """What a job takes of one node: `gpus` below 1 is a share of one, from 1 on whole ones; `memory` is main memory.
+
+    `gpu_memory` is what a whole one of its GPUs must have at least, where the nodes' differ.
+    """
 
     cpus: float
     gpus: float
     memory: float
+    gpu_memory: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.cpus, self.gpus, self.memory) < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
@@ -54,12 +59,16 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is there: its free CPUs, the free share of each of its GPUs (0 to 1), its free main memory."""
+    """A node that is there: its free CPUs, the free share of each of its GPUs (0 to 1), its free main memory.
+
+    `gpu_memory` is what each of its GPUs has, free or not.
+    """
 
     id: str
     cpus: float
     gpus: tuple[float, ...]
     memory: float
+    gpu_memory: float = inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,15 +53,18 @@ class Capacity:
 class Free:
     """What is free on one node."""
 
-    __slots__ = ("cpus", "gpus", "id", "largest", "memory", "whole")
+    __slots__ = ("cpus", "gpu_memory", "gpus", "id", "largest", "memory", "whole")
 
-    def __init__(self, node_id: str, cpus: float, gpus: Iterable[float], memory: float) -> None:
+    def __init__(
+        self, node_id: str, cpus: float, gpus: Iterable[float], memory: float, gpu_memory: float = inf
+    ) -> None:
         self.id, self.cpus, self.gpus, self.memory = node_id, cpus, list(gpus), memory
+        self.gpu_memory = gpu_memory
         self._count()
 
     def copy(self) -> "Free":
         """The same, changed apart."""
-        return Free(self.id, self.cpus, self.gpus, self.memory)
+        return Free(self.id, self.cpus, self.gpus, self.memory, self.gpu_memory)
 
     def devices(self, need: Need) -> tuple[int, ...] | None:
         """The GPUs that a job would get, that with the least left that suffices; None if it does not fit."""
@@ -69,6 +72,8 @@ class Free:
             return None
         if not need.gpus:
             return ()
+        if need.gpu_memory > self.gpu_memory:
+            return None
         if need.gpus < 1:
             share = need.gpus - SLACK
             if self.largest < share:
@@ -119,7 +124,7 @@ class Room:
     def __init__(self, nodes: Sequence[Node], active: Iterable[Active], now: float) -> None:
         self.now = now
         self.nodes = {
-            node.id: Free(node.id, max(node.cpus, 0.0), node.gpus, max(node.memory, 0.0))
+            node.id: Free(node.id, max(node.cpus, 0.0), node.gpus, max(node.memory, 0.0), node.gpu_memory)
             for node in sorted(nodes, key=lambda node: node.id)
         }
         self.holds: dict[str, Hold] = {}
@@ -147,7 +152,7 @@ class Room:
     def _emptied(self, node: Free) -> Free:
         cpus = node.cpus + sum(job.need.cpus for job in self.on[node.id])
         memory = node.memory + sum(job.need.memory for job in self.on[node.id])
-        return Free(node.id, cpus, [1.0] * len(node.gpus), memory)
+        return Free(node.id, cpus, [1.0] * len(node.gpus), memory, node.gpu_memory)
 
     def possible(self, need: Need) -> bool:
         """Whether some node, once empty, has room."""

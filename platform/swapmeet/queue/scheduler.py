@@ -21,7 +21,8 @@ from swapmeet.queue.leading import Leading
 from swapmeet.queue.lease import SCHEDULER, Lease
 from swapmeet.queue.listening import Listener, apart
 from swapmeet.queue.orders import order_of
-from swapmeet.queue.placing import Placing, waits_in_words
+from swapmeet.queue.placing import Placing, lent, planned_finish, waits_in_words
+from swapmeet.queue.planning import Plan, Planning
 from swapmeet.queue.recording import lose
 from swapmeet.queue.records import Promise, Start, Wait
 from swapmeet.queue.validating import Settle, Unfit, Validator, settle_nothing
@@ -49,6 +50,7 @@ class Scheduler:
         database: the jobs.
         dispatcher: the cluster; Ray where none is given.
         announce: told of each end of a job, in its transaction.
+        plan: answers what a job will need; without it, jobs are queued as they were asked for.
         settle: makes what only follows from a job's checked files, and refuses what does not suit them.
         holder: who this is, for people to read.
     """
@@ -61,12 +63,14 @@ class Scheduler:
         dispatcher: Dispatcher | None = None,
         announce: Announce = announce_nothing,
         settle: Settle = settle_nothing,
+        plan: Plan | None = None,
         holder: str = "scheduler",
     ) -> None:
         self.lease = Lease(database, SCHEDULER, holder)
         self._leading = Leading(database, self.lease)
         self._settings, self._database, self._announce = settings, database, announce
         self._validator = Validator(settle)
+        self._planning = Planning(plan, embedded=not settings.ray_address)
         self._cluster = dispatcher or RayDispatcher(settings.storage_url)
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
@@ -97,6 +101,7 @@ class Scheduler:
                 self._round()
             if self.lease.leads and not self._settings.ray_address:
                 self.leave(self._settings.drain)
+        self._planning.close()
         self._chores.close()
 
     def leave(self, seconds: float) -> None:
@@ -159,11 +164,13 @@ class Scheduler:
                 self._lose(row, "its worker found no room on its machine.", False)
 
     def _validate(self, rows: Sequence[JobRow]) -> None:
-        """Queue the jobs whose files were found good, and fail those whose files were not."""
+        """Queue the jobs whose files were found good and that were planned, and fail those that can not run."""
+        self._planning.keep([row.id for row in rows])
+        machines = lent(self._cluster.machines(), self._leading.rows(State.RUNNING)) if rows else []
 
         def judge(session: Session, row: JobRow) -> None:
             try:
-                if (wait := self._validator(session, row)) is not None:
+                if wait := self._validator(session, row) or self._planning(session, row, machines):
                     row.waits_for = wait
                     return
             except Unfit as error:
@@ -200,6 +207,7 @@ class Scheduler:
             row.attempt, row.attempt_at, row.node = row.attempt + 1, now(), start.node
             row.started_at = row.started_at or row.attempt_at
             row.heard, row.heard_at, row.not_before, row.waits_for = 0, None, None, None
+            row.estimated_finish = planned_finish(row)
             tell(session, row.id, "started", "Fine-tuning job started")
             order = order_of(self._settings, row, files)
             return lambda: self._cluster.start(order)

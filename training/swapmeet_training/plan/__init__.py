@@ -11,11 +11,11 @@ From the base's config.json and tokenizer alone: weights are never loaded, nor i
 from swapmeet_training.plan.batches import Batch, Row, Unit
 from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
 from swapmeet_training.plan.lengths import Lengths, lengths_of
-from swapmeet_training.plan.machine import Machine, named, own_hardware, this_machine
+from swapmeet_training.plan.machine import Machine, named, of_accelerator, own_hardware, this_machine
 from swapmeet_training.plan.memory import Memory, peak_memory
 from swapmeet_training.plan.placement import Node, Placement
 from swapmeet_training.plan.planned import Planned
-from swapmeet_training.plan.planning import Plan, make_plan, plan_job, plan_of
+from swapmeet_training.plan.planning import Plan, fitting, make_plan, plan_job, plan_of, planned_job
 from swapmeet_training.plan.settings import Adapter, RunSettings
 from swapmeet_training.plan.shape import BaseShape
 from swapmeet_training.plan.shrinking import shrink
@@ -37,13 +37,16 @@ __all__ = [
     "RunSettings",
     "Unit",
     "cpu",
+    "fitting",
     "lengths_of",
     "make_plan",
     "named",
+    "of_accelerator",
     "own_hardware",
     "peak_memory",
     "plan_job",
     "plan_of",
+    "planned_job",
     "shrink",
     "this_machine",
 ]

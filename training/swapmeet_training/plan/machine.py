@@ -56,6 +56,18 @@ def named(name: str) -> Hardware:
     raise SpecError(f"gpu is {name!r}, which is not known here; known are {', '.join(GPUS)}.")
 
 
+def of_accelerator(kind: str) -> Hardware | None:
+    """A GPU of the table by Ray's word for it, such as `A100-40G`; the smallest that it may be, or None."""
+    word = _plain(kind)
+    like = [
+        hardware
+        for known, hardware in GPUS.items()
+        if word in (_plain(known), _plain(known.removesuffix("B")), _plain(known.split("-")[0]))
+        or word.endswith(_plain(f"RTX{known.removeprefix('RTX')}"))
+    ]
+    return min(like, key=lambda hardware: hardware.memory, default=None)
+
+
 def _gpus() -> list[Hardware]:
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -87,6 +87,7 @@ class Plan:
             "memory": memory_,
             "hardware": {"name": self.hardware.name, "memory": self.hardware.memory, "kind": self.hardware.kind},
             "seconds": round(self.seconds, 1),
+            "tokens_per_second": round(self.trained_tokens / (self.seconds - self.hardware.start), 1),
             "speed": "measured" if self.hardware.measured else "estimated",
             "share": self.share,
             "price": self.hardware.price,
@@ -168,14 +169,29 @@ def plan_job(
         BaseInvalid: the base can not be planned.
         OutOfMemory: the run does not fit, however small; the message says what would.
     """
+    return fitting(planned_job(base, settings, data, validation, hardware), nodes, share)
+
+
+def planned_job(
+    base: Path, settings: Mapping[str, Any], data: Path, validation: Path | None, hardware: Hardware
+) -> Planned:
+    """A submitted fine-tune as far as its files and its base tell; arguments and errors are those of `plan_job`."""
     spec = fine_tune(
         {"name": "plan/plan", **settings, "base": base, "data": data, "validation": validation}
         | {"base_fingerprint": Fingerprint(name=base.name, weights=UNREAD, tokenizer=UNREAD)}
     )
     lengths, held_out = lengths_of(spec)
-    run = Planned(BaseShape.of(base), RunSettings.of(spec.model_dump()), lengths, hardware, held_out)
-    settings_, words = shrink(run, int(share * hardware.usable))
-    return plan_of(replace(run, settings=settings_), nodes, words)
+    return Planned(BaseShape.of(base), RunSettings.of(spec.model_dump()), lengths, hardware, held_out)
+
+
+def fitting(run: Planned, nodes: Sequence[Node] = (), share: float = 1.0) -> Plan:
+    """The plan of a run, made smaller where it would not fit into this share of its hardware.
+
+    Raises:
+        OutOfMemory: it does not fit, however small; the message says what would.
+    """
+    settings, words = shrink(run, int(share * run.hardware.usable))
+    return plan_of(replace(run, settings=settings), nodes, words)
 
 
 def _remarks(run: Planned, paged: bool, placement: Placement | None, nodes: Sequence[Node]) -> list[str]:
