@@ -20,6 +20,7 @@ OPENAI = {"base": "model", "seed": "seed", "metadata": "metadata"}
 HYPERPARAMETERS = {"epochs": "n_epochs", "batch_size": "batch_size", "beta": "beta"}
 LORA = {"cpus": "resources.cpus", "gpus": "resources.gpus", "target": "target_modules", "tag": "tags"}
 """Where options stand in a request; all others stand under `lora`, by their own names."""
+METHODS = ("supervised", "dpo")
 ELSEWHERE = {"data", "validation", "file", "method", "alias", "follow", "url", "local", "registry", "home"}
 
 
@@ -93,12 +94,12 @@ def _place(options: RunOptions, written: dict[str, Any], needed: bool) -> str:
         return "hyperparameters"
     kind = _at(written, "method.type")
     kind = kind if isinstance(kind, str) else "supervised"
-    method = options.method or kind
+    method = options.method if options.method in METHODS else kind
     present = written.get("method") or {}
     if options.method and isinstance(present, dict):
         settings = present.get(kind) or (older and {"hyperparameters": written.pop("hyperparameters")})
         others = {name: value for name, value in present.items() if name != kind}
-        written["method"] = others | {"type": method, method: settings}
+        written["method"] = others | {"type": options.method, method: settings}
     elif needed:
         _put(written, "method.type", method)
     return f"method.{method}.hyperparameters"
