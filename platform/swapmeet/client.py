@@ -1,19 +1,24 @@
 """A small HTTP client for a running server; applications may as well use the `openai` package."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import httpx
 
 from swapmeet.errors import ApiError, NotConfigured
+from swapmeet.following import Tell, follow, patiently, silent
 from swapmeet.settings import load_settings
+from swapmeet.uploading import Watch, unwatched, upload
 
 Messages = Sequence[dict[str, str]]
 Query = Mapping[str, Any]
 """Parameters of a URL; those that are None are left out, and lists stand there once for each entry."""
 
-
+CHECK_SECONDS = 0.5
+"""Between two looks at a file that is being checked."""
 HEALTHY = {"status": "ok", "service": "swapmeet"}
 """What a server answers on `/healthz`."""
 
@@ -77,6 +82,39 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
+    def upload(
+        self, path: Path | str, purpose: str = "fine-tune", watch: Watch = unwatched, tell: Tell = silent
+    ) -> dict[str, Any]:
+        """A file's object, once all of it is there; what is over 64 MB goes in parts.
+
+        Args:
+            path: the file's.
+            purpose: what it is for.
+            watch: is told how many bytes have been sent, and how many there are.
+            tell: is told that the server does not answer.
+
+        Raises:
+            ApiError: the server refused or did not answer.
+            OSError: the file can not be read.
+        """
+        return upload(self, Path(path), purpose, watch, tell)
+
+    def checked(self, file: str, tell: Tell = silent) -> dict[str, Any]:
+        """A file's object, once it is known whether it can be trained on: its `status` is `processed` or `error`."""
+        while True:
+            found = patiently(lambda: self.call("GET", f"/v1/files/{file}"), tell)
+            if found["status"] != "uploaded":
+                return found
+            time.sleep(CHECK_SECONDS)
+
+    def create_job(self, request: Mapping[str, Any], tell: Tell = silent) -> dict[str, Any]:
+        """A fine-tuning job, from OpenAI's fields and our own under `lora`; lost answers make no second job."""
+        return patiently(lambda: self.call("POST", "/v1/fine_tuning/jobs", dict(request)), tell)
+
+    def events(self, job: str, tell: Tell = silent) -> Iterator[dict[str, Any]]:
+        """All events of a job, oldest first, as they come, until it has ended; the last one is the job itself."""
+        return follow(self, job, tell)
+
     def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
         """The object that one of the API's calls answers with.
 
@@ -100,20 +138,35 @@ class Client:
         """What is answered as text."""
         return self._request("GET", path, query=query).text
 
+    def send(self, path: str, fields: Mapping[str, str], name: str, filename: str, content: BinaryIO) -> dict[str, Any]:
+        """Post a form with a file, read as it is sent.
+
+        Args:
+            path: of the URL.
+            fields: the form's text fields.
+            name: the field that holds the file.
+            filename: the file's name.
+            content: its bytes.
+        """
+        file = (filename, content, "application/octet-stream")
+        return dict(self._answer(self._request("POST", path, data=dict(fields), files={name: file})))
+
     def _json(
         self, method: str, path: str, body: Any = None, query: Query | None = None, *, expect: str | None = None
     ) -> Any:
-        response = self._request(method, path, body, query)
+        return self._answer(self._request(method, path, query, json=body), expect)
+
+    def _answer(self, response: httpx.Response, expect: str | None = None) -> Any:
         try:
             answer = response.json()
             return answer if expect is None else answer[expect]
         except (ValueError, KeyError, TypeError) as error:
             raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.") from error
 
-    def _request(self, method: str, path: str, body: Any = None, query: Query | None = None) -> httpx.Response:
+    def _request(self, method: str, path: str, query: Query | None = None, **content: Any) -> httpx.Response:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         try:
-            response = self.http.request(method, path, json=body, params=given)
+            response = self.http.request(method, path, params=given, **content)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.is_error:

@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from swapmeet.cli import following, main
+from swapmeet import following
+from swapmeet.cli import main
 from swapmeet.cli.tables import duration, table
 from swapmeet.gateway.listener import event_loop, listening
 

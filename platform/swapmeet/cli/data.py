@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from swapmeet.cli.options import Home, Json, show, tell
+from swapmeet.cli.options import Home, Json, read_template, show, tell
+from swapmeet.cli.reports import described, output, printable
 from swapmeet.settings import Settings, load_settings
 from swapmeet_registry.bases import BaseLibrary
-from swapmeet_training import DataError, FineTune, Report, check_file
+from swapmeet_training import FineTune, check_file
 from swapmeet_training.preview import Shown, preview
 
 app = typer.Typer(help="Training data: check it, see what of it is trained.", no_args_is_help=True)
@@ -22,7 +23,6 @@ OfBase = Annotated[str | None, typer.Option("--base", help="A base, to try its t
 Template = Annotated[Path | None, typer.Option("--chat-template", help="A Jinja file to use instead of the base's.")]
 TOLD_EVERY = 100_000
 """Rows between two lines about long work, where there is no terminal."""
-COLOURS = {"mistake": "bold red", "warning": "yellow"}
 
 
 @app.command()
@@ -42,7 +42,7 @@ def check(
         raise typer.BadParameter("--max-length and --chat-template need --base, whose tokenizer counts and renders.")
     settings = load_settings(home=home)
     folder = _base(base, settings) if base else None
-    options: dict[str, Any] = {"base": folder, "template": _template(chat_template)}
+    options: dict[str, Any] = {"base": folder, "template": read_template(chat_template)}
     if folder:
         options["max_length"] = max_length or FineTune.model_fields["max_length"].default
     reports = []
@@ -55,7 +55,7 @@ def check(
         show(reports[0].as_dict() | rest, "", json)
     else:
         for report in reports:
-            _console().print(_told(report))
+            output().print(described(report.as_dict(), report.name))
     if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
@@ -74,28 +74,19 @@ def show_(
 ) -> None:
     """Show which tokens of an example are trained: in colour on a terminal, in [[brackets]] elsewhere."""
     settings = load_settings(base=base, home=home)
-    sequences = preview(file, _base(settings.base, settings), line, _template(chat_template))
+    sequences = preview(file, _base(settings.base, settings), line, read_template(chat_template))
     if json:
         show({"sequences": [sequence.as_dict() for sequence in sequences]}, "", json)
         return
-    console = _console()
-    coloured = console.is_terminal and not console.no_color
+    out = output()
+    coloured = out.is_terminal and not out.no_color
     for sequence in sequences:
-        console.print(_heading(sequence))
-        console.print(_token_lines(sequence, coloured) if tokens else _marked(sequence, coloured))
+        out.print(_heading(sequence))
+        out.print(_token_lines(sequence, coloured) if tokens else _marked(sequence, coloured))
 
 
 def _base(name: str, settings: Settings) -> Path:
     return BaseLibrary(settings.folder, tell).find(name).path
-
-
-def _template(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can not be read as a chat template ({error}). Name a Jinja file.") from error
 
 
 @contextmanager
@@ -112,32 +103,6 @@ def _followed(file: Path) -> Iterator[Callable[[int], object]]:
         yield told
 
 
-def _told(report: Report) -> Text:
-    form = f" ({report.form})" if report.form else ""
-    text = Text(f"{_printable(report.name)}: {report.examples:,} examples{form}, {report.bytes:,} bytes\n")
-    if report.tokens:
-        shares = ", ".join(f"{share} % up to {length}" for share, length in report.tokens.percentiles.items())
-        text.append(f"tokens: {report.tokens.total:,}, of which {report.tokens.trained:,} are trained; ")
-        text.append(f"the longest example has {report.tokens.longest} ({shares})\n")
-    for name, findings, counts in (
-        ("mistake", report.mistakes, report.mistake_counts),
-        ("warning", report.warnings, report.warning_counts),
-    ):
-        for finding in findings:
-            where = f"{report.unit} {finding.line}: " if finding.line else ""
-            text.append(name, COLOURS[name]).append(_printable(f"  {where}{finding} [{finding.kind}]\n"))
-        for kind, count in counts.items():
-            left = count - sum(finding.kind == kind for finding in findings)
-            if left:
-                text.append(name, COLOURS[name]).append(f"  {left:,} more of {kind}\n")
-    mistakes, warnings = (sum(counts.values()) for counts in (report.mistake_counts, report.warning_counts))
-    return text.append(f"{_count(mistakes, 'mistake')}, {_count(warnings, 'warning')}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _heading(sequence: Shown) -> Text:
     trained = sum(token.trained for token in sequence.tokens)
     key = f", {sequence.key}" if sequence.key else ""
@@ -149,7 +114,7 @@ def _heading(sequence: Shown) -> Text:
 def _marked(sequence: Shown, coloured: bool) -> Text:
     text = Text()
     for span in sequence.spans:
-        written = _printable(span.text)
+        written = printable(span.text)
         if coloured:
             text.append(written, "bold green" if span.trained else "")
         else:
@@ -166,15 +131,3 @@ def _token_lines(sequence: Shown, coloured: bool) -> Text:
         text.append(f"{marked}\n", "bold green" if token.trained and coloured else "")
     text.rstrip()
     return text
-
-
-def _printable(text: str) -> str:
-    """A stranger's text without what could steer a terminal."""
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.following import PAGE, follow, job_path, newer
 from swapmeet.cli.options import Json, show, tell
 from swapmeet.cli.tables import duration, fields, moment, plain, table
+from swapmeet.following import PAGE, follow, job_path, newer
 
 if TYPE_CHECKING:
     from swapmeet.client import Client
@@ -90,7 +90,7 @@ def logs(job: JobId, follow: Follow = False, json: Json = False) -> None:
             _follow(client, job, json)
             return
         for event in newer(client, job, set()):
-            print(json_.dumps(event) if json else _line(event), flush=True)
+            print(json_.dumps(event) if json else event_line(event), flush=True)
 
 
 @app.command()
@@ -122,12 +122,13 @@ def _follow(client: "Client", job: str, json: bool) -> None:
     for found in follow(client, job, tell):
         ended = found["object"] == "fine_tuning.job"
         if not ended:
-            print(json_.dumps(found) if json else _line(found), flush=True)
+            print(json_.dumps(found) if json else event_line(found), flush=True)
         elif found["status"] != "succeeded":
             raise typer.Exit(1)
 
 
-def _line(event: dict[str, Any]) -> str:
+def event_line(event: dict[str, Any]) -> str:
+    """An event for people, with the figures that it measured."""
     data = event.get("data") or {}
     figures = [f"{said} {data[name]:.4g}" for name, said in METRICS.items() if isinstance(data.get(name), int | float)]
     measured = f"  [{', '.join(figures)}]" if figures else ""

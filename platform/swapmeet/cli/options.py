@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from swapmeet_training import DataError
+
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 Home = Annotated[Path | None, typer.Option("--home", help="Where Swapmeet keeps its files (SWAPMEET_HOME).")]
 RegistryUrl = Annotated[
@@ -23,3 +25,17 @@ def show(result: dict[str, Any], text: str, as_json: bool) -> None:
 def tell(line: str) -> None:
     """A line about long work, on standard error so that results stay clean."""
     print(line, file=sys.stderr, flush=True)
+
+
+def read_template(path: Path | None) -> str | None:
+    """The text of a chat template, where one is named.
+
+    Raises:
+        DataError: it can not be read.
+    """
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can not be read as a chat template ({error}). Name a Jinja file.") from error

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from swapmeet.cli.here import run_here
 from swapmeet.cli.options import Json, show, tell
-from swapmeet.cli.run_options import RunOptions, takes_run_options
+from swapmeet.cli.run_options import RunOptions, server_of, takes_run_options
 from swapmeet.settings import load_settings
 from swapmeet_training.errors import SpecError
-from swapmeet_training.plan import Plan, named, own_hardware, plan_job, this_machine
+from swapmeet_training.plan import Placement, named, own_hardware, plan_job, this_machine
 
 
 @takes_run_options
@@ -18,63 +19,83 @@ def plan(
     options: RunOptions,
     gpu: Annotated[str | None, typer.Option(help="A GPU to plan for, such as H100; this machine otherwise.")] = None,
     memory: Annotated[float | None, typer.Option(help="Memory of the GPU or machine, in GB.")] = None,
-    price: Annotated[float, typer.Option(help="Price of a GPU for an hour.")] = 0.0,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None,
     speed: Annotated[float | None, typer.Option(help="Tokens a second that such a run was measured at.")] = None,
     json: Json = False,
 ) -> None:
     """Tell what `train` with the same arguments would need. Runs nothing."""
+    given = {"gpu": gpu, "memory": memory, "price": price, "speed": speed}
+    if server_of(options):
+        if own := [f"--{name}" for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(
+                "a server plans for its own machines. Add --local, or leave it out.", param_hint=own
+            )
+        base, made = _asked(options)
+    else:
+        base, made = _made(options, gpu, memory, price or 0.0, speed)
+    show({"base": base} | made, table(base, made), json)
+
+
+def _asked(options: RunOptions) -> tuple[str, dict[str, Any]]:
+    """The server's plan, for which the files are uploaded, and deleted again."""
+    from swapmeet.cli.job_request import wanted
+    from swapmeet.cli.submission import connected, uploaded
+
+    job = wanted(options)
+    with connected(options, job) as client, uploaded(client, job, keep=False) as body:
+        return job.request.model, client.call("POST", "/v1/fine_tuning/plan", body)
+
+
+def _made(
+    options: RunOptions, gpu: str | None, memory: float | None, price: float, speed: float | None
+) -> tuple[str, dict[str, Any]]:
+    """A plan for this machine, or for the GPU that is named."""
     _require_positive(memory=memory, price=price, speed=speed)
-    resources = options.resources()
+    run = run_here(options)
+    resources = run.resources
     hardware = replace(named(gpu) if gpu else own_hardware(resources.gpus, resources.cpus), price=price)
     if memory:
         hardware = replace(hardware, memory=int(memory * 1e9))
     nodes = [] if gpu or memory else [this_machine()]
-    base = _folder(options)
-    made = plan_job(
-        base,
-        {name: value for name, value in options.settings().items() if name not in ("data", "validation")},
-        options.data,
-        options.validation,
-        nodes,
-        hardware,
-        resources.gpus or 1.0,
-    )
-    if speed:
-        made = made.at_speed(speed)
-    show({"base": options.base, **made.as_dict()}, table(options.base, made), json)
+    settings = {name: value for name, value in run.settings.items() if name not in ("data", "validation")}
+    data, held_out = run.settings["data"], run.settings.get("validation")
+    made = plan_job(_folder(run.base, options), settings, data, held_out, nodes, hardware, resources.gpus or 1.0)
+    return run.base, (made.at_speed(speed) if speed else made).as_dict()
 
 
-def table(base: str, plan: Plan) -> str:
-    """A plan for people."""
-    tokens = f"{plan.tokens:,}" + (f" (within {100 * plan.token_error:.1f} %)" if plan.token_error else "")
+def table(base: str, plan: dict[str, Any]) -> str:
+    """A plan for people, from `Plan.as_dict`."""
+    settings, memory, hardware = plan["settings"], plan["memory"], plan["hardware"]
+    error = plan["token_error"]
+    tokens = f"{plan['tokens']:,}" + (f" (within {100 * error:.1f} %)" if error else "")
     rows = [
-        ("base", f"{base} ({plan.architecture}, {plan.parameters / 1e6:,.0f} M parameters)"),
-        ("adapter", f"{plan.adapter_parameters / 1e6:,.1f} M parameters, rank {plan.settings.rank}"),
-        ("data", f"{plan.examples:,} examples of {tokens} tokens"),
-        ("steps", f"{plan.steps:,} of {plan.settings.batch_size} x {plan.settings.gradient_accumulation}"),
-        ("tokens", f"{plan.trained_tokens:,}, {plan.padded_tokens:,} with padding"),
-        ("memory", f"{_gb(plan.memory.peak)} of {_gb(plan.hardware.memory)} ({plan.hardware.name})"),
-        *((f"  {part}", _gb(size)) for part, size in plan.memory.parts.items() if size),
-        ("", f"the most in the {plan.memory.moment}"),
-        ("time", f"{_time(plan.seconds)}, {'measured' if plan.hardware.measured else 'estimated'}"),
+        ("base", f"{base} ({plan['architecture']}, {plan['parameters'] / 1e6:,.0f} M parameters)"),
+        ("adapter", f"{plan['adapter_parameters'] / 1e6:,.1f} M parameters, rank {settings['rank']}"),
+        ("data", f"{plan['examples']:,} examples of {tokens} tokens"),
+        ("steps", f"{plan['steps']:,} of {settings['batch_size']} x {settings['gradient_accumulation']}"),
+        ("tokens", f"{plan['trained_tokens']:,}, {plan['padded_tokens']:,} with padding"),
+        ("memory", f"{_gb(memory['peak'])} of {_gb(hardware['memory'])} ({hardware['name']})"),
+        *((f"  {part}", _gb(size)) for part, size in memory["parts"].items() if size),
+        ("", f"the most in the {memory['moment']}"),
+        ("time", f"{_time(plan['seconds'])}, {plan['speed']}"),
     ]
-    if plan.share:
-        rows.append(("share", f"{100 * plan.share:.0f} % of a GPU"))
-    if plan.hardware.price:
-        rows.append(("cost", f"{plan.cost:,.2f} at {plan.hardware.price:g} an hour"))
-    if plan.placement:
-        rows.append(("place", str(plan.placement)))
-    return "\n".join([*(f"{name:14}{value}" for name, value in rows), *plan.words])
+    if plan["share"]:
+        rows.append(("share", f"{100 * plan['share']:.0f} % of a GPU"))
+    if plan["price"]:
+        rows.append(("cost", f"{plan['cost']:,.2f} at {plan['price']:g} an hour"))
+    if plan["placement"]:
+        rows.append(("place", str(Placement(**plan["placement"]))))
+    return "\n".join([*(f"{name:14}{value}" for name, value in rows), *plan["words"]])
 
 
-def _folder(options: RunOptions) -> Path:
+def _folder(base: str, options: RunOptions) -> Path:
     """The base's folder: a known base's, any with a config.json, or that of one that can be fetched."""
     from swapmeet_registry.bases import BaseLibrary
 
     library = BaseLibrary(load_settings(home=options.home, registry=options.registry).folder, tell)
     known = {record.name: Path(record.path) for record in library.records()}
-    folder = known.get(options.base, Path(options.base).expanduser())
-    return folder.resolve() if (folder / "config.json").is_file() else library.find(options.base).path
+    folder = known.get(base, Path(base).expanduser())
+    return folder.resolve() if (folder / "config.json").is_file() else library.find(base).path
 
 
 def _require_positive(**figures: float | None) -> None:

@@ -2,23 +2,42 @@
 
 import typer
 
+from swapmeet.cli.here import run_here
 from swapmeet.cli.options import Json, show, tell
-from swapmeet.cli.run_options import RunOptions, takes_run_options
+from swapmeet.cli.run_options import RunOptions, server_of, takes_run_options
+from swapmeet.errors import RequestRefused
 from swapmeet.settings import load_settings
 
 
 @takes_run_options
 def train(options: RunOptions, json: Json = False) -> None:
-    """Fine-tune a base with QLoRA and publish the adapter."""
+    """Fine-tune a base with QLoRA: on the server of SWAPMEET_URL as a job, or here, to publish the adapter."""
+    if server_of(options):
+        _there(options, json)
+    else:
+        _here(options, json)
+
+
+def _there(options: RunOptions, json: bool) -> None:
+    from swapmeet.cli.job_request import wanted
+    from swapmeet.cli.submission import connected, submit
+
+    job = wanted(options)
+    with connected(options, job) as client:
+        submit(client, job, options.follow, json)
+
+
+def _here(options: RunOptions, json: bool) -> None:
     from swapmeet.training import train_and_publish
 
-    if options.name is None:
+    if options.file is None and options.name is None:
         raise typer.BadParameter("Name the adapter: --name TENANT/NAME.", param_hint="--name")
+    run = run_here(options)
+    if "name" not in run.settings:
+        raise RequestRefused(f"{options.file}: here, where no server knows the tenant, name it: TENANT/NAME.")
     settings = load_settings(home=options.home, registry=options.registry)
     follow = tell if options.follow else lambda _: None
-    published = train_and_publish(
-        settings, options.base, options.settings(), options.resources(), options.alias, follow
-    )
+    published = train_and_publish(settings, run.base, run.settings, run.resources, options.alias, follow)
     result = {
         "name": published.version.name,
         "version": published.version.version,

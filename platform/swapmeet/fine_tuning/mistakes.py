@@ -1,6 +1,7 @@
 """Pydantic's findings as sentences, each with the field's path and what to do."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from swapmeet.errors import RequestRefused
 from swapmeet.files.rules import shortened
 
 MOST = 20
+OPENING, ENDING = re.compile(r"^(\w+ )?should "), re.compile(r" after validation, not \d+$")
+"""What pydantic's messages begin and end with, and a sentence of ours does not."""
 TAGS = {"number", "names", "word"}
 """What pydantic puts into a path to say which of two forms it tried."""
 
@@ -42,7 +45,11 @@ def _sentence(finding: Any, known: Mapping[str, Sequence[str]]) -> str:
         return f"{path} is no parameter{hint}."
     if kind == "missing":
         return f"{path} is missing. Add it."
-    wanted = finding["msg"].removeprefix("Input ").removeprefix("should ")
+    if kind == "union_tag_not_found":
+        return f"{path}.type is missing. Add it."
+    if kind == "union_tag_invalid":
+        return f"{path}.type should be one of {finding['ctx']['expected_tags']}."
+    wanted = OPENING.sub("", ENDING.sub("", finding["msg"]))
     wanted = wanted[:1].lower() + wanted[1:] if not wanted.startswith("'") else wanted
     return f"{path or 'The request'} is {_shown(finding['input'])} but should {wanted}."
 

@@ -16,6 +16,11 @@ PATIENCE_SECONDS = 300.0
 """How long a server that does not answer is asked again."""
 PAGE = 100
 T = TypeVar("T")
+Tell = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """For callers who need not know that a server was away."""
 
 
 def job_path(job: str, *more: str) -> str:
@@ -42,7 +47,7 @@ def newer(client: "Client", job: str, seen: set[str]) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def follow(client: "Client", job: str, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def follow(client: "Client", job: str, tell: Tell) -> Iterator[dict[str, Any]]:
     """All of a job's events, oldest first, until the job has ended; then, last, the job itself.
 
     Args:
@@ -55,24 +60,34 @@ def follow(client: "Client", job: str, tell: Callable[[str], None]) -> Iterator[
     """
     seen: set[str] = set()
     while True:
-        state = _patiently(lambda: client.call("GET", job_path(job)), tell)  # first: what is told by its end is told
-        yield from _patiently(lambda: newer(client, job, seen), tell)
+        state = patiently(lambda: client.call("GET", job_path(job)), tell)  # first: what is told by its end is told
+        yield from patiently(lambda: newer(client, job, seen), tell)
         if state["status"] in ENDED:
             yield state
             return
         time.sleep(POLL_SECONDS)
 
 
-def _patiently(ask: Callable[[], T], tell: Callable[[str], None]) -> T:
+def patiently(ask: Callable[[], T], tell: Tell) -> T:
+    """The answer to what may be asked again, of a server that may go away for a while.
+
+    Raises:
+        ApiError: it refuses, or has not answered for five minutes.
+    """
     told, until = False, time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return ask()
         except ApiError as error:
-            passes = error.status == 429 or error.status == 0 or error.status >= 500
-            if not passes or time.monotonic() > until:
+            if not _passes(error) or time.monotonic() > until:
                 raise
             if not told:
                 tell(f"{error} Asking again for {PATIENCE_SECONDS:.0f} s.")
                 told = True
         time.sleep(POLL_SECONDS)
+
+
+def _passes(error: ApiError) -> bool:
+    """Whether to ask again is of use: the server is away or busy. A quota that is used up stays so."""
+    busy = error.status == 429 and error.code != "insufficient_quota"
+    return busy or error.status == 0 or error.status >= 500

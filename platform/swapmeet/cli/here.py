@@ -1,0 +1,81 @@
+"""A run on this machine, as `swapmeet train` and `plan` do without a server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swapmeet.cli.options import tell
+from swapmeet.cli.run_options import OF_THE_QUEUE, RunOptions
+from swapmeet.errors import RequestRefused
+from swapmeet_training import DataError, Resources, check_file
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A base by its name, what it may use, and the settings of `FineTune` but those that follow from the base.
+
+    `name` may be missing among them.
+    """
+
+    base: str
+    settings: Mapping[str, Any]
+    resources: Resources
+
+
+def run_here(options: RunOptions) -> Run:
+    """What a command line, and its file, ask of this machine.
+
+    Raises:
+        RequestRefused, DataError, SpecError: each says what to do.
+    """
+    if options.file is not None:
+        return _of_file(options)
+    if queued := [f"--{name}" for name in OF_THE_QUEUE if name in options.said()]:
+        raise RequestRefused(f"{', '.join(queued)}: only servers have that. Leave it out, or name one: --url URL.")
+    assert options.base is not None
+    return Run(options.base, options.settings(), options.resources())
+
+
+def _of_file(options: RunOptions) -> Run:
+    from swapmeet.cli.job_request import wanted
+    from swapmeet.fine_tuning.hyperparameters import resolve, run_settings
+
+    job = wanted(options)
+    request, data = job.request, job.files["training_file"]
+    _tell_what_is_left_out(job.fields)
+    lora = request.lora.model_dump(mode="json")
+    asked = resolve(request.asked, _examples(data), request.lora.gradient_accumulation)
+    settings = run_settings(asked, lora, request.kind, request.seed or 0)
+    name = request.lora.name if "/" in (request.lora.name or "") else None  # a server would add the tenant
+    settings |= {"name": name, "data": data, "validation": job.files.get("validation_file")}
+    resources = request.lora.resources.model_dump(include={"cpus", "gpus"}, exclude_none=True)
+    return Run(
+        _base(request.model, options),
+        {name: value for name, value in settings.items() if value is not None},
+        Resources(**resources),
+    )
+
+
+def _examples(data: Path) -> int:
+    report = check_file(data)
+    if report.problem:
+        raise DataError(report.problem)
+    return report.examples
+
+
+def _base(model: str, options: RunOptions) -> str:
+    """A base's name; a folder that the file names stands where the file is."""
+    assert options.file is not None
+    folder = options.file.parent / Path(model).expanduser()
+    return str(folder) if options.base is None and "/" in model and folder.is_dir() else model
+
+
+def _tell_what_is_left_out(fields: Mapping[str, Any]) -> None:
+    """The same file serves here and there, so what only servers have is no mistake."""
+    lora = fields.get("lora") or {}
+    found = [name for name in ("metadata", "integrations", "suffix") if fields.get(name)]
+    found += [f"lora.{name}" for name in ("priority", "deadline") if lora.get(name)]
+    found += ["lora.resources.memory"] if (lora.get("resources") or {}).get("memory") else []
+    if found:
+        tell(f"Left out, as only servers have it: {', '.join(found)}.")
