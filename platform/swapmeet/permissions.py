@@ -10,6 +10,8 @@ from swapmeet.database import Database
 from swapmeet.database.tables import PermissionRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import NotFound
+from swapmeet.tenancy.audit import note
+from swapmeet.tenancy.caller import Caller
 
 
 class Permissions:
@@ -18,12 +20,13 @@ class Permissions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def grant(self, model: str, projects: Sequence[str]) -> list[PermissionRow]:
+    def grant(self, model: str, projects: Sequence[str], by: Caller | None = None) -> list[PermissionRow]:
         """Let tenants use a model; one that may already, keeps its permission.
 
         Args:
             model: as those tenants will name it.
             projects: the tenants, which is what OpenAI's client calls projects.
+            by: who does it; None for the server itself.
 
         Raises:
             NotFound: some are no tenants; the message names all of them.
@@ -41,6 +44,8 @@ class Permissions:
                 for row, each in zip(rows, wanted, strict=True)
             ]
             session.add_all(made)
+            if new := [each for row, each in zip(rows, wanted, strict=True) if row is None]:
+                note(session, by, "permission.grant", model, tenant=_owner(model), detail=f"to {', '.join(new)}")
             return made
 
         return self._database.write(insert)
@@ -73,7 +78,7 @@ class Permissions:
         start = ids.index(after) + 1 if after is not None else 0
         return rows[start : start + limit], len(rows) > start + limit
 
-    def revoke(self, model: str, permission: str) -> None:
+    def revoke(self, model: str, permission: str, by: Caller | None = None) -> None:
         """Take a permission back.
 
         Raises:
@@ -85,8 +90,13 @@ class Permissions:
             if row is None or row.model != model:
                 raise _missing(model, permission)
             session.delete(row)
+            note(session, by, "permission.revoke", model, tenant=_owner(model), detail=f"from {row.project}")
 
         self._database.write(delete)
+
+
+def _owner(model: str) -> str:
+    return model.partition("/")[0]
 
 
 def _id(model: str, project: str) -> str:

@@ -1,8 +1,10 @@
-"""Databases to test on: an SQLite file each, and databases of one real PostgreSQL."""
+"""Databases to test on, an SQLite file each or one of a real PostgreSQL; and the whole API over one."""
 
+import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,24 @@ from uuid import uuid4
 
 import openai
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
+from starlette.testclient import TestClient
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import TenantRow
+from swapmeet.database.tables import CheckpointRow, EventRow, TenantRow
 from swapmeet.gateway.app import create_app
+from swapmeet.gateway.assembly import assemble
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
 from swapmeet.gateway.tuning import Tuning, build_tuning, tended
+from swapmeet.ids import new_id
 from swapmeet.jobs import Jobs
 from swapmeet.settings import load_settings
-from swapmeet.tenancy import Tenancy
+from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry.fingerprint import fingerprint
+from swapmeet_serving import Call, Chunk, join
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -130,3 +137,134 @@ def tuning_server(database: Database, tmp_path: Path) -> Iterator[TuningServer]:
         yield server
         for client in server.clients:
             client.close()
+
+
+class Echo:
+    """Replicas that answer at once."""
+
+    async def generate(self, call: Call) -> AsyncIterator[Chunk]:
+        for index in range(call.n):
+            yield Chunk(
+                index=index, text="ok", token_ids=(1,), finish_reason="stop", prompt_tokens=4, completion_tokens=1
+            )
+
+    async def answer(self, call: Call) -> tuple[Chunk, ...]:
+        return tuple(join([each]) for each in [chunk async for chunk in self.generate(call)])
+
+    async def describe(self) -> dict[str, Any]:
+        return {}
+
+    async def measurements(self) -> list[Any]:
+        return []
+
+    async def state(self) -> str:
+        return "ready"
+
+
+EXAMPLE = {"messages": [{"role": "user", "content": "3 May"}, {"role": "assistant", "content": "05-03"}]}
+
+
+@dataclass
+class Platform:
+    """The whole API as it is deployed, but for the engines; tenants, and every secret that was given out."""
+
+    client: TestClient
+    tenancy: Tenancy
+    registry: Registry
+    base: Fingerprint
+    adapter: Path
+    home: Path
+    keys: dict[str, str] = field(default_factory=dict)
+    secrets: set[str] = field(default_factory=set)
+
+    def add(self, tenant: str, role: str = "owner") -> str:
+        """A tenant's new key, by which it asks from now on."""
+        self.tenancy.tenants.ensure(tenant)
+        self.keys[tenant] = self.tenancy.keys.create(tenant, [role]).key
+        self.secrets.add(self.keys[tenant])
+        return self.keys[tenant]
+
+    def ask(self, who: str, method: str, path: str, **more: Any) -> Any:
+        """A request of a tenant's; what it answers in secrets is remembered."""
+        answer = self.client.request(method, path, headers={"authorization": f"Bearer {self.keys[who]}"}, **more)
+        if "json" in answer.headers.get("content-type", "") and isinstance(body := answer.json(), dict):
+            self.secrets |= {body[each] for each in ("value", "signing_secret") if each in body}
+        return answer
+
+    def do(self, who: str, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """A request that is answered well."""
+        answer = self.ask(who, method, f"/v1/{path}", **more)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def upload(self, who: str, name: str) -> str:
+        """A file to train on, when it was checked."""
+        content = (json.dumps(EXAMPLE) + "\n") * 12
+        form = {"files": {"file": (name, content.encode())}, "data": {"purpose": "fine-tune"}}
+        made = str(self.do(who, "POST", "files", **form)["id"])
+        until = time.monotonic() + 120
+        while self.do(who, "GET", f"files/{made}")["status"] == "uploaded":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        return made
+
+    def furnish(self, who: str, friend: str) -> dict[str, str]:
+        """Have a tenant own one of everything; gives the ids by kind."""
+        model, scopes = f"{who}/legal", {"scopes": ["infer"]}
+        version = self.registry.push(self.adapter, model, base=self.base, alias="prod")
+        own = {"tenant": who, "model": model, "pinned": version.pinned, "checkpoint": new_id("ftckpt-")}
+        own |= {"key": self.do(who, "POST", "keys", json=scopes)["id"]}
+        own |= {"file": self.upload(who, f"{who}.jsonl"), "held_out": self.upload(who, f"{who}-held-out.jsonl")}
+        wanted = {"bytes": 6, "filename": f"{who}.txt", "mime_type": "text/plain", "purpose": "user_data"}
+        own["upload"] = self.do(who, "POST", "uploads", json=wanted)["id"]
+        part = {"files": {"data": ("blob", who[:3].encode())}}
+        own["part"] = self.do(who, "POST", f"uploads/{own['upload']}/parts", **part)["id"]
+        hook = {"url": f"http://127.0.0.1:9/{who}"}
+        own["webhook"] = self.do(who, "POST", "webhooks", json=hook)["id"]
+        own["endpoint"] = self.do(who, "POST", "webhook_endpoints", json=hook)["id"]
+        job = {"model": "tiny", "training_file": own["file"]}
+        ended = self.do(who, "POST", "fine_tuning/jobs", json=job | {"suffix": "ended"})["id"]
+        self.do(who, "POST", f"fine_tuning/jobs/{ended}/cancel")
+        own["job"] = self.do(who, "POST", "fine_tuning/jobs", json=job | {"metadata": {"team": who}})["id"]
+        for kind in ("webhook", "endpoint"):
+            (told,) = self.do(who, "GET", f"webhooks/{own[kind]}/deliveries")["data"]
+            own[f"{kind}_delivery"] = told["id"]
+        grant = {"project_ids": [friend]}
+        granted = self.do(who, "POST", f"fine_tuning/checkpoints/{model}/permissions", json=grant)
+        own["permission"] = granted["data"][0]["id"]
+
+        def publish(session: Any) -> str:
+            row = CheckpointRow(id=own["checkpoint"], job=own["job"], step=1, model=model, digest=DIGEST, metrics={})
+            session.add(row)
+            return str(session.scalars(select(EventRow.id).where(EventRow.job == own["job"])).first())
+
+        own["event"] = self.tenancy.database.write(publish)
+        own["audit"] = self.do(who, "GET", "audit?limit=1")["data"][0]["id"]
+        return own
+
+
+@pytest.fixture(scope="session")
+def published(
+    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Fingerprint, Path]:
+    """A base's fingerprint, and an adapter's folder."""
+    return fingerprint(tiny_llama, "tiny"), random_lora(tiny_llama, tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture
+def platform(database_url: str, published: tuple[Fingerprint, Path], tmp_path: Path) -> Iterator[Platform]:
+    """The whole API, with the operator as its only tenant."""
+    home = tmp_path / "home"
+    settings = load_settings(home=home, base="tiny", database=database_url, webhook_private=True)
+    home.mkdir()
+    created = Database(database_url)
+    upgrade(created)
+    created.close()
+    replicas: Any = Echo()
+    app = assemble(settings, published[0], replicas, background=lambda *parts: tended(parts[2]))
+    services = app.state.services
+    with TestClient(app, raise_server_exceptions=False) as client:
+        platform = Platform(client, services.tenancy, services.registry, *published, home)
+        platform.add(OPERATOR)
+        yield platform
+    services.tenancy.database.close()

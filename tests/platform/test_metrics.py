@@ -163,7 +163,7 @@ def test_the_gateway_counts_routes_and_not_paths(
     chat = "/v1/chat/completions"
     assert requests(method="POST", route=chat, status="200") == 1
     assert requests(method="POST", route=chat, status="401") == 1
-    assert requests(method="GET", route="/v1/models/{name:path}", status="404") == 2
+    assert requests(method="GET", route="/v1/models/{model:path}", status="404") == 2
     assert requests(method="unknown", route="unknown", status="404") == 5
     assert value(page, "swapmeet_http_request_seconds_count", gateway="g1", route=chat) == 2
     assert value(page, "swapmeet_http_first_byte_seconds_count", gateway="g1", route=chat) == 2

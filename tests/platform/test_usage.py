@@ -15,7 +15,7 @@ from swapmeet.database.tables import AuditRow, FileRow, UploadRow, UsageRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, DatabaseFailed, Forbidden, NotFound, QuotaExceeded, RateLimited
 from swapmeet.tenancy import OPERATOR, Caller, Limits, Tenancy
-from swapmeet.tenancy.audit import Audit
+from swapmeet.tenancy.audit import Audit, note
 from swapmeet.tenancy.ledger import Ledger
 from swapmeet.tenancy.rates import MOST, Rates
 from swapmeet.tenancy.usage import KINDS, shares
@@ -384,7 +384,7 @@ def test_the_audit_log_is_paged_and_each_tenant_s_own(books: Tenancy) -> None:
 
 def test_what_is_done_and_its_entry_are_one_transaction(books: Tenancy, database: Database) -> None:
     def fail(session: Session) -> None:
-        books.audit.record(ACME, "job.create", "ftjob-1", session=session)
+        note(session, ACME, "job.create", "ftjob-1")
         session.flush()
         raise KeyError("own")
 

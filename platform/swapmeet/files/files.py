@@ -19,6 +19,8 @@ from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused
 from swapmeet.files.blobs import FILES, Sums, measure_file, read_blob, write_beside
 from swapmeet.files.rules import FINE_TUNE, file_mistakes, plain_name, refuse
 from swapmeet.ids import made_at, new_id
+from swapmeet.tenancy.audit import note
+from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.stores.protocol import Store
 
@@ -53,6 +55,7 @@ class Files:
         expires_after: int | None = None,
         *,
         file_id: str | None = None,
+        by: Caller | None = None,
     ) -> FileRow:
         """Keep a file, durable on return.
 
@@ -63,6 +66,7 @@ class Files:
             source: its bytes, in a file that nobody changes.
             expires_after: seconds until it is deleted by itself.
             file_id: chosen by a caller who may have to do this twice; the second time changes nothing.
+            by: who makes it; None for the server itself.
 
         Raises:
             RequestRefused: name, purpose or life time can not be used.
@@ -76,7 +80,7 @@ class Files:
         self.database.read(lambda session: require_storage(session, tenant, row.bytes))  # before the bytes are written
         self.store.put(FILES + row.id, source, row.sha256)
         try:
-            return self.database.write(lambda session: insert_file(session, row))
+            return self.database.write(lambda session: insert_file(session, row, by))
         except QuotaExceeded:  # another file was faster; the transaction did not take place
             self.store.delete(FILES + row.id)
             raise
@@ -139,7 +143,7 @@ class Files:
         rows = self.database.read(lambda session: list(session.scalars(query)))
         return rows[:limit], len(rows) > limit
 
-    def delete(self, tenant: str, file_id: str) -> None:
+    def delete(self, tenant: str, file_id: str, by: Caller | None = None) -> None:
         """Take a file away from its tenant at once; unfinished jobs that were given it keep its bytes until they end.
 
         Raises:
@@ -148,6 +152,7 @@ class Files:
 
         def mark(session: Session) -> None:
             self._of(session, tenant, file_id, lock=True).deleted_at = self.clock()
+            note(session, by, "file.delete", file_id)
 
         self.database.write(mark)
         self.drop(file_id)
@@ -209,7 +214,7 @@ class Files:
         return row.deleted_at is not None or (row.expires_at is not None and row.expires_at <= self.clock())
 
 
-def insert_file(session: Session, row: FileRow) -> FileRow:
+def insert_file(session: Session, row: FileRow, by: Caller | None = None) -> FileRow:
     """Add a file's row, if its tenant has room; `Database.write` may call this twice.
 
     Raises:
@@ -221,6 +226,7 @@ def insert_file(session: Session, row: FileRow) -> FileRow:
     require_storage(session, row.tenant, row.bytes)
     copy = FileRow(**{column.key: getattr(row, column.key) for column in FileRow.__table__.columns})
     session.add(copy)
+    note(session, by, "file.create", row.id, detail=f"{row.bytes} bytes for {row.purpose}")
     return copy
 
 

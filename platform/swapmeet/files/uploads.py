@@ -22,6 +22,7 @@ from swapmeet.files.rules import (
     shortened,
 )
 from swapmeet.ids import made_at, new_id
+from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.errors import Corrupt, StoreError
 
@@ -112,7 +113,12 @@ class Uploads:
             raise
 
     def complete(
-        self, tenant: str, upload_id: str, part_ids: Sequence[str], md5: str | None = None
+        self,
+        tenant: str,
+        upload_id: str,
+        part_ids: Sequence[str],
+        md5: str | None = None,
+        by: Caller | None = None,
     ) -> tuple[UploadRow, FileRow]:
         """Make the file of the parts, in the order given; asked again for the same parts, give the same answer.
 
@@ -122,7 +128,7 @@ class Uploads:
             QuotaExceeded: the tenant may not store so much.
         """
         try:
-            done = self._earlier(tenant, upload_id, part_ids) or self._complete(tenant, upload_id, part_ids, md5)
+            done = self._earlier(tenant, upload_id, part_ids) or self._complete(tenant, upload_id, part_ids, md5, by)
         except (Corrupt, StoreError):  # whoever completes or cancels it removes its parts, also while they are read
             if not (ended := self._earlier(tenant, upload_id, part_ids)):
                 self.database.read(lambda session: self._pending(session, tenant, upload_id))
@@ -132,7 +138,7 @@ class Uploads:
         return done
 
     def _complete(
-        self, tenant: str, upload_id: str, part_ids: Sequence[str], md5: str | None
+        self, tenant: str, upload_id: str, part_ids: Sequence[str], md5: str | None, by: Caller | None
     ) -> tuple[UploadRow, FileRow]:
         def plan(session: Session) -> tuple[UploadRow, list[PartRow]]:
             upload = self._pending(session, tenant, upload_id)
@@ -145,7 +151,7 @@ class Uploads:
             row = self.files.prepare(tenant, upload.filename, upload.purpose, sums, upload.file_expires_after)
             self.store.put(FILES + row.id, Path(whole.name), row.sha256)
         try:
-            done = self.database.write(lambda session: self._end(session, tenant, upload_id, part_ids, row))
+            done = self.database.write(lambda session: self._end(session, tenant, upload_id, part_ids, row, by))
         except (NotFound, RequestRefused, QuotaExceeded):  # ended by another meanwhile
             self.store.delete(FILES + row.id)
             raise
@@ -186,7 +192,13 @@ class Uploads:
         return self.database.read(lambda session: self._completed(session, tenant, upload_id, part_ids))
 
     def _end(
-        self, session: Session, tenant: str, upload_id: str, part_ids: Sequence[str], row: FileRow
+        self,
+        session: Session,
+        tenant: str,
+        upload_id: str,
+        part_ids: Sequence[str],
+        row: FileRow,
+        by: Caller | None,
     ) -> tuple[UploadRow, FileRow]:
         """The one transaction that makes an upload a file."""
         upload = self._of(session, tenant, upload_id, lock=True)
@@ -195,7 +207,7 @@ class Uploads:
         self._require_pending(upload, grace=GRACE)
         upload.status, upload.file, upload.parts = "completed", row.id, list(part_ids)
         session.flush()  # it no longer counts against the quota beside its file
-        return upload, insert_file(session, row)
+        return upload, insert_file(session, row, by)
 
     def _completed(
         self, session: Session, tenant: str, upload_id: str, part_ids: Sequence[str]

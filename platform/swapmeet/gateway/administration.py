@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 
 from swapmeet.database.tables.base import now
+from swapmeet.errors import Forbidden, RequestRefused
 from swapmeet.gateway.administration_wire import (
     NewKey,
     NewTenant,
@@ -18,12 +19,11 @@ from swapmeet.gateway.administration_wire import (
     audit_object,
     issued_object,
     key_object,
-    list_object,
     tenant_object,
     usage_csv,
 )
 from swapmeet.gateway.authority import Caller, may, operator
-from swapmeet.gateway.errors import InvalidRequest, PermissionDenied
+from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.tenancy import Tenancy
 from swapmeet.tenancy.tenants import no_tenant
@@ -58,9 +58,9 @@ def list_tenants(books: Books, caller: Reader, after: After = None, limit: Limit
     """The tenants by name: all for the operator, and else the caller's own."""
     if not caller.operator:
         own = [] if after and after >= caller.tenant else [books.tenants.get(caller.tenant)]
-        return list_object([tenant_object(row) for row in own], False)
+        return page([tenant_object(row) for row in own], False)
     rows, more = books.tenants.page(after, limit)
-    return list_object([tenant_object(row) for row in rows], more)
+    return page([tenant_object(row) for row in rows], more)
 
 
 @router.get("/tenants/{name}")
@@ -82,7 +82,7 @@ def create_key(body: NewKey, books: Books, caller: Admin, response: Response) ->
     tenant = body.tenant or caller.tenant
     _require_own(caller, tenant)
     if "metrics" in body.scopes and not caller.operator:
-        raise PermissionDenied("Only the operator gives the scope 'metrics', which shows every tenant's adapters.")
+        raise Forbidden("Only the operator gives the scope 'metrics', which shows every tenant's adapters.")
     expires_at = now() + timedelta(seconds=body.expires_in) if body.expires_in else None
     issued = books.keys.create(tenant, body.scopes, name=body.name, expires_at=expires_at, by=caller)
     response.headers.update(SECRET)
@@ -95,7 +95,7 @@ def list_keys(
 ) -> dict[str, Any]:
     """Keys, newest first: of one tenant, or for the operator of all."""
     rows, more = books.keys.page(_whose(caller, tenant, books), after, limit)
-    return list_object([key_object(row) for row in rows], more)
+    return page([key_object(row) for row in rows], more)
 
 
 @router.get("/keys/{key}")
@@ -140,16 +140,16 @@ def usage(
     ending = _utc(end, "end") if end else now()
     starting = _utc(start, "start") if start else max(ending, _EARLIEST + REPORTED) - REPORTED
     if starting > ending:
-        raise InvalidRequest("start is after end. Give a moment that is before it.", "start")
+        raise RequestRefused("start is after end. Give a moment that is before it.", "start")
     whose, groups = _whose(caller, tenant, books), list(dict.fromkeys(by or []))
     if owned and not caller.operator and {"key", "tenant"} & set(groups):
-        raise InvalidRequest("Who used your adapters is not told. Ask by adapter or by day.", "by")
+        raise RequestRefused("Who used your adapters is not told. Ask by adapter or by day.", "by")
     rows = books.usage.report(starting, ending, groups, **{"owner" if owned else "tenant": whose})
     if format == "csv":
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}
         return Response(usage_csv(rows, groups), media_type="text/csv; charset=utf-8", headers=headers)
     period = {"start": int(starting.timestamp()), "end": int(ending.timestamp())}
-    return list_object([{"object": "usage", **row} for row in rows], False) | period
+    return page([{"object": "usage", **row} for row in rows], False) | period
 
 
 @router.get("/audit")
@@ -164,7 +164,7 @@ def audit(
     """Who did what to what: newest first, of one tenant, or for the operator of all."""
     older = int(after.removeprefix("audit-")) if after else None
     rows, more = books.audit.page(_whose(caller, tenant, books), older, limit, action)
-    return list_object([audit_object(row) for row in rows], more)
+    return page([audit_object(row) for row in rows], more)
 
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -175,7 +175,7 @@ def _utc(moment: datetime, param: str) -> datetime:
     """A moment in UTC, which it is in where it names no zone."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if not _EARLIEST <= aware <= _LATEST:
-        raise InvalidRequest("Give seconds since 1970, or a date such as 2026-11-22.", param)
+        raise RequestRefused("Give seconds since 1970, or a date such as 2026-11-22.", param)
     return aware.astimezone(UTC)
 
 

@@ -3,13 +3,13 @@
 import csv
 import io
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from swapmeet.database.tables import AuditRow, KeyRow, TenantRow
+from swapmeet.fine_tuning.wire import seconds
 from swapmeet.tenancy.keys import Issued, ended
 from swapmeet.tenancy.scopes import expand
 from swapmeet.tenancy.tenants import limits_of
@@ -113,9 +113,9 @@ def tenant_object(row: TenantRow) -> dict[str, Any]:
         "id": row.name,
         "object": "tenant",
         "name": row.name,
-        "created_at": _seconds(row.created_at),
+        "created_at": seconds(row.created_at),
         "weight": row.weight,
-        "suspended_at": _seconds(row.suspended_at),
+        "suspended_at": seconds(row.suspended_at),
         "quotas": {name: getattr(limits, name) for name in QuotaSettings.model_fields},
     }
 
@@ -131,11 +131,11 @@ def key_object(row: KeyRow) -> dict[str, Any]:
         "scopes": row.scopes,
         "hint": row.hint,
         "status": status,
-        "created_at": _seconds(row.created_at),
+        "created_at": seconds(row.created_at),
         "created_by": row.created_by,
-        "expires_at": _seconds(row.expires_at),
-        "revoked_at": _seconds(row.revoked_at),
-        "last_used_at": _seconds(row.last_used_at),
+        "expires_at": seconds(row.expires_at),
+        "revoked_at": seconds(row.revoked_at),
+        "last_used_at": seconds(row.last_used_at),
         "replaced_by": row.replaced_by,
     }
 
@@ -150,7 +150,7 @@ def audit_object(row: AuditRow) -> dict[str, Any]:
     return {
         "id": f"audit-{row.id}",
         "object": "audit.entry",
-        "at": _seconds(row.at),
+        "at": seconds(row.at),
         "tenant": row.tenant,
         "actor": {"tenant": row.actor, "key": row.key},
         "action": row.action,
@@ -161,12 +161,6 @@ def audit_object(row: AuditRow) -> dict[str, Any]:
     }
 
 
-def list_object(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """A page, as OpenAI's client walks through them."""
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data and "id" in data[0] else {}
-    return {"object": "list", "data": list(data), "has_more": has_more, **ends}
-
-
 def usage_csv(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> str:
     """Usage as a table."""
     text = io.StringIO()
@@ -174,7 +168,3 @@ def usage_csv(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> str:
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
-
-
-def _seconds(at: datetime | None) -> int | None:
-    return None if at is None else int(at.timestamp())

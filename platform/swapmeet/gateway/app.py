@@ -13,7 +13,7 @@ from swapmeet.errors import PlatformError
 from swapmeet.gateway import administration, files, fine_tuning, inference, metrics, uploads
 from swapmeet.gateway.authority import may
 from swapmeet.gateway.body_limit import BodyLimit
-from swapmeet.gateway.errors import InvalidApiKey, InvalidRequest, PermissionDenied, install_error_handlers
+from swapmeet.gateway.errors import ANSWERS, InvalidApiKey, install_error_handlers
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.presence import ClientLeft
 from swapmeet.gateway.request_trace import RequestTrace, TracedReplicas
@@ -49,12 +49,11 @@ def create_app(
         async with backend.tenancy.keeping_books(), contextmanager_in_threadpool(background()):
             yield
 
-    app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="Swapmeet", docs_url="/docs", redoc_url=None, lifespan=lifespan, responses=ANSWERS)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestTrace, meter=http, proxied=proxied)  # around all others
     app.state.services = replace(backend, replicas=TracedReplicas(backend.replicas))
-    ours = (InvalidApiKey, PermissionDenied, InvalidRequest, ClientLeft)
-    install_error_handlers(app, RegistryError, ServingError, PlatformError, *ours)
+    install_error_handlers(app, RegistryError, ServingError, PlatformError, InvalidApiKey, ClientLeft)
     app.include_router(inference.router)
     app.include_router(administration.router)
     if tuning is not None:

@@ -15,7 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
-from swapmeet.gateway.errors import InvalidApiKey, PermissionDenied
+from swapmeet.errors import Forbidden
+from swapmeet.gateway.errors import InvalidApiKey
 from swapmeet.gateway.request_trace import request_id
 from swapmeet.gateway.services import services_of
 from swapmeet.tenancy.caller import Caller
@@ -46,16 +47,16 @@ class Authority(SecurityBase):
 
         Raises:
             InvalidApiKey: no key, or not one of ours.
-            PermissionDenied: it may not do this, or its tenant is suspended.
+            Forbidden: it may not do this, or its tenant is suspended.
         """
         tenancy = services_of(request).tenancy
         caller = replace(await _caller(request, tenancy.keys), request=request_id())
         if caller.suspended:
-            raise PermissionDenied(f"The tenant {caller.tenant!r} is suspended. Ask the operator of this server.")
+            raise Forbidden(f"The tenant {caller.tenant!r} is suspended. Ask the operator of this server.")
         if not self._passes(caller):
             route = getattr(request.scope.get("route"), "path", "unknown")
             tenancy.audit.refused(caller, f"{request.method} {route}")
-            raise PermissionDenied(self._words())
+            raise Forbidden(self._words())
         return caller
 
     def _passes(self, caller: Caller) -> bool:

@@ -18,22 +18,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from swapmeet.background import at_work
-from swapmeet.database import Database
-from swapmeet.gateway import models, webhooks
-from swapmeet.gateway.admission import Admission
-from swapmeet.gateway.app import create_app
+from swapmeet.gateway.assembly import assemble
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.request_trace import log_to
-from swapmeet.gateway.services import Services
-from swapmeet.gateway.tuning import build_tuning
-from swapmeet.jobs import Jobs
-from swapmeet.permissions import Permissions
 from swapmeet.preparation import prepare
-from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings, load_settings
-from swapmeet.tenancy import Tenancy
-from swapmeet.webhooks import Sender, Webhooks, announce
-from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_serving import Call, Chunk
 from swapmeet_serving.board import Board, Poster, build_board, poster_to, process_id
@@ -208,7 +197,7 @@ def gateway_app(
     log_to(settings.request_log)
     served = ServeReplicas(replicas, board, lambda: _measured("up", meter))
     try:
-        yield _app(settings, base, served, meter)
+        yield assemble(settings, base.fingerprint, served, meter, background=at_work)
     finally:
         closing = asyncio.run_coroutine_threadsafe(served.close(), loop)
         try:
@@ -228,7 +217,8 @@ class Gateway:
         meter = HttpMeter()
         self.poster = Poster("gateway", process_id(), meter.families, poster_to(board))
         log_to(_own_log(settings.request_log))
-        self.app = _app(settings, base, ServeReplicas(replicas, board, self.poster.snapshot), meter, proxied=True)
+        served = ServeReplicas(replicas, board, self.poster.snapshot)
+        self.app = assemble(settings, base.fingerprint, served, meter, proxied=True, background=at_work)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
@@ -287,27 +277,6 @@ def application(args: dict[str, Any]) -> Application:
     settings = load_settings(**args)
     prepare(settings)
     return build(settings, BaseLibrary(settings.folder).find(settings.base))
-
-
-def _app(
-    settings: Settings, base: Base, replicas: ServeReplicas, meter: HttpMeter, *, proxied: bool = False
-) -> FastAPI:
-    registry, database = Registry(settings.registry_url), Database(settings.database_url)
-    tenancy = Tenancy(database)
-    services = Services(registry, tenancy, base.fingerprint, replicas, Admission(settings.caller_requests))
-    tuning = build_tuning(settings, database, registry, Jobs(database, announce))
-    app = create_app(
-        services,
-        meter,
-        tuning,
-        metrics_public=settings.metrics_public,
-        proxied=proxied,
-        background=lambda: at_work(settings, database, tuning),
-    )
-    models.install(app, Permissions(database))
-    sender = Sender(private=settings.webhook_private)
-    webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
-    return app
 
 
 def _measured(name: str, meter: HttpMeter) -> Snapshot:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 log = logging.getLogger("swapmeet.gateway")
@@ -89,20 +90,26 @@ class InvalidApiKey(Exception):
         )
 
 
-class PermissionDenied(Exception):
-    """A known key that may not do this."""
+class ErrorDetail(BaseModel):
+    """What went wrong, as OpenAI's client reads it."""
 
-    code = "permission_denied"
+    message: str
+    type: str
+    param: str | None
+    code: str
 
 
-class InvalidRequest(ValueError):
-    """A request that is well-formed but can't be served; `param` names the field."""
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is an error."""
 
-    code = "invalid_request"
+    error: ErrorDetail
 
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request can not be served; the message says what to change."},
+    "5XX": {"model": ErrorAnswer, "description": "The server can not serve it at present."},
+}
+"""What the API's description says of errors."""
 
 
 def error_body(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:

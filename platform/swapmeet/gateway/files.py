@@ -41,7 +41,7 @@ async def create(request: Request, caller: Trainer, backend: Backend) -> dict[st
     async with received(request, backend.spool, "file", LARGEST_FILE, backend.threads) as form:
         purpose, expires_after = _described(form.fields)
         row = await to_thread.run_sync(
-            lambda: backend.files.create(caller.tenant, form.filename, purpose, form.path, expires_after),
+            lambda: backend.files.create(caller.tenant, form.filename, purpose, form.path, expires_after, by=caller),
             limiter=backend.threads,
         )
     return await kept(row, backend)
@@ -79,7 +79,7 @@ async def file(file_id: str, caller: Reader, backend: Backend) -> dict[str, Any]
 @router.delete("/{file_id}")
 async def delete(file_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """Delete a file; unfinished jobs that were given it go on."""
-    await run_in_threadpool(backend.files.delete, caller.tenant, file_id)
+    await run_in_threadpool(backend.files.delete, caller.tenant, file_id, caller)
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -43,7 +43,7 @@ async def create(
 
 
 def _submit(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None) -> JobRow:
-    return backend.jobs.create(_row(backend, wanted, caller, idempotency_key))
+    return backend.jobs.create(_row(backend, wanted, caller, idempotency_key), caller)
 
 
 def _row(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None = None) -> JobRow:
@@ -66,25 +66,25 @@ async def jobs(
 @router.get("/{job_id}")
 async def job(job_id: str, caller: Reader, backend: Backend) -> dict[str, Any]:
     """One job."""
-    return job_object(await run_in_threadpool(backend.jobs.get, caller.tenant, _id(job_id)))
+    return job_object(await run_in_threadpool(backend.jobs.get, caller.tenant, job_id))
 
 
 @router.post("/{job_id}/cancel")
 async def cancel(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """End a job; its last checkpoint stays."""
-    return job_object(await run_in_threadpool(backend.jobs.cancel, caller.tenant, _id(job_id)))
+    return job_object(await run_in_threadpool(backend.jobs.cancel, caller.tenant, job_id, caller))
 
 
 @router.post("/{job_id}/pause")
 async def pause(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """Stop a job at its next step, to be resumed."""
-    return job_object(await run_in_threadpool(backend.jobs.pause, caller.tenant, _id(job_id)))
+    return job_object(await run_in_threadpool(backend.jobs.pause, caller.tenant, job_id, caller))
 
 
 @router.post("/{job_id}/resume")
 async def resume(job_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """Let a paused job go on from where it stopped."""
-    return job_object(await run_in_threadpool(backend.jobs.resume, caller.tenant, _id(job_id)))
+    return job_object(await run_in_threadpool(backend.jobs.resume, caller.tenant, job_id, caller))
 
 
 @router.get("/{job_id}/events")
@@ -92,7 +92,7 @@ async def events(
     job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What happened to a job, newest first."""
-    rows, more = await run_in_threadpool(backend.jobs.events, caller.tenant, _id(job_id), after, limit)
+    rows, more = await run_in_threadpool(backend.jobs.events, caller.tenant, job_id, after, limit)
     return page([event_object(row) for row in rows], more)
 
 
@@ -101,7 +101,7 @@ async def checkpoints(
     job_id: str, caller: Reader, backend: Backend, after: After = None, limit: Limit = 10
 ) -> dict[str, Any]:
     """A job's checkpoints, newest first: models, also while the job still runs."""
-    rows, more = await run_in_threadpool(backend.jobs.checkpoints, caller.tenant, _id(job_id), after, limit)
+    rows, more = await run_in_threadpool(backend.jobs.checkpoints, caller.tenant, job_id, after, limit)
     return page([checkpoint_object(row) for row in rows], more)
 
 
@@ -133,11 +133,6 @@ def _object(body: bytes) -> dict[str, Any]:
         return canonical.decode(body)
     except ValueError as error:
         raise RequestRefused(f"The body is {error}. Send one JSON object.") from None
-
-
-def _id(job_id: str) -> str:
-    """An id that can be looked up: what holds other characters is no job's, and the database would refuse it."""
-    return job_id if job_id.isascii() and job_id.isprintable() and len(job_id) <= 64 else "none"
 
 
 def _metadata(request: Request) -> dict[str, str] | None:

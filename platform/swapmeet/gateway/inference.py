@@ -12,11 +12,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from swapmeet.errors import RequestRefused
 from swapmeet.gateway.answers import ChatShape, Head, Shape, Tally, TextShape
 from swapmeet.gateway.authority import Caller, may
 from swapmeet.gateway.charge import Charge, admit
 from swapmeet.gateway.choices import answer, generate
-from swapmeet.gateway.errors import InvalidRequest, describe_error
+from swapmeet.gateway.errors import describe_error
 from swapmeet.gateway.presence import while_connected
 from swapmeet.gateway.services import Services, services
 from swapmeet.gateway.tool_wire import add_tool_calls
@@ -65,11 +66,11 @@ async def models(backend: Backend, caller: Reader) -> dict[str, Any]:
     return {"object": "list", "data": [_model(name, backend) for name in [backend.base.name, *own, *shared]]}
 
 
-@router.get("/models/{name:path}")
-async def model(name: str, backend: Backend, caller: Reader) -> dict[str, Any]:
+@router.get("/models/{model:path}")
+async def show_model(model: str, backend: Backend, caller: Reader) -> dict[str, Any]:
     """One model, if it exists."""
-    await _resolve(name, backend, caller)
-    return _model(name, backend)
+    await _resolve(model, backend, caller)
+    return _model(model, backend)
 
 
 def _model(name: str, backend: Services) -> dict[str, Any]:
@@ -88,7 +89,7 @@ async def _resolve(name: str, backend: Services, caller: Caller) -> Mix:
         versions = [await run_in_threadpool(_look_up, each, backend, caller) for each, _ in terms]
         return mix_of(tuple((version.pinned, weight) for version, (_, weight) in zip(versions, terms, strict=True)))
     except MixInvalid as error:
-        raise InvalidRequest(str(error), "model") from error
+        raise RequestRefused(str(error), "model") from error
 
 
 def _look_up(reference: str, backend: Services, caller: Caller) -> Version:

@@ -7,11 +7,14 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet.database.tables import PermissionRow
+from swapmeet.errors import RequestRefused
+from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.authority import Caller, may
-from swapmeet.gateway.errors import InvalidRequest
+from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.permissions import Permissions
-from swapmeet_registry import InvalidName, NotFound, Reference, Registry
+from swapmeet.tenancy.audit import DONE
+from swapmeet_registry import InvalidName, NotFound, Reference, Registry, RegistryError
 
 router = APIRouter(prefix="/v1", tags=["models"])
 PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
@@ -53,9 +56,9 @@ Granted = Annotated[Permissions, Depends(permissions_of)]
 async def delete(model: str, backend: Backend, caller: Publisher) -> dict[str, Any]:
     """Withdraw every version of an adapter, or the one version that is named. Its digests still find it."""
     if model == backend.base.name:
-        raise InvalidRequest("The base itself can not be deleted: it is what the server hosts.", "model")
+        raise RequestRefused("The base itself can not be deleted: it is what the server hosts.", "model")
     reference = await _own(model, backend, caller)
-    await run_in_threadpool(_yank, backend.registry, reference)
+    await run_in_threadpool(_delete, backend, reference, caller)
     return {"id": model, "object": "model", "deleted": True}
 
 
@@ -74,14 +77,15 @@ async def list_(
     await _own(model, backend, caller)
     newest_first = order == "descending"
     rows, more = await run_in_threadpool(granted.page, model, after, limit, project_id, newest_first)
-    return _list(rows, more)
+    return page([_permission(row) for row in rows], more)
 
 
 @router.post(PERMISSIONS)
 async def create(model: str, body: Grant, backend: Backend, granted: Granted, caller: Administrator) -> dict[str, Any]:
     """Let other tenants use a model, under just this name."""
     await _own(model, backend, caller)
-    return _list(await run_in_threadpool(granted.grant, model, body.project_ids), False)
+    rows = await run_in_threadpool(granted.grant, model, body.project_ids, caller)
+    return page([_permission(row) for row in rows], False)
 
 
 @router.delete(PERMISSIONS + "/{permission}")
@@ -90,7 +94,7 @@ async def revoke(
 ) -> dict[str, Any]:
     """Take a permission back."""
     await _own(model, backend, caller, gone=True)
-    await run_in_threadpool(granted.revoke, model, permission)
+    await run_in_threadpool(granted.revoke, model, permission, caller)
     return {"id": permission, "object": "checkpoint.permission", "deleted": True}
 
 
@@ -107,6 +111,18 @@ async def _own(model: str, backend: Services, caller: Caller, gone: bool = False
     return reference
 
 
+def _delete(backend: Services, reference: Reference, caller: Caller) -> None:
+    """Withdraw, and note how that ended: the registry is elsewhere than the audit log."""
+    outcome = DONE
+    try:
+        _yank(backend.registry, reference)
+    except RegistryError as error:
+        outcome = error.code
+        raise
+    finally:
+        backend.tenancy.audit.record(caller, "model.delete", str(reference), outcome, tenant=reference.name.tenant)
+
+
 def _yank(registry: Registry, reference: Reference) -> None:
     whole = reference.version is None and reference.digest is None and reference.alias is None
     if not whole:
@@ -117,15 +133,10 @@ def _yank(registry: Registry, reference: Reference) -> None:
             registry.yank(str(version), DELETED)
 
 
-def _list(rows: list[PermissionRow], more: bool) -> dict[str, Any]:
-    data = [
-        {
-            "id": row.id,
-            "object": "checkpoint.permission",
-            "created_at": int(row.created_at.timestamp()),
-            "project_id": row.project,
-        }
-        for row in rows
-    ]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": more} | ends
+def _permission(row: PermissionRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "checkpoint.permission",
+        "created_at": seconds(row.created_at),
+        "project_id": row.project,
+    }

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from swapmeet.gateway.errors import InvalidRequest
+from swapmeet.errors import RequestRefused
 from swapmeet.gateway.message_wire import Text
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.errors import InvalidRequest as Unenforceable
@@ -59,23 +59,23 @@ class StructuredOutput(BaseModel):
         """The constraint on the answer, if there is one.
 
         Raises:
-            InvalidRequest: there are several, or it can not be enforced.
+            RequestRefused: there are several, or it can not be enforced.
         """
         asked = {name: value for name, value in self._asked().items() if value is not None}
         if len(asked) > 1:
-            raise InvalidRequest(f"Give one of {', '.join(asked)}.", list(asked)[1])
+            raise RequestRefused(f"Give one of {', '.join(asked)}.", list(asked)[1])
         for name, value in asked.items():
             try:
                 return _constraint(name.rpartition(".")[2].removeprefix("guided_"), value)
             except Unenforceable as error:
-                raise InvalidRequest(str(error), name) from error
+                raise RequestRefused(str(error), name) from error
         return None
 
     def _asked(self) -> dict[str, Any]:
         form = self.response_format or ResponseFormat(type="text")
         kind, schema = form.type, form.json_schema
         if (kind == "json_schema") != (schema is not None):
-            raise InvalidRequest("json_schema is given with, and only with, the type json_schema.", "response_format")
+            raise RequestRefused("json_schema is given with, and only with, the type json_schema.", "response_format")
         more = self.structured_outputs or StructuredOutputs()
         return {
             "response_format.json_object": True if kind == "json_object" else None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from swapmeet.gateway.errors import InvalidRequest
+from swapmeet.errors import RequestRefused
 from swapmeet.gateway.message_wire import Text
 from swapmeet_serving import Chunk
 from swapmeet_serving.calls import ToolCall, ToolUse
@@ -77,19 +77,19 @@ class Tools(BaseModel):
         """The tools, if any may be called. With the choice "none" the model is not told of them.
 
         Raises:
-            InvalidRequest: two have one name, or the chosen one is not there.
+            RequestRefused: two have one name, or the chosen one is not there.
         """
         names = [tool.function.name for tool in self.tools]
         for number, name in enumerate(names):
             if name in names[:number]:
                 where = f"tools.{number}.function.name"
-                raise InvalidRequest(f"{where}: there is another function of the name {name}.", where)
+                raise RequestRefused(f"{where}: there is another function of the name {name}.", where)
         chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
         required = self.tool_choice == "required" or chosen is not None
         if required and not names:
-            raise InvalidRequest("tool_choice: there are no tools to choose from.", "tool_choice")
+            raise RequestRefused("tool_choice: there are no tools to choose from.", "tool_choice")
         if chosen is not None and chosen not in names:
-            raise InvalidRequest(f"tool_choice.function.name: no tool has the name {chosen}.", "tool_choice")
+            raise RequestRefused(f"tool_choice.function.name: no tool has the name {chosen}.", "tool_choice")
         if not names or self.tool_choice == "none":
             return None
         functions = tuple(tool.function.model_dump(exclude_none=True) for tool in self.tools)

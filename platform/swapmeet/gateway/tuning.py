@@ -37,7 +37,7 @@ PLANS = 2
 class Jobs(Protocol):
     """The queue's book of jobs. Another tenant's are as if they did not exist, and each call may be repeated."""
 
-    def create(self, row: JobRow, /) -> JobRow:
+    def create(self, row: JobRow, by: Caller | None, /) -> JobRow:
         """Take a job, or give the one that the same request made within ten minutes."""
 
     def get(self, tenant: str | None, job: str, /) -> JobRow:
@@ -48,13 +48,13 @@ class Jobs(Protocol):
     ) -> tuple[Sequence[JobRow], bool]:
         """Jobs, newest first, and whether there are more."""
 
-    def cancel(self, tenant: str | None, job: str, /) -> JobRow:
+    def cancel(self, tenant: str | None, job: str, by: Caller | None, /) -> JobRow:
         """End a job."""
 
-    def pause(self, tenant: str | None, job: str, /) -> JobRow:
+    def pause(self, tenant: str | None, job: str, by: Caller | None, /) -> JobRow:
         """Have a job wait until it is resumed."""
 
-    def resume(self, tenant: str | None, job: str, /) -> JobRow:
+    def resume(self, tenant: str | None, job: str, by: Caller | None, /) -> JobRow:
         """Let a paused job go on."""
 
     def events(self, tenant: str | None, job: str, after: str | None, limit: int, /) -> tuple[Sequence[EventRow], bool]:

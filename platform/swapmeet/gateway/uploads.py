@@ -93,7 +93,7 @@ async def add_part(upload_id: str, request: Request, caller: Trainer, backend: B
 async def complete(upload_id: str, body: Completion, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """Make the file of its parts, in the order given."""
     upload, file = await to_thread.run_sync(
-        backend.uploads.complete, caller.tenant, upload_id, body.part_ids, body.md5, limiter=backend.joining
+        backend.uploads.complete, caller.tenant, upload_id, body.part_ids, body.md5, caller, limiter=backend.joining
     )
     return upload_object(upload) | {"file": await kept(file, backend)}
 

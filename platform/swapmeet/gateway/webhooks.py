@@ -3,9 +3,7 @@
 The client knows the routes as `/v1/webhook_endpoints`; people find them as `/v1/webhooks`, too.
 """
 
-from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
@@ -13,8 +11,10 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet.database.tables import DeliveryRow, WebhookRow
+from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.pages import page
 from swapmeet.webhooks import EVENTS, Webhooks
 
 PREFIXES = ("/v1/webhooks", "/v1/webhook_endpoints")
@@ -23,7 +23,6 @@ TESTS_AT_ONCE = 8
 TENANT_TESTS = 2
 
 router = APIRouter(tags=["webhooks"])
-Found = TypeVar("Found")
 Reader = Annotated[Caller, Depends(may("read"))]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -90,14 +89,15 @@ Backend = Annotated[Webhooks, Depends(backend)]
 @router.post("")
 async def create(body: NewWebhook, hooks: Backend, caller: Administrator) -> dict[str, Any]:
     """Make a webhook; its secret is in this answer and in no other."""
-    row, secret = await run_in_threadpool(hooks.create, caller.tenant, body.url, body.event_types, body.name)
+    row, secret = await run_in_threadpool(hooks.create, caller.tenant, body.url, body.event_types, body.name, caller)
     return _webhook(row) | {"signing_secret": secret}
 
 
 @router.get("")
 async def list_(hooks: Backend, caller: Reader, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
     """The tenant's webhooks, newest first."""
-    return _page(await run_in_threadpool(hooks.page, caller.tenant, after, limit), _webhook)
+    rows, more = await run_in_threadpool(hooks.page, caller.tenant, after, limit)
+    return page([_webhook(row) for row in rows], more)
 
 
 @router.get("/{webhook}")
@@ -109,14 +109,15 @@ async def get(webhook: str, hooks: Backend, caller: Reader) -> dict[str, Any]:
 @router.post("/{webhook}")
 async def change(webhook: str, body: ChangedWebhook, hooks: Backend, caller: Administrator) -> dict[str, Any]:
     """Change what is given."""
-    changed = await run_in_threadpool(hooks.change, caller.tenant, webhook, body.url, body.event_types, body.name)
+    given = body.url, body.event_types, body.name
+    changed = await run_in_threadpool(hooks.change, caller.tenant, webhook, *given, caller)
     return _webhook(changed)
 
 
 @router.delete("/{webhook}")
 async def delete(webhook: str, hooks: Backend, caller: Administrator) -> dict[str, Any]:
     """Delete a webhook with all that is still to be delivered to it."""
-    await run_in_threadpool(hooks.delete, caller.tenant, webhook)
+    await run_in_threadpool(hooks.delete, caller.tenant, webhook, caller)
     return {"id": webhook, "object": "webhook_endpoint.deleted", "deleted": True}
 
 
@@ -126,7 +127,7 @@ async def rotate(
 ) -> dict[str, Any]:
     """Give a webhook a new secret, which is in this answer and in no other."""
     keep = body is not None and body.keep_old_secret_active_for_24_hours
-    row, secret = await run_in_threadpool(hooks.rotate, caller.tenant, webhook, keep)
+    row, secret = await run_in_threadpool(hooks.rotate, caller.tenant, webhook, keep, caller)
     return _webhook(row) | {"signing_secret": secret}
 
 
@@ -153,7 +154,8 @@ async def deliveries(
     webhook: str, hooks: Backend, caller: Reader, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What was and is to be delivered, newest first."""
-    return _page(await run_in_threadpool(hooks.deliveries, caller.tenant, webhook, after, limit), _delivery)
+    rows, more = await run_in_threadpool(hooks.deliveries, caller.tenant, webhook, after, limit)
+    return page([_delivery(row) for row in rows], more)
 
 
 @router.post("/{webhook}/deliveries/{delivery}/retry")
@@ -166,8 +168,8 @@ def _webhook(row: WebhookRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "object": "webhook_endpoint",
-        "created_at": _seconds(row.created_at),
-        "updated_at": _seconds(row.updated_at),
+        "created_at": seconds(row.created_at),
+        "updated_at": seconds(row.updated_at),
         "name": row.name,
         "url": row.url,
         "event_types": row.events,
@@ -179,24 +181,13 @@ def _delivery(row: DeliveryRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "object": "webhook_endpoint.delivery",
-        "created_at": _seconds(row.created_at),
+        "created_at": seconds(row.created_at),
         "event_type": row.type,
         "body": row.body,
         "state": row.state,
         "attempts": row.attempts,
-        "next_attempt_at": _seconds(row.next_at) if row.state == "pending" else None,
-        "gives_up_at": _seconds(row.deadline) if row.state == "pending" else None,
-        "ended_at": _seconds(row.ended_at),
+        "next_attempt_at": seconds(row.next_at) if row.state == "pending" else None,
+        "gives_up_at": seconds(row.deadline) if row.state == "pending" else None,
+        "ended_at": seconds(row.ended_at),
         "error": row.error,
     }
-
-
-def _page(page: tuple[list[Found], bool], shape: Callable[[Found], dict[str, Any]]) -> dict[str, Any]:
-    rows, has_more = page
-    data = [shape(row) for row in rows]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": has_more} | ends
-
-
-def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())

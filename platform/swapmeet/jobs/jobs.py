@@ -15,6 +15,8 @@ from swapmeet.errors import JobNotFound
 from swapmeet.jobs.ending import Announce, announce_nothing, move
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.states import Move, State, Wanted
+from swapmeet.tenancy.audit import note
+from swapmeet.tenancy.caller import Caller
 
 REPEATED = timedelta(minutes=10)
 """A client sends a request again whose answer was lost; the same one within this time makes no second job."""
@@ -36,7 +38,7 @@ class Jobs:
         self._database = database
         self._announce = announce
 
-    def create(self, row: JobRow) -> JobRow:
+    def create(self, row: JobRow, by: Caller | None = None) -> JobRow:
         """Record a new job, whose files are looked at next.
 
         Returns:
@@ -53,6 +55,7 @@ class Jobs:
             job.state, job.wanted = State.VALIDATING, Wanted.RUN
             session.flush()
             tell(session, job.id, "created", f"Created fine-tuning job: {job.id}")
+            note(session, by, "job.create", job.id, detail=f"{job.method} on {job.model}, as {job.adapter}")
             tell(session, job.id, "validating", f"Validating training file: {job.training_file}")
             return job
 
@@ -97,29 +100,29 @@ class Jobs:
 
         return self._database.read(work)
 
-    def cancel(self, tenant: str | None, job: str) -> JobRow:
+    def cancel(self, tenant: str | None, job: str, by: Caller | None = None) -> JobRow:
         """End a job at once; a running attempt is stopped within seconds, and its checkpoints stay.
 
         Raises:
             JobNotFound, WrongState: there is none, or it has ended.
         """
-        return self._move(tenant, job, Move.CANCEL, "The job was cancelled")
+        return self._move(tenant, job, by, Move.CANCEL, "The job was cancelled")
 
-    def pause(self, tenant: str | None, job: str) -> JobRow:
+    def pause(self, tenant: str | None, job: str, by: Caller | None = None) -> JobRow:
         """Have a job give its machines back; a running one stays `running` until it has saved a checkpoint.
 
         Raises:
             JobNotFound, WrongState: there is none, or it has ended.
         """
-        return self._move(tenant, job, Move.PAUSE, "The job is asked to pause")
+        return self._move(tenant, job, by, Move.PAUSE, "The job is asked to pause")
 
-    def resume(self, tenant: str | None, job: str) -> JobRow:
+    def resume(self, tenant: str | None, job: str, by: Caller | None = None) -> JobRow:
         """Have a paused job go on where it stopped, once it gets machines.
 
         Raises:
             JobNotFound, WrongState: there is none, or it is not paused.
         """
-        return self._move(tenant, job, Move.RESUME, "The job is asked to go on")
+        return self._move(tenant, job, by, Move.RESUME, "The job is asked to go on")
 
     def events(
         self, tenant: str | None, job: str, after: str | None = None, limit: int = 20
@@ -141,13 +144,14 @@ class Jobs:
         """
         return self._numbered(CheckpointRow, tenant, job, after, limit)
 
-    def _move(self, tenant: str | None, job: str, how: Move, said: str) -> JobRow:
+    def _move(self, tenant: str | None, job: str, by: Caller | None, how: Move, said: str) -> JobRow:
         name = f"{how}-{uuid4().hex}"
 
         def work(session: Session) -> JobRow:
             row = _find(session, tenant, job, lock=True)
             if move(session, row, how, self._announce):
                 tell(session, row.id, name, said)
+                note(session, by, f"job.{how}", row.id, tenant=row.tenant)
             return row
 
         return self._database.write(work)

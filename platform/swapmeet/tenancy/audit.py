@@ -49,9 +49,8 @@ class Audit:
         *,
         tenant: str | None = None,
         detail: str = "",
-        session: Session | None = None,
     ) -> None:
-        """Note what a caller did.
+        """Note what a caller did, in a transaction of its own: for what is done elsewhere than in the database.
 
         Args:
             caller: who did it.
@@ -60,13 +59,9 @@ class Audit:
             outcome: `done`, `refused`, or an error's code.
             tenant: in whose log it stands; the caller's own where none is given.
             detail: a sentence more.
-            session: the transaction that does it; without one it is noted in a transaction of its own.
         """
         row = _row(caller, action, subject, outcome, tenant or caller.tenant, detail)
-        if session is not None:
-            session.add(row)
-        else:
-            self._database.write(lambda own: own.merge(row))
+        self._database.write(lambda session: session.merge(row))
 
     def refused(self, caller: Caller, action: str) -> None:
         """Note, in memory for now, that a caller was not let pass: a flood of such requests writes one row."""
@@ -108,6 +103,23 @@ class Audit:
             query = query.where(AuditRow.action == action)
         rows = self._database.read(lambda session: list(session.scalars(query)))
         return rows[:limit], len(rows) > limit
+
+
+def note(
+    session: Session, by: Caller | None, action: str, subject: str, *, tenant: str | None = None, detail: str = ""
+) -> None:
+    """Note what a caller does in the transaction that does it, so that both take place or neither.
+
+    Args:
+        session: the transaction.
+        by: who does it; what the server does by itself, for None, is not noted.
+        action: what, such as `key.create`.
+        subject: to what: an id or a name.
+        tenant: in whose log it stands; the caller's own where none is given.
+        detail: a sentence more.
+    """
+    if by is not None:
+        session.add(_row(by, action, subject, DONE, tenant or by.tenant, detail))
 
 
 def _row(

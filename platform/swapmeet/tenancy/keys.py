@@ -16,7 +16,7 @@ from swapmeet.database import Database
 from swapmeet.database.tables import KeyRow, PermissionRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, NotFound
-from swapmeet.tenancy.audit import Audit
+from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import KEY_PREFIX, Caller
 from swapmeet.tenancy.scopes import expand
 from swapmeet.tenancy.tenants import limits_of, tenant_row
@@ -44,9 +44,8 @@ class Issued:
 class Keys:
     """The keys in one database; for any thread."""
 
-    def __init__(self, database: Database, audit: Audit, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
-        self._audit = audit
         self._clock = clock
         self._known: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
         self._used: dict[str, datetime] = {}
@@ -155,7 +154,7 @@ class Keys:
             row = _get(session, tenant, identifier, lock=True)
             if row.revoked_at is None:
                 row.revoked_at = now()
-                self._audit.record(by, "key.revoke", row.id, tenant=row.tenant, session=session)
+                note(session, by, "key.revoke", row.id, tenant=row.tenant)
             return row
 
         row = self._database.write(work)
@@ -203,10 +202,8 @@ class Keys:
         if session.get(KeyRow, row.digest) is not None:
             return  # an earlier attempt was done, although the connection broke before it said so
         session.merge(row)
-        if by is not None:
-            detail = f"{' '.join(row.scopes)}; until {row.expires_at or 'revoked'}"
-            subject = f"{old} {row.id}".strip()
-            self._audit.record(by, action, subject, tenant=row.tenant, detail=detail, session=session)
+        detail = f"{' '.join(row.scopes)}; until {row.expires_at or 'revoked'}"
+        note(session, by, action, f"{old} {row.id}".strip(), tenant=row.tenant, detail=detail)
 
 
 def ended(row: KeyRow) -> bool:

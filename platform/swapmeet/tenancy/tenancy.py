@@ -27,8 +27,8 @@ class Tenancy:
     def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self.database = database
         self.audit = Audit(database)
-        self.tenants = Tenants(database, self.audit)
-        self.keys = Keys(database, self.audit, clock)
+        self.tenants = Tenants(database)
+        self.keys = Keys(database, clock)
         self.quotas = Quotas(database)
         self.rates = Rates(clock)
         self.usage = Usage(database)

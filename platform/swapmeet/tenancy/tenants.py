@@ -11,7 +11,7 @@ from swapmeet.database import Database
 from swapmeet.database.tables import TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, Forbidden, NotFound
-from swapmeet.tenancy.audit import Audit
+from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import OPERATOR, Caller, Limits
 from swapmeet.tenancy.inserting import insert_on
 from swapmeet_registry.names import is_tenant, require_tenant
@@ -23,9 +23,8 @@ SETTINGS = ("weight", *(each.name for each in fields(Limits)))
 class Tenants:
     """The tenants of one database."""
 
-    def __init__(self, database: Database, audit: Audit) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._audit = audit
 
     def ensure(self, name: str) -> None:
         """Have a tenant of this name, with a share of one and no limits unless it is there.
@@ -53,7 +52,7 @@ class Tenants:
 
         def work(session: Session) -> TenantRow:
             if _add(session, {"name": name, **wanted}):
-                self._audit.record(by, "tenant.create", name, tenant=name, detail=_words(settings), session=session)
+                note(session, by, "tenant.create", name, tenant=name, detail=_words(settings))
             found = tenant_row(session, name)
             if any(getattr(found, each) != value for each, value in wanted.items()):
                 raise Conflict(f"There is a tenant {name!r} with other settings. Change it, or choose another name.")
@@ -94,7 +93,7 @@ class Tenants:
             if suspended is not None:
                 row.suspended_at = (row.suspended_at or now()) if suspended else None
             words = _words({**settings, **({} if suspended is None else {"suspended": suspended})})
-            self._audit.record(by, "tenant.change", name, tenant=name, detail=words, session=session)
+            note(session, by, "tenant.change", name, tenant=name, detail=words)
             return row
 
         return self._database.write(work)

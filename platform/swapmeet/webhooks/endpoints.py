@@ -17,6 +17,8 @@ from swapmeet.database.tables import DeliveryRow, TenantRow, WebhookRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import NotFound, WebhookFailed, WebhookRefused
 from swapmeet.secret_key import SecretKey
+from swapmeet.tenancy.audit import note
+from swapmeet.tenancy.caller import Caller
 from swapmeet.webhooks.addresses import resolve
 from swapmeet.webhooks.deliverer import target_of
 from swapmeet.webhooks.events import EVENTS, LASTS, announce, event_body
@@ -45,7 +47,9 @@ class Webhooks:
         self._key = secret_key
         self._sender = sender or Sender()
 
-    def create(self, tenant: str, url: str, events: Sequence[str] = EVENTS, name: str = "") -> tuple[WebhookRow, str]:
+    def create(
+        self, tenant: str, url: str, events: Sequence[str] = EVENTS, name: str = "", by: Caller | None = None
+    ) -> tuple[WebhookRow, str]:
         """A new webhook and its secret, which is not shown again.
 
         Raises:
@@ -66,6 +70,7 @@ class Webhooks:
             row.secret, row.hint = self._key.seal(secret), secret[-4:]
             row.created_at = row.updated_at = now()
             session.add(row)
+            note(session, by, "webhook.create", webhook, detail=" ".join(chosen))
             session.flush()
             return row
 
@@ -100,6 +105,7 @@ class Webhooks:
         url: str | None = None,
         events: Sequence[str] | None = None,
         name: str | None = None,
+        by: Caller | None = None,
     ) -> WebhookRow:
         """Change what is given; pending deliveries go to the new URL.
 
@@ -118,25 +124,36 @@ class Webhooks:
             row.events = row.events if chosen is None else chosen
             row.name = row.name if name is None else name
             row.updated_at = now()
+            given = {"url": url, "event_types": events, "name": name}
+            changed = ", ".join(each for each, value in given.items() if value is not None)
+            note(session, by, "webhook.change", webhook, detail=changed)
             return row
 
         return self._database.write(update)
 
-    def delete(self, tenant: str, webhook: str) -> None:
+    def delete(self, tenant: str, webhook: str, by: Caller | None = None) -> None:
         """Delete a webhook with all of its deliveries, the pending ones too.
 
         Raises:
             NotFound: the tenant has none of that id.
         """
-        self._database.write(lambda session: session.delete(_of(session, tenant, webhook, lock=True)))
 
-    def rotate(self, tenant: str, webhook: str, keep_old: bool = False) -> tuple[WebhookRow, str]:
+        def remove(session: Session) -> None:
+            session.delete(_of(session, tenant, webhook, lock=True))
+            note(session, by, "webhook.delete", webhook)
+
+        self._database.write(remove)
+
+    def rotate(
+        self, tenant: str, webhook: str, keep_old: bool = False, by: Caller | None = None
+    ) -> tuple[WebhookRow, str]:
         """The webhook and its new secret, which is not shown again.
 
         Args:
             tenant: whose it is.
             webhook: its id.
             keep_old: sign with the present secret, too, for another 24 hours.
+            by: who does it; None for the server itself.
 
         Raises:
             NotFound: the tenant has none of that id.
@@ -148,6 +165,7 @@ class Webhooks:
             row.old_secret = row.secret if keep_old else None
             row.old_secret_until = now() + OLD_SECRET_LASTS if keep_old else None
             row.secret, row.hint, row.updated_at = self._key.seal(secret), secret[-4:], now()
+            note(session, by, "webhook.rotate", webhook, detail="the old secret stays for a day" if keep_old else "")
             return row
 
         return self._database.write(update), secret

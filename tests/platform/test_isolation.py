@@ -1,0 +1,303 @@
+"""Of another tenant's things nobody learns whether they exist, and nobody changes them: every operation of the API.
+
+The requests come from the API's own description. For every place in it that an id may stand in, a tenant sends the id
+of another's thing, and one that nobody has: status and body must be the same. Whatever the description has that is
+not known here is a failure, so no route is left out.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import select
+
+from swapmeet.database.tables import Table
+
+OWNER, OTHER, FRIEND = "zulu", "ben", "carol"
+"""Whose things it is about; who is after them; and a tenant that both share something with."""
+
+
+@dataclass(frozen=True)
+class Id:
+    """In a body: the id of a thing."""
+
+    kind: str
+
+
+PARAMETERS = {
+    "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "permission": "permission",
+    "project_id": "tenant", "tenant": "tenant", "upload_id": "upload",
+}  # fmt: skip
+"""Parameters that are ids, and of what."""
+AFTER = {
+    "audit": "audit", "checkpoints": "checkpoint", "events": "event", "files": "file", "jobs": "job", "keys": "key",
+    "permissions": "permission", "tenants": "tenant", "webhook_endpoints": "endpoint", "webhooks": "webhook",
+}  # fmt: skip
+"""What a list goes on after, by the last part of its path."""
+PLAIN = {"action", "by", "end", "format", "idempotency-key", "limit", "order", "owned", "purpose", "start"}
+"""Parameters that are no ids."""
+CHAT = [{"role": "user", "content": "Hello"}]
+JOB = {"model": Id("model"), "training_file": Id("file"), "validation_file": Id("held_out")}
+JOB |= {"lora": {"name": Id("adapter")}}
+HOOK = {"url": "http://127.0.0.1:9/"}
+BODIES: dict[str, Any] = {
+    "/v1/chat/completions": {"model": Id("model"), "messages": CHAT},
+    "/v1/completions": {"model": Id("model"), "prompt": "Hello"},
+    "/v1/fine_tuning/checkpoints/{model}/permissions": {"project_ids": [FRIEND]},  # sharing takes names of tenants
+    "/v1/fine_tuning/jobs": JOB,
+    "/v1/fine_tuning/plan": JOB,
+    "/v1/keys": {"scopes": ["infer"], "tenant": Id("tenant")},
+    "/v1/keys/{key}/rotate": {},
+    "/v1/tenants": {"name": Id("tenant")},
+    "/v1/tenants/{name}": {"weight": 2},
+    "/v1/uploads": {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "user_data"},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": [Id("part")]},
+    "/v1/webhook_endpoints": HOOK,
+    "/v1/webhook_endpoints/{webhook}": {"name": "changed"},
+    "/v1/webhook_endpoints/{webhook}/rotate_secret": {},
+    "/v1/webhook_endpoints/{webhook}/test": {},
+    "/v1/webhooks": HOOK,
+    "/v1/webhooks/{webhook}": {"name": "changed"},
+    "/v1/webhooks/{webhook}/rotate_secret": {},
+    "/v1/webhooks/{webhook}/test": {},
+}
+"""What is sent as JSON."""
+FORMS: dict[str, Any] = {
+    "/v1/files": {"files": {"file": ("a.txt", b"a")}, "data": {"purpose": "user_data"}},
+    "/v1/uploads/{upload_id}/parts": {"files": {"data": ("blob", b"a")}},
+}
+FIELDS = {
+    "", "best_of", "bytes", "data", "echo", "event_type", "event_types", "expires_after", "expires_after[anchor]",
+    "expires_after[seconds]", "expires_in", "file", "filename", "frequency_penalty", "function_call", "functions",
+    "grace", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "hyperparameters", "ignore_eos",
+    "integrations", "keep_old_secret_active_for_24_hours", "logit_bias", "logprobs", "lora", "max_completion_tokens",
+    "max_tokens", "md5", "messages", "metadata", "method", "mime_type", "min_p", "modalities", "model", "n", "name",
+    "parallel_tool_calls", "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "purpose",
+    "quotas", "repetition_penalty", "response_format", "return_token_ids", "safety_identifier", "scopes", "seed",
+    "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended",
+    "temperature", "tenant", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "training_file", "url", "user",
+    "validation_file", "verbosity", "weight",
+}  # fmt: skip
+"""Fields of bodies, of which `BODIES` has those that are ids."""
+OPERATORS = {("POST", "/v1/tenants"), ("POST", "/v1/tenants/{name}"), ("GET", "/metrics")}
+"""What only the operator may do: another is told no more than that."""
+POSITIONS = {("/v1/tenants", "after"), ("/v1/files", "after"), ("/v1/audit", "after")}
+"""Ids that say by themselves where a list goes on, so that one which is gone is as good."""
+FILTERS = {("/v1/fine_tuning/checkpoints/{model}/permissions", "project_id")}
+"""Ids that narrow a list down, where nobody's is as good."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One of the API, and the places in it that ids stand in, each with its kind."""
+
+    method: str
+    path: str
+    inside: dict[str, str]
+    query: dict[str, str]
+    body: dict[str, str]
+
+    @property
+    def places(self) -> dict[str, str]:
+        return self.inside | self.query | self.body
+
+    def send(self, platform: Any, who: str, ids: dict[str, str]) -> tuple[int, str]:
+        """Status and body of the answer with these ids, by place; a query's are left out where none is given."""
+        path = self.path
+        for name in self.inside:
+            path = path.replace(f"{{{name}}}", quote(ids[name], safe="/:@"))
+        more: dict[str, Any] = {"params": {name: ids[name] for name in self.query if name in ids}}
+        if self.path in FORMS and self.method == "POST":
+            more |= FORMS[self.path]
+        elif self.path in BODIES and self.method == "POST":
+            more["json"] = fill(BODIES[self.path], ids)
+        answer = platform.ask(who, self.method, path, **more)
+        text = answer.text
+        for name, value in ids.items():
+            for each in (value, quote(value), re.split("[:@*]", value)[0]) if name in self.places else ():
+                text = text.replace(each, f"<{name}>")
+        return answer.status_code, text
+
+
+def fill(template: Any, ids: dict[str, str], place: str = "body") -> Any:
+    """A body with ids in it."""
+    if isinstance(template, Id):
+        return ids[place]
+    if isinstance(template, dict):
+        return {name: fill(value, ids, f"{place}.{name}") for name, value in template.items()}
+    return [fill(each, ids, place) for each in template] if isinstance(template, list) else template
+
+
+def marked(template: Any, place: str = "body") -> Iterator[tuple[str, str]]:
+    """Where ids stand in a body, and their kinds."""
+    if isinstance(template, Id):
+        yield place, template.kind
+    for name, value in template.items() if isinstance(template, dict) else ():
+        yield from marked(value, f"{place}.{name}")
+    for each in template if isinstance(template, list) else ():
+        yield from marked(each, place)
+
+
+def operations(document: dict[str, Any]) -> list[Operation]:
+    """All of the API; those that look, before those that change, before those that delete."""
+    found = []
+    for path, methods in document["paths"].items():
+        for method, described in methods.items():
+            places: dict[str, dict[str, str]] = {"path": {}, "query": {}, "header": {}}
+            for parameter in described.get("parameters", []):
+                if kind := kind_of(path, parameter["name"]):
+                    places[parameter["in"]][parameter["name"]] = kind
+            if "requestBody" in described:
+                assert path in BODIES or path in FORMS, f"say what is sent to {path}"
+                require_known(described["requestBody"]["content"], document, path)
+            assert not places["header"]
+            body = dict(marked(BODIES.get(path))) if "requestBody" in described else {}
+            found.append(Operation(method.upper(), path, places["path"], places["query"], body))
+    return sorted(found, key=lambda each: ["GET", "POST", "DELETE"].index(each.method))
+
+
+def kind_of(path: str, name: str) -> str | None:
+    """Of what a parameter is an id."""
+    if name in PLAIN:
+        return None
+    hook = "endpoint" if "webhook_endpoints" in path else "webhook"
+    last = path.rpartition("/")[2]
+    if name == "webhook":
+        return hook
+    if name == "delivery" or (name == "after" and last == "deliveries"):
+        return f"{hook}_delivery"
+    known = AFTER.get(last) if name == "after" else PARAMETERS.get(name)
+    assert known, f"say of what {name} in {path} is an id, or that it is none"
+    return known
+
+
+def require_known(content: dict[str, Any], document: dict[str, Any], path: str) -> None:
+    """Fail at fields of a body that nobody has looked at."""
+    for media in content.values():
+        for schema in [media["schema"], *media["schema"].get("anyOf", [])]:
+            named = document["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], schema)
+            assert set(named.get("properties", {})) <= FIELDS, f"say which fields are ids in a body for {path}"
+
+
+def spellings(kind: str, own: dict[str, str], mine: dict[str, str]) -> list[tuple[str, str]]:
+    """Ids of a kind that are another's, each with one as like it as can be that nobody has."""
+    if kind == "audit":
+        return [(own["audit"], f"audit-{10**9}")]
+    if kind == "tenant":
+        return [(OWNER, "zula")]
+    if kind == "adapter":
+        return [(f"{OWNER}/new", "zula/new")]
+    if kind == "model":
+        known = [own["model"], own["model"] + ":1", own["model"] + ":prod", own["pinned"]]
+        known += [f"{own['model']}*0.5+{mine['model']}*0.5"]
+        return [(each, each.replace(f"{OWNER}/legal", f"{OWNER}/legam")) for each in known] + [
+            (own["model"], "zula/legal")
+        ]
+    return [(own[kind], own[kind][:-1] + ("0" if own[kind][-1] != "0" else "1"))]
+
+
+def defaults(operation: Operation, own: dict[str, str]) -> dict[str, str]:
+    """A tenant's own ids in all places but the query's."""
+    given = own | {"adapter": f"{own['tenant']}/new"}
+    return {place: given[kind] for place, kind in (operation.inside | operation.body).items()}
+
+
+def state_of(platform: Any, own: dict[str, str]) -> dict[str, str]:
+    """All that is kept of a tenant's: rows and files."""
+    marks = [*own.values(), OWNER]
+
+    def rows(session: Any) -> list[str]:
+        return [
+            f"{table.name} {row}"
+            for table in Table.metadata.sorted_tables
+            for row in session.execute(select(table))
+            if any(mark in str(row) for mark in marks)
+        ]
+
+    kept = dict.fromkeys(platform.tenancy.database.read(rows), "")
+    for folder in ("registry", "storage"):
+        for path in sorted(Path(platform.home, folder).rglob("*")):
+            if path.is_file() and any(mark in str(path) for mark in marks):
+                kept[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return kept
+
+
+@pytest.fixture
+def owned(platform: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], dict[str, str]]:
+    """What the owner and the other have."""
+    monkeypatch.setattr("swapmeet.tenancy.tenancy.FLUSH_SECONDS", 1e6)  # the books of lists that are compared
+    for tenant in (OTHER, OWNER, FRIEND):
+        platform.add(tenant)
+    mine = platform.furnish(OTHER, FRIEND)
+    return platform.furnish(OWNER, FRIEND), mine
+
+
+def test_nobody_learns_of_or_changes_what_is_another_s(
+    platform: Any, owned: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    own, mine = owned
+    every = operations(platform.client.get("/openapi.json").json())
+    assert len(every) > 55
+    before = state_of(platform, own)
+    assert {row.split()[0] for row in before if not row.startswith("/")} >= {
+        "api_keys", "audit", "checkpoint_permissions", "files", "job_checkpoints", "job_events", "jobs", "tenants",
+        "upload_parts", "uploads", "webhook_deliveries", "webhooks",
+    }  # fmt: skip
+    secret = [OWNER, *(value for kind, value in own.items() if kind != "audit")]
+    tried = 0
+    for operation in every:
+        where = f"{operation.method} {operation.path}"
+        attempts = [
+            ({place: foreign}, {place: nobodys})
+            for place, kind in operation.places.items()
+            for foreign, nobodys in spellings(kind, own, mine)
+        ]
+        if len(operation.inside | operation.body) > 1:
+            pairs = {
+                place: spellings(kind, own, mine)[-1] for place, kind in (operation.inside | operation.body).items()
+            }
+            attempts.append(({p: pair[0] for p, pair in pairs.items()}, {p: pair[1] for p, pair in pairs.items()}))
+        for foreign, nobodys in attempts:
+            chosen = defaults(operation, mine)
+            answer = operation.send(platform, OTHER, chosen | foreign)
+            assert answer == operation.send(platform, OTHER, chosen | nobodys), (where, foreign)
+            assert not [each for each in secret if each in answer[1]], (where, foreign)
+            looks = operation.method == "GET" and set(foreign) <= set(operation.query)
+            assert answer[0] in ((200, 400, 404) if looks else (400, 403, 404)), (where, foreign, answer)
+            assert (answer[0] == 403) == ((operation.method, operation.path) in OPERATORS), (where, answer)
+            assert state_of(platform, own) == before, (where, foreign)
+            tried += 1
+        if operation.method == "GET" and operation.path != "/v1/files/{file_id}/content":
+            status, text = operation.send(platform, OTHER, defaults(operation, mine))
+            assert status == (403 if operation.path == "/metrics" else 200), (where, text)
+            assert not [each for each in secret if each in text], where
+    assert tried > 100
+
+
+def test_ids_are_looked_at(platform: Any, owned: tuple[dict[str, str], dict[str, str]]) -> None:
+    """With the same ids their owner gets other answers than with nobody's, or the test above would show nothing."""
+    own, mine = owned
+    for operation in operations(platform.client.get("/openapi.json").json()):
+        where = operation.method, operation.path
+        if where in OPERATORS:
+            continue
+        pairs = {
+            place: spellings(kind, own, mine)[0]
+            for place, kind in operation.places.items()
+            if (operation.path, place) not in POSITIONS | FILTERS
+        }
+        chosen = defaults(operation, own)
+        absent = [operation.send(platform, OWNER, chosen | {place: pair[1]}) for place, pair in pairs.items()]
+        good = [{place: pair[0]} for place, pair in pairs.items() if place in operation.query]
+        for ids in good if len(good) == len(pairs) else [{}, *good]:
+            found = operation.send(platform, OWNER, chosen | ids)
+            assert found not in absent, (where, found)
+        for status, text in absent:
+            assert status in (400, 404), (where, text)
+            assert json.loads(text)["error"]["message"], where
