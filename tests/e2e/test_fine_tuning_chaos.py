@@ -28,9 +28,10 @@ import pytest
 from sqlalchemy import select, update
 
 from swapmeet.database import Database
-from swapmeet.database.tables import FileRow, JobRow, WebhookRow
+from swapmeet.database.tables import JobRow, WebhookRow
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training.data.reading import dataset_digest
 from swapmeet_training.run_storage import step_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -240,7 +241,7 @@ def running(server: ThreadingHTTPServer) -> Iterator[None]:
         server.server_close()
 
 
-def wait_until(ready: Callable[[], Any], seconds: float = 120, pause: float = 0.2) -> Any:
+def wait_until(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.2) -> Any:
     """What `ready` gives as soon as it is true."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -259,16 +260,18 @@ def examples(count: int) -> bytes:
     return "\n".join(json.dumps(line) for line in lines).encode()
 
 
-def wanted(training_file: str, **more: Any) -> dict[str, Any]:
+def wanted(training_file: str, held_out: str | None = None, suffix: str = "fox") -> dict[str, Any]:
+    """The arguments that create a job."""
     hyperparameters: Any = {"n_epochs": EPOCHS, "batch_size": 24 // PER_EPOCH}
+    evaluated = {"eval_every": SAVE_EVERY} if held_out else {}
     return {
         "model": "tiny-llama",
         "training_file": training_file,
-        "suffix": "fox",
+        "suffix": suffix,
         "seed": 7,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-        "extra_body": {"lora": {"rank": 4, "max_length": 128, "save_every": SAVE_EVERY, "eval_every": SAVE_EVERY}},
-    } | more
+        "extra_body": {"lora": {"rank": 4, "max_length": 128, "save_every": SAVE_EVERY} | evaluated},
+    } | ({"validation_file": held_out} if held_out else {})
 
 
 def require_complete(client: openai.OpenAI, job: Any) -> list[str]:
@@ -348,9 +351,9 @@ def test_the_story_under_chaos(tiny_llama: Path, free_port: Callable[[], int], t
         assert [file.id for file in client.files.list()] == [held_out.id, data.id]
 
         proxy.faults.append(("POST /v1/fine_tuning/jobs", lost("the answer to create was lost, while validating")))
-        job: Any = client.fine_tuning.jobs.create(**wanted(data.id, validation_file=held_out.id))
+        job: Any = client.fine_tuning.jobs.create(**wanted(data.id, held_out.id))
         assert len(platform.killed) == 2
-        other = client.fine_tuning.jobs.create(**wanted(data.id, validation_file=held_out.id, suffix="unwanted"))
+        other = client.fine_tuning.jobs.create(**wanted(data.id, held_out.id, "unwanted"))
         assert [each.id for each in client.fine_tuning.jobs.list()] == [other.id, job.id]
 
         wait_until(lambda: platform.row(job.id).state == "running", pause=0.01)
@@ -391,9 +394,10 @@ def test_the_story_under_chaos(tiny_llama: Path, free_port: Callable[[], int], t
         assert len(versions) == 1
         manifest = registry.manifest(versions[0])
         assert manifest.run == job.id
-        assert manifest.dataset == "sha256:" + platform.database.read(
-            lambda session: session.get_one(FileRow, data.id).sha256
-        )
+        files = [tmp_path / "fox.jsonl", tmp_path / "held-out.jsonl"]
+        for path, count in zip(files, (24, 10), strict=True):
+            path.write_bytes(examples(count))
+        assert manifest.dataset == dataset_digest(*files)
         assert manifest.base == BaseLibrary(home).find("tiny-llama").fingerprint
         models = {each.fine_tuned_model_checkpoint for each in client.fine_tuning.jobs.checkpoints.list(job.id)}
         assert {each for each in registry.names() if ".ckpt-" in each} >= {each.partition(":")[0] for each in models}
@@ -507,8 +511,12 @@ def disks(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
             mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
             if subprocess.run(mount, capture_output=True, check=False).returncode:
                 pytest.skip("this user may not mount a disk to fill")
-            stack.callback(lambda disk=disk: subprocess.run(["umount", "--lazy", disk], check=True))
+            stack.callback(unmount, disk)
         yield found
+
+
+def unmount(disk: Path) -> None:
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def fill(disk: Path) -> Path:
