@@ -169,7 +169,7 @@ def test_what_is_refused_leaves_nothing(run: Run, server: Any, data: Path, tmp_p
         assert (jobs(server), files(server)) == ([], [])
         return done.err
 
-    assert "no base" in refused(data, "--base", "other").lower() or "other" in refused(data, "--base", "other")
+    assert "The base 'other' is not known here. Known are tiny." in refused(data, "--base", "other")
     assert "beta/x" in refused(data, "--base", "tiny", "--name", "beta/x")
     error = refused(data, "--base", "tiny", "--rank", 0, "--epochs", 1.5, "--method", "ppo")
     assert all(says in error for says in ("--rank is 0", "--epochs is 1.5", "--method is 'ppo'"))

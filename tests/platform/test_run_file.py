@@ -1,5 +1,9 @@
 """The file of `swapmeet train -f`, and what options make of it."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from swapmeet.cli.job_request import Wanted, wanted
 from swapmeet.cli.run_options import RunOptions
 from swapmeet.errors import RequestRefused
 from swapmeet.fine_tuning.run_file import read_run_file
+from swapmeet_registry import Registry
 from swapmeet_training import FineTune
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
@@ -182,3 +187,40 @@ def test_here_a_file_means_what_it_means_on_a_server(folder: Path, capsys: pytes
     assert capsys.readouterr().err == "Left out, as only servers have it: metadata, lora.priority.\n"
     with pytest.raises(RequestRefused, match="--priority: only servers have that"):
         run_here(RunOptions(data=folder / "train.jsonl", base="tiny", priority=2))
+
+
+@pytest.mark.slow
+def test_a_file_trains_here(folder: Path, tiny_llama: Path) -> None:
+    path = written(
+        folder, f"base: {tiny_llama}\nname: acme/x\ntraining_file: train.jsonl\nlora: {{max_steps: 2, rank: 4}}"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "swapmeet",
+        "train",
+        "-f",
+        path,
+        "--rank",
+        "2",
+        "--home",
+        folder / "home",
+        "--json",
+    ]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    registry = Registry(f"file://{folder}/home/registry")
+    version = registry.resolve("acme/x:1")
+    assert version.digest == json.loads(done.stdout)["digest"]
+    assert registry.manifest(version).lora.rank == 2
+
+
+def test_what_submits_needs_no_database(folder: Path) -> None:
+    code = """
+import sys
+for name in ("sqlalchemy", "fastapi", "torch", "ray", "alembic", "cryptography"):
+    sys.modules[name] = None
+import swapmeet.cli, swapmeet.cli.job_request, swapmeet.cli.submission, swapmeet.client
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
