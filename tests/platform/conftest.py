@@ -186,7 +186,8 @@ class Platform:
 
     def ask(self, who: str, method: str, path: str, **more: Any) -> Any:
         """A request of a tenant's; what it answers in secrets is remembered."""
-        answer = self.client.request(method, path, headers={"authorization": f"Bearer {self.keys[who]}"}, **more)
+        headers = {"authorization": f"Bearer {self.keys[who]}"} | more.pop("headers", {})
+        answer = self.client.request(method, path, headers=headers, **more)
         if "json" in answer.headers.get("content-type", "") and isinstance(body := answer.json(), dict):
             self.secrets |= {body[each] for each in ("value", "signing_secret") if each in body}
         return answer

@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from swapmeet.database.tables import Table
 
+pytestmark = pytest.mark.slow
 OWNER, OTHER, FRIEND = "zulu", "ben", "carol"
 """Whose things it is about; who is after them; and a tenant that both share something with."""
 

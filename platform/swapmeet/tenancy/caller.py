@@ -55,9 +55,9 @@ class Caller:
         return reads or scope in self.scopes or self.operator
 
 
-_KEY = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{16,}")
+_SECRET = re.compile(f"({KEY_PREFIX}|whsec_)[A-Za-z0-9_+/=-]{{16,}}")
 
 
 def without_keys(text: str) -> str:
-    """A text that is to be kept, without the keys that a client sent where they do not belong."""
-    return _KEY.sub(KEY_PREFIX + "***", text) if KEY_PREFIX in text else text
+    """A text that is to be kept, without the keys and webhooks' secrets that a client sent where they do not belong."""
+    return _SECRET.sub(r"\1***", text)
