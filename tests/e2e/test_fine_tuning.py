@@ -115,6 +115,8 @@ def test_the_whole_story(
         messages = [event.message for event in reversed(events)]
         assert messages[0].startswith("Created fine-tuning job")
         assert "successfully completed" in messages[-1]
+        assert any(message.startswith("The plan: 36 steps, ") for message in messages)
+        assert "tokens/s, where" in messages[-1]
         assert len(events) == len({event.id for event in events})
         steps = [event.data["step"] for event in events if event.type == "metrics"]
         assert sorted(set(steps)) == list(range(1, 37))
