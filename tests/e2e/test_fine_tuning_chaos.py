@@ -1,4 +1,4 @@
-"""The fine-tuning story while everything around it dies: ten kills of the server, storage that is away, full disks.
+"""The fine-tuning story while everything around it dies: seven kills at eleven points, S3 away, full disks.
 
 The server is `swapmeet up` on one home. A kill takes its whole session at once: the gateway, Ray, workers in mid-step.
 """
