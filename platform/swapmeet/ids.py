@@ -18,3 +18,8 @@ def made_at(identity: str) -> datetime | None:
     """When an id was made, to the millisecond; None for what is no id of ours."""
     found = _ID.fullmatch(identity)
     return _EPOCH + timedelta(milliseconds=int(found[1], 16)) if found else None
+
+
+def shown(identity: str) -> str:
+    """An id in a message that there is none such; what can be no id is not repeated."""
+    return identity if len(identity) <= 80 and identity.isprintable() else "of that id"

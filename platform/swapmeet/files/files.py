@@ -18,7 +18,7 @@ from swapmeet.database.tables import FileRow, JobRow
 from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused
 from swapmeet.files.blobs import FILES, Sums, measure_file, read_blob, write_beside
 from swapmeet.files.rules import FINE_TUNE, file_mistakes, plain_name, refuse
-from swapmeet.ids import made_at, new_id
+from swapmeet.ids import made_at, new_id, shown
 from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
@@ -245,5 +245,4 @@ def _beyond(after: str, order: Order) -> ColumnElement[bool]:
 
 
 def _missing(file_id: str) -> NotFound:
-    shown = file_id if len(file_id) <= 80 and file_id.isprintable() else "of that id"
-    return NotFound(f"There is no file {shown}. `client.files.list()` shows yours.")
+    return NotFound(f"There is no file {shown(file_id)}. `client.files.list()` shows yours.")

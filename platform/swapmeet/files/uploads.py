@@ -21,7 +21,7 @@ from swapmeet.files.rules import (
     refuse,
     shortened,
 )
-from swapmeet.ids import made_at, new_id
+from swapmeet.ids import made_at, new_id, shown
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.errors import Corrupt, StoreError
@@ -234,6 +234,5 @@ class Uploads:
     def _of(self, session: Session, tenant: str, upload_id: str, *, lock: bool = False) -> UploadRow:
         row = session.get(UploadRow, upload_id, with_for_update=lock) if made_at(upload_id) else None
         if row is None or row.tenant != tenant:
-            shown = upload_id if len(upload_id) <= 80 and upload_id.isprintable() else "of that id"
-            raise NotFound(f"There is no upload {shown}. Begin one: POST /v1/uploads.")
+            raise NotFound(f"There is no upload {shown(upload_id)}. Begin one: POST /v1/uploads.")
         return row

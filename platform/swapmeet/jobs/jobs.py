@@ -12,6 +12,7 @@ from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, JobRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import JobNotFound
+from swapmeet.ids import shown
 from swapmeet.jobs.ending import Announce, announce_nothing, move
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.states import Move, State, Wanted
@@ -176,7 +177,7 @@ class Jobs:
 def _find(session: Session, tenant: str | None, job: str, *, lock: bool = False) -> JobRow:
     row = session.get(JobRow, job, with_for_update=lock) if _may_be(job) else None
     if row is None or tenant not in (None, row.tenant):
-        raise JobNotFound(f"There is no fine-tuning job {job[:80]!r}. Check its id.")
+        raise JobNotFound(f"There is no fine-tuning job {shown(job)}. Check its id.")
     return row
 
 
