@@ -1,5 +1,7 @@
 # Everything runs from .venv, which `install` fills with the exact versions of constraints.txt.
 PYTHON ?= python3
+# Tests wait for processes half of their time, so two files at once suit two cores; the slow ones come first.
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: install demo test unit lint bench clean
@@ -15,7 +17,7 @@ demo: install
 	$(BIN)/swapmeet demo --home .cache/swapmeet
 
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 unit: install
 	$(BIN)/pytest -m 'not slow'
