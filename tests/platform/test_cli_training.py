@@ -223,7 +223,11 @@ def test_with_json_there_is_one_line_at_the_end(run: Run, server: Any, data: Pat
 
 @pytest.mark.slow
 def test_who_leaves_is_told_how_to_come_back(server: Any, data: Path) -> None:
-    command = [sys.executable, "-m", "swapmeet", "train", data, "--base", "tiny", "--follow"]
+    # Who starts the tests in the background has them ignore SIGINT, which processes inherit.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from swapmeet.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "train", data, "--base", "tiny", "--follow"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     job = process.stdout.readline().strip()
