@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,6 +25,7 @@ from swapmeet.gateway.services import Services
 from swapmeet.gateway.tuning import Tuning, build_tuning, tended
 from swapmeet.ids import new_id
 from swapmeet.jobs import Jobs
+from swapmeet.queue.dispatcher import Machine
 from swapmeet.settings import load_settings
 from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry
@@ -121,6 +122,7 @@ def tuning_server(database: Database, tmp_path: Path) -> Iterator[TuningServer]:
     database.write(lambda session: session.add_all([TenantRow(name=name) for name in ("acme", "beta")]))
     registry = Registry(settings.registry_url)
     tuning = build_tuning(settings, database, registry, Jobs(database))
+    tuning = replace(tuning, machines=lambda: [Machine("here", 2, 0, 8 << 30, 2, 8 << 30)])  # no Ray runs
     tenancy = Tenancy(database)
     fingerprint = Fingerprint(name="tiny", weights=DIGEST, tokenizer=DIGEST)
     replicas: Any = None
