@@ -28,11 +28,10 @@ SEND_SECONDS = 0.2
 MOST_AT_ONCE = 500
 """So many tellings at most are in one answer."""
 RAY_TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, paid at every start and end
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, paid at every start, report and end
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per run
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """What Ray Train's controllers and workers read from their environment."""
 
@@ -41,7 +40,8 @@ class Attempt:
     """What is told of one attempt, from its start until somebody heard of its end."""
 
     def __init__(self, order: Order) -> None:
-        for name, value in RAY_TRAIN.items():  # not in the actor's environment: it would need a process of its own
+        # not in the actor's environment: it would need a process of its own
+        for name, value in {**RAY_TRAIN, "RAY_CHDIR_TO_TRIAL_DIR": "0"}.items():
             os.environ.setdefault(name, value)
         self._order = order
         self._lock = threading.Lock()

@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from swapmeet.fine_tuning.fields import AUTO
+from swapmeet_training import FineTune
+from swapmeet_training.rules import DPO_LEARNING_RATE
 
 TARGET_EPOCHS, MOST_EPOCHS = 3, 25
 FEWEST_SEEN, MOST_SEEN = 100, 25_000
 """Examples, counted once per epoch, below which more epochs are made, and above which fewer."""
 SMALLEST_BATCH, LARGEST_BATCH = 4, 256
 BATCHES_PER_EPOCH = 500
-LEARNING_RATE = {"supervised": 2e-4, "dpo": 5e-6}
+LEARNING_RATE = {"supervised": FineTune.model_fields["learning_rate"].default, "dpo": DPO_LEARNING_RATE}
 """What a multiplier of 1 means."""
-BETA = 0.1
+BETA = FineTune.model_fields["beta"].default
 SAME = (
     *("dropout", "init", "packing", "max_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm"),
     *("optimizer", "max_steps", "gradient_accumulation", "gradient_checkpointing", "eval_every", "save_every"),

@@ -9,9 +9,8 @@ from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import JobRow, TenantRow, UsageRow
 from swapmeet.queue.records import Share
+from swapmeet.queue.turns import decayed
 
-HALF_LIFE = 6 * 3600.0
-"""What was used so many seconds ago counts half."""
 LOOK_BACK = timedelta(days=3)
 DAY = 24 * 3600.0
 
@@ -25,10 +24,9 @@ def shares(session: Session, running: Iterable[JobRow], now: float, *, gpus: boo
     query = select(UsageRow.tenant, UsageRow.kind, UsageRow.at, func.sum(UsageRow.amount))
     query = query.where(UsageRow.at >= since, UsageRow.kind.in_({kind, "gpu_seconds"}))
     for tenant, what, at, amount in session.execute(query.group_by(UsageRow.tenant, UsageRow.kind, UsageRow.at)):
-        age = max(now - at.timestamp(), 0.0)
         if what == kind:
-            used[tenant] += int(amount) * 0.5 ** (age / HALF_LIFE)
-        if what == "gpu_seconds" and age < DAY:
+            used[tenant] += decayed([(at.timestamp(), int(amount))], now)
+        if what == "gpu_seconds" and now - at.timestamp() < DAY:
             today[tenant] += int(amount)
     for row in running:
         seconds = max(now - row.attempt_at.timestamp(), 0.0) if row.attempt_at else 0.0

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 from swapmeet_training.dataset import data_files, load_dataset
 from swapmeet_training.errors import DataError
-from swapmeet_training.masking import IGNORED
+from swapmeet_training.masking import IGNORED, Masked, Sequence, sequences_of
 from swapmeet_training.plan.batches import Row, Unit
 from swapmeet_training.spec import FineTune
 
@@ -134,15 +133,15 @@ def _some(spec: FineTune, wanted: set[int]) -> dict[int, list[Unit]]:
     return of_line
 
 
-def _units(items: Iterable[Any]) -> tuple[Unit, ...]:
+def _units(items: Iterable[Masked]) -> tuple[Unit, ...]:
     return tuple(map(_unit, items))
 
 
-def _unit(item: Any) -> Unit:
+def _unit(item: Masked) -> Unit:
     """The row of a sequence, or the two of a pair."""
-    return tuple(_row(part) for part in ((item.chosen, item.rejected) if hasattr(item, "chosen") else (item,)))
+    return tuple(map(_row, sequences_of(item)))
 
 
-def _row(sequence: Any) -> Row:
+def _row(sequence: Sequence) -> Row:
     trained = [place for place, label in enumerate(sequence.labels) if label != IGNORED and place]
     return Row(len(sequence.tokens), len(trained), trained[0] if trained else len(sequence.tokens) - 1)
