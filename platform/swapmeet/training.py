@@ -15,7 +15,7 @@ from swapmeet_registry import AdapterName, Registry, RegistryError, Version
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
-from swapmeet_training.ray_driver import Outcome, train_on_ray
+from swapmeet_training.attempts.ray_driver import Outcome, train_on_ray
 
 Tell = Callable[[str], None]
 

@@ -31,8 +31,8 @@ from swapmeet.database import Database
 from swapmeet.database.tables import JobRow, WebhookRow
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training.attempts.run_storage import step_of
 from swapmeet_training.data.reading import dataset_digest
-from swapmeet_training.run_storage import step_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -28,8 +28,8 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import open_store
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training.attempts.telling import DataFile, Finished, Order
 from swapmeet_training.plan import GPUS, of_accelerator
-from swapmeet_training.telling import DataFile, Finished, Order
 
 GIB = 1 << 30
 CPU = Machine("node-1", 4.0, 0.0, 8.0 * GIB, 4.0, 8.0 * GIB)

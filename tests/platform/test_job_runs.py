@@ -24,7 +24,7 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry, open_store
 from swapmeet_registry.bases import BaseLibrary
-from swapmeet_training.telling import namespace
+from swapmeet_training.attempts.telling import namespace
 
 ray = pytest.importorskip("ray")
 

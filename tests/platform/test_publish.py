@@ -10,7 +10,7 @@ from swapmeet.training import publish
 from swapmeet_registry import Refused, Registry
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_training import fine_tune
-from swapmeet_training.ray_driver import Outcome
+from swapmeet_training.attempts.ray_driver import Outcome
 
 
 @pytest.fixture

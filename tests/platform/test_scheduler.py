@@ -29,9 +29,20 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import NotFound, Provenance, Registry, open_store
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training.attempts.run_storage import RunStorage
+from swapmeet_training.attempts.telling import (
+    Answer,
+    Began,
+    Failed,
+    Finished,
+    Noted,
+    Order,
+    Saved,
+    Stepped,
+    Stopped,
+    Telling,
+)
 from swapmeet_training.progress import Progress
-from swapmeet_training.run_storage import RunStorage
-from swapmeet_training.telling import Answer, Began, Failed, Finished, Noted, Order, Saved, Stepped, Stopped, Telling
 
 DATA = b'{"messages": []}\n'
 

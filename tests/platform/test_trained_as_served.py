@@ -13,8 +13,8 @@ from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.template_renderer import TemplateRenderer
 from swapmeet_serving.tools import format_for
 from swapmeet_training.data.findings import Notes
+from swapmeet_training.data.masking import IGNORED, Masker
 from swapmeet_training.data.parsing import parse_example
-from swapmeet_training.masking import IGNORED, Masker
 
 transformers = pytest.importorskip("transformers")
 

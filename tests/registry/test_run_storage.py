@@ -6,7 +6,7 @@ import pytest
 
 from swapmeet_registry import Corrupt
 from swapmeet_registry.stores import open_store
-from swapmeet_training.run_storage import RunStorage
+from swapmeet_training.attempts.run_storage import RunStorage
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def make_spec(tiny_llama: Path, write_jsonl: Callable[..., Path]) -> Callable[..
 @pytest.fixture
 def make_pair() -> Callable[[int, dict[str, list[int]]], Any]:
     """`make_pair(line, {"prompt_ids", "chosen_ids", "rejected_ids"})`: a pair to prefer one answer of."""
-    from swapmeet_training.masking import IGNORED, Pair, Sequence
+    from swapmeet_training.data.masking import IGNORED, Pair, Sequence
 
     def make(line: int, row: dict[str, list[int]]) -> Pair:
         prompt = tuple(row["prompt_ids"])

@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def exact_base(base: Path) -> Any:
     """NF4 as trained on, with products in fp32, so that differences are not the rounding's."""
-    from swapmeet_training.model import load_base
+    from swapmeet_training.lora.model import load_base
 
     return load_base(base, quantization=Quantization(compute_dtype="float32"))
 
@@ -75,8 +75,8 @@ def test_the_published_adapter_computes_what_was_trained(
 
 def test_principal_parts_are_the_weights_own(make_spec: MakeSpec, tiny_llama: Path) -> None:
     """As PEFT makes them of a weight that is not quantised; and together with what is taken away, nothing."""
-    from swapmeet_training import principal
-    from swapmeet_training.model import attach_lora
+    from swapmeet_training.lora import principal
+    from swapmeet_training.lora.model import attach_lora
 
     model = attach_lora(exact_base(tiny_llama), make_spec(init="pissa", alpha=8))
     assert float((logits(model) - logits(exact_base(tiny_llama))).norm()) < 1e-3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from swapmeet_training import CheckpointError, FineTune, Result, RunFailed, run
-from swapmeet_training.checkpoint import Standing, digests
+from swapmeet_training.loop.checkpoint import Standing, digests
 
 torch = pytest.importorskip("torch")
 

@@ -39,7 +39,7 @@ def spec_of(base: Path, checkpointing: bool) -> FineTune:
 
 def trainable(model: Any, spec: FineTune) -> Any:
     """A LoRA model whose B is not zero, so that A has a gradient too."""
-    from swapmeet_training.model import attach_lora
+    from swapmeet_training.lora.model import attach_lora
 
     lora = attach_lora(model, spec)
     torch.manual_seed(7)
@@ -51,7 +51,7 @@ def trainable(model: Any, spec: FineTune) -> Any:
 
 def batch(vocabulary: int) -> Rows:
     """Two examples of 24 tokens, of which the last twelve are trained."""
-    from swapmeet_training.masking import Sequence
+    from swapmeet_training.data.masking import Sequence
 
     torch.manual_seed(11)
     tokens = [tuple(row) for row in torch.randint(3, vocabulary, (2, 24)).tolist()]
@@ -59,7 +59,7 @@ def batch(vocabulary: int) -> Rows:
 
 
 def gradients(model: Any, inputs: Rows) -> Gradients:
-    from swapmeet_training.losses import Supervised
+    from swapmeet_training.loop.losses import Supervised
 
     model.train()
     model.zero_grad()
@@ -68,7 +68,7 @@ def gradients(model: Any, inputs: Rows) -> Gradients:
 
 
 def evaluate(model: Any, inputs: Rows) -> None:
-    from swapmeet_training.losses import Supervised
+    from swapmeet_training.loop.losses import Supervised
 
     model.eval()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def reference_gradients(base: Path, inputs: Rows) -> Gradients:
 
 
 def check_gradients(base: Path, checkpointing: bool) -> None:
-    from swapmeet_training.model import load_base
+    from swapmeet_training.lora.model import load_base
 
     model = trainable(load_base(base), spec_of(base, checkpointing))
     inputs = batch(model.config.vocab_size)
@@ -116,11 +116,11 @@ def test_without_the_switch_gradients_are_lost(tiny_llama: Path, monkeypatch: py
     """The control: what the tests above would miss if they could not fail."""
     from bitsandbytes.functional import has_avx512bf16
 
-    from swapmeet_training.model import load_base
+    from swapmeet_training.lora.model import load_base
 
     if not has_avx512bf16():
         pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack weights")
-    monkeypatch.setattr("swapmeet_training.model.keep_differentiable", lambda model: None)
+    monkeypatch.setattr("swapmeet_training.lora.model.keep_differentiable", lambda model: None)
     model = trainable(load_base(tiny_llama), spec_of(tiny_llama, False))
     inputs = batch(model.config.vocab_size)
     before = gradients(model, inputs)
@@ -134,7 +134,7 @@ def test_a_base_used_for_inference_is_refused(tiny_llama: Path) -> None:
     from bitsandbytes.functional import has_avx512bf16
 
     from swapmeet_registry.bases.nf4 import load_nf4
-    from swapmeet_training.model import keep_differentiable
+    from swapmeet_training.lora.model import keep_differentiable
 
     if not has_avx512bf16():
         pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack weights")
@@ -146,7 +146,7 @@ def test_a_base_used_for_inference_is_refused(tiny_llama: Path) -> None:
 
 
 def test_adapter_weights_are_fp32_and_the_base_is_frozen(tiny_qwen2: Path) -> None:
-    from swapmeet_training.model import attach_lora, load_base
+    from swapmeet_training.lora.model import attach_lora, load_base
 
     model = attach_lora(load_base(tiny_qwen2), spec_of(tiny_qwen2, True))
     trained = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
@@ -157,8 +157,8 @@ def test_adapter_weights_are_fp32_and_the_base_is_frozen(tiny_qwen2: Path) -> No
 
 def test_checkpointing_and_padding_change_no_gradient(tiny_llama: Path) -> None:
     """In fp32: recomputed activations are the same, and a neighbour's length adds nothing to a row's gradient."""
-    from swapmeet_training.masking import Sequence
-    from swapmeet_training.model import load_base
+    from swapmeet_training.data.masking import Sequence
+    from swapmeet_training.lora.model import load_base
 
     exact = Quantization(compute_dtype="float32")
     short = Sequence(1, (5, 6, 7, 8), (-100, -100, 7, 8))

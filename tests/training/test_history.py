@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_training import FineTune, Progress, Row, run
-from swapmeet_training.history import COLUMNS, Losses, Metrics
-from swapmeet_training.order import Order
+from swapmeet_training.loop.history import COLUMNS, Losses, Metrics
+from swapmeet_training.loop.order import Order
 
 pytest.importorskip("torch")
 
@@ -81,7 +81,7 @@ def test_every_epoch_takes_each_unit_once_in_another_order(units: int, per_step:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("total", [1, 2, 10, 1000])
 def test_no_step_has_a_rate_of_zero(schedule: str, total: int) -> None:
-    from swapmeet_training.optimization import learning_rate
+    from swapmeet_training.loop.optimization import learning_rate
 
     spec = FineTune(
         name="acme/rates",

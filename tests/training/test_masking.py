@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swapmeet_training import DataError, TemplateError, load_dataset
 from swapmeet_training.data import Chat, Completion, Message, Preference, ToolCall
-from swapmeet_training.masking import IGNORED, Masker, Pair, Sequence
+from swapmeet_training.data.masking import IGNORED, Masker, Pair, Sequence
 
 transformers = pytest.importorskip("transformers")
 

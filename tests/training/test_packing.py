@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from swapmeet_registry.fingerprint import Fingerprint, Quantization
 from swapmeet_training import FineTune, SpecError
-from swapmeet_training.masking import IGNORED, Sequence
-from swapmeet_training.packing import pack
+from swapmeet_training.data.masking import IGNORED, Sequence
+from swapmeet_training.loop.packing import pack
 
 sys.path.append(str(Path(__file__).parents[1]))
 torch = pytest.importorskip("torch")
@@ -76,7 +76,7 @@ def reference(model: Any, sequences: list[Sequence]) -> Gradients:
 
 def accumulated(model: Any, rows: list[Any], size: int) -> Gradients:
     """What one optimizer step of a run would apply."""
-    from swapmeet_training.losses import Supervised
+    from swapmeet_training.loop.losses import Supervised
 
     model.train()
     model.zero_grad()
@@ -102,7 +102,7 @@ def plain_model(base: Path) -> Any:
 
 
 def nf4_model(base: Path, device: str = "cpu") -> Any:
-    from swapmeet_training.model import attach_lora, load_base
+    from swapmeet_training.lora.model import attach_lora, load_base
 
     quantization = Quantization(compute_dtype="float32")
     spec = FineTune(
@@ -152,7 +152,7 @@ def test_it_has_on_a_gpu(base: str, attention: str, request: pytest.FixtureReque
 
 
 def require_equal_gradients(model: Any, attention: str, tolerance: float) -> None:
-    from swapmeet_training.model import require_apart
+    from swapmeet_training.lora.model import require_apart
 
     model.set_attn_implementation(attention)
     require_apart(model.base_model.model)
@@ -167,7 +167,7 @@ def require_equal_gradients(model: Any, attention: str, tolerance: float) -> Non
 
 def test_what_leaks_is_noticed(tiny_llama: Path) -> None:
     """The control: with one mask for the whole row, gradients differ, and the check before a run refuses."""
-    from swapmeet_training.model import require_apart
+    from swapmeet_training.lora.model import require_apart
 
     model = plain_model(tiny_llama)
     sequences = examples(model.config.vocab_size)
@@ -186,7 +186,7 @@ def test_what_leaks_is_noticed(tiny_llama: Path) -> None:
 
 
 def test_nothing_predicts_the_first_token_of_an_example() -> None:
-    from swapmeet_training.batches import collate
+    from swapmeet_training.loop.batches import collate
 
     first, second = Sequence(1, (5, 6), (5, 6)), Sequence(2, (7, 8, 9), (7, 8, 9))
     batch = collate([(first, second), (second,)], 0)
@@ -197,7 +197,7 @@ def test_nothing_predicts_the_first_token_of_an_example() -> None:
 
 
 def test_single_examples_are_padded_and_masked() -> None:
-    from swapmeet_training.batches import collate
+    from swapmeet_training.loop.batches import collate
 
     batch = collate([(Sequence(1, (5, 6), (-100, 6)),), (Sequence(2, (7, 8, 9), (-100, -100, 9)),)], 1)
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 1], [7, 8, 9]]

@@ -9,7 +9,7 @@ import pytest
 
 from swapmeet_registry.fingerprint import Fingerprint, Quantization
 from swapmeet_training import FineTune, Progress, run
-from swapmeet_training.masking import Pair
+from swapmeet_training.data.masking import Pair
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
@@ -97,9 +97,9 @@ def test_loss_rewards_and_gradients_are_those_of_trl(
 ) -> None:
     import peft
 
-    from swapmeet_training import adapter
-    from swapmeet_training.model import attach_lora
-    from swapmeet_training.preference import Preference
+    from swapmeet_training.loop.preference import Preference
+    from swapmeet_training.lora import adapter
+    from swapmeet_training.lora.model import attach_lora
 
     parent = random_lora(tiny_llama, tmp_path / "parent", rank=4)
     if reference == "parent":
@@ -144,9 +144,9 @@ def test_at_the_start_the_model_is_its_own_reference(
     make_pair: MakePair, tiny_llama: Path, settings: dict[str, Any]
 ) -> None:
     """So the loss is log 2 and no reward is given, and switching back and forth trains the same weights."""
-    from swapmeet_training import adapter
-    from swapmeet_training.model import attach_lora, load_base
-    from swapmeet_training.preference import Preference
+    from swapmeet_training.loop.preference import Preference
+    from swapmeet_training.lora import adapter
+    from swapmeet_training.lora.model import attach_lora, load_base
 
     base = load_base(tiny_llama, quantization=Quantization(compute_dtype="float32"))
     model = attach_lora(base, spec_of(tiny_llama, **settings))

@@ -36,7 +36,7 @@ def local_ray() -> Iterator[None]:
 
 
 def train(*args: Any, **kwargs: Any) -> Any:
-    from swapmeet_training.ray_driver import train_on_ray
+    from swapmeet_training.attempts.ray_driver import train_on_ray
 
     return train_on_ray(*args, **kwargs)
 
@@ -68,7 +68,7 @@ def test_what_the_cluster_can_not_hold_is_refused(local_ray: None, make_spec: Ma
 
 
 def test_what_ray_raises_becomes_ours() -> None:
-    from swapmeet_training.ray_driver import _error
+    from swapmeet_training.attempts.ray_driver import _error
 
     lost = _error("acme/dates", ray.train.WorkerGroupError("died", {0: ray.exceptions.RayActorError()}))
     assert isinstance(lost, WorkerLost)

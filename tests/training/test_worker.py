@@ -18,9 +18,9 @@ from swapmeet_registry import Corrupt, Provenance
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_training import FineTune, Resources
-from swapmeet_training.run_storage import RunStorage, step_of
-from swapmeet_training.scratch import scratch_folder
-from swapmeet_training.telling import (
+from swapmeet_training.attempts.run_storage import RunStorage, step_of
+from swapmeet_training.attempts.scratch import scratch_folder
+from swapmeet_training.attempts.telling import (
     Began,
     DataFile,
     Failed,
@@ -32,7 +32,7 @@ from swapmeet_training.telling import (
     Stopped,
     Telling,
 )
-from swapmeet_training.worker import work
+from swapmeet_training.attempts.worker import work
 
 JOB = "ftjob-1"
 MakeOrder = Callable[..., Order]
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_was_damaged_is_not_gone_on_from(make_order: MakeOrder
 
 
 def test_what_killed_attempts_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    code = "import sys, os, pathlib; from swapmeet_training.scratch import scratch_folder\n"
+    code = "import sys, os, pathlib; from swapmeet_training.attempts.scratch import scratch_folder\n"
     code += (
         "with scratch_folder(pathlib.Path(sys.argv[1]), 'killed-1') as folder: (folder / 'x').touch(); os.kill(0, 9)"
     )

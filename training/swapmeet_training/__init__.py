@@ -16,13 +16,14 @@
     result = run(spec, Path("runs/dates"), report=print)
     result.adapter  # a folder that PeftModel.from_pretrained loads, with swapmeet.json beside the weights
 
-`swapmeet_training.ray_driver.train_on_ray` runs many at once, restarting each from its checkpoint when its
+`swapmeet_training.attempts.ray_driver.train_on_ray` runs many at once, restarting each from its checkpoint when its
 worker dies. Importing this package imports neither torch nor ray.
 """
 
-from swapmeet_training.check import check_file
 from swapmeet_training.data import dataset_digest, read_examples
-from swapmeet_training.dataset import Dataset, check_files, load_dataset
+from swapmeet_training.data.check import check_file
+from swapmeet_training.data.dataset import Dataset, check_files, load_dataset
+from swapmeet_training.data.report import Report
 from swapmeet_training.errors import (
     CheckpointError,
     DataError,
@@ -38,7 +39,6 @@ from swapmeet_training.errors import (
 )
 from swapmeet_training.progress import Outcome, Parked, Progress, Result, Row
 from swapmeet_training.qlora import run
-from swapmeet_training.report import Report
 from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
 
 __all__ = [

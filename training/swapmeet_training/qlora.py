@@ -9,16 +9,16 @@ from typing import Any, overload
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
 from swapmeet_registry.provenance import Provenance
-from swapmeet_training import adapter
-from swapmeet_training.checkpoint import Checkpoint
 from swapmeet_training.data import dataset_digest
-from swapmeet_training.dataset import Dataset, data_files, load_dataset
+from swapmeet_training.data.dataset import Dataset, data_files, load_dataset
+from swapmeet_training.data.masking import Pair
 from swapmeet_training.errors import DataError
 from swapmeet_training.foreign import seam
-from swapmeet_training.masking import Pair
-from swapmeet_training.model import attach_lora, choose_attention, load_base, require_apart
-from swapmeet_training.packing import pack
-from swapmeet_training.parent import parent_digest
+from swapmeet_training.loop.checkpoint import Checkpoint
+from swapmeet_training.loop.packing import pack
+from swapmeet_training.lora import adapter
+from swapmeet_training.lora.model import attach_lora, choose_attention, load_base, require_apart
+from swapmeet_training.lora.parent import parent_digest
 from swapmeet_training.progress import Parked, Report, Result, ignore, never
 from swapmeet_training.spec import FineTune
 
@@ -96,7 +96,7 @@ def run(
     """
     began = time.monotonic()
     with seam(spec.name):
-        from swapmeet_training.trainer import Trainer
+        from swapmeet_training.loop.trainer import Trainer
 
         data = load_dataset(spec)
         provenance = _provenance(spec)
@@ -168,8 +168,8 @@ def _units(spec: FineTune, data: Dataset) -> tuple[list[Any], list[Any], int]:
 
 
 def _objective(spec: FineTune, data: Dataset, model: Any) -> Any:
-    from swapmeet_training.losses import Supervised
-    from swapmeet_training.preference import Preference
+    from swapmeet_training.loop.losses import Supervised
+    from swapmeet_training.loop.preference import Preference
 
     if spec.method == "dpo":
         return Preference(data.pad, spec.beta, lambda: adapter.reference(model))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from swapmeet_training.parent import inherited
+from swapmeet_training.lora.parent import inherited
 
 CONTRADICTION = "contradiction"
 """The pydantic type of a mistake that lies in several settings."""

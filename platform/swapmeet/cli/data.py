@@ -14,7 +14,7 @@ from swapmeet.cli.reports import described, output, printable
 from swapmeet.settings import Settings, load_settings
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_training import FineTune, check_file
-from swapmeet_training.preview import Shown, preview
+from swapmeet_training.data.preview import Shown, preview
 
 app = typer.Typer(help="Training data: check it, see what of it is trained.", no_args_is_help=True)
 

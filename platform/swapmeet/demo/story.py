@@ -19,7 +19,7 @@ from swapmeet.training import adapter_folder, of_base, publish, run_all
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_training import Resources, fine_tune
-from swapmeet_training.ray_driver import Outcome
+from swapmeet_training.attempts.ray_driver import Outcome
 
 TRAINING, HELD_OUT = 480, 100
 RECIPE = {

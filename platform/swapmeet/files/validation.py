@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swapmeet_training import TrainingError
-from swapmeet_training.check import check_file
+from swapmeet_training.data.check import check_file
 
 PROGRAM = "from swapmeet.files.validation import main; main()"
 

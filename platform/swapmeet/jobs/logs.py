@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from swapmeet.database.tables import JobRow
 from swapmeet_registry.stores import Store
-from swapmeet_training.run_storage import RunStorage
+from swapmeet_training.attempts.run_storage import RunStorage
 
 LOG = "log.txt"
 

@@ -20,8 +20,8 @@ from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, NotFound, Provenance, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
 from swapmeet_registry.names import MAX_PART
-from swapmeet_training.run_storage import RunStorage, step_of
-from swapmeet_training.telling import Finished, Saved
+from swapmeet_training.attempts.run_storage import RunStorage, step_of
+from swapmeet_training.attempts.telling import Finished, Saved
 
 ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", Provenance.FILE})
 """What of a checkpoint is its adapter."""

@@ -12,11 +12,11 @@ from uuid import uuid4
 from swapmeet_registry import RegistryError, StoreError, open_store
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_training import TrainingError
+from swapmeet_training.attempts.run_storage import fetch_object
+from swapmeet_training.attempts.scratch import scratch_folder
+from swapmeet_training.attempts.worker import SCRATCH
 from swapmeet_training.errors import DeviceMissing, OutOfMemory, StorageFull
 from swapmeet_training.plan import Hardware, Plan, Planned, cpu, fitting, of_accelerator, own_hardware, planned_job
-from swapmeet_training.run_storage import fetch_object
-from swapmeet_training.scratch import scratch_folder
-from swapmeet_training.worker import SCRATCH
 
 
 def main() -> None:

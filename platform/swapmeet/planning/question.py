@@ -6,7 +6,7 @@ from typing import Any
 
 from swapmeet.database.tables import FileRow, JobRow
 from swapmeet.queue.dispatcher import Machine
-from swapmeet_training.telling import DataFile
+from swapmeet_training.attempts.telling import DataFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from swapmeet_training.telling import Finished
+from swapmeet_training.attempts.telling import Finished
 
 
 def compared(plan: Mapping[str, Any], finished: Finished) -> tuple[str, dict[str, Any] | None]:

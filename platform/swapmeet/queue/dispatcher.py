@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from swapmeet_training.telling import Answer, Order, namespace
+from swapmeet_training.attempts.telling import Answer, Order, namespace
 
 POLL_SECONDS = 2.0
 """How long a round waits for attempts that do not answer."""
@@ -98,7 +98,7 @@ class RayDispatcher:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from swapmeet_training.attempt import Attempt
+        from swapmeet_training.attempts.attempt import Attempt
 
         actor = ray.remote(Attempt).options(
             name=order.job,

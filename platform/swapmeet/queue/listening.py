@@ -20,7 +20,7 @@ from swapmeet.queue.chores import Chores
 from swapmeet.queue.dispatcher import Dispatcher
 from swapmeet.queue.recording import Made, counts, record
 from swapmeet_registry import RegistryError, StoreError
-from swapmeet_training.telling import Answer, Finished, Saved, Telling
+from swapmeet_training.attempts.telling import Answer, Finished, Saved, Telling
 
 log = logging.getLogger("swapmeet.queue")
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from swapmeet.database.tables import FileRow, JobRow
 from swapmeet.settings import Settings
+from swapmeet_training.attempts.telling import DataFile, Order
 from swapmeet_training.spec import Resources
-from swapmeet_training.telling import DataFile, Order
 
 
 def order_of(settings: Settings, row: JobRow, files: Sequence[FileRow | None]) -> Order:

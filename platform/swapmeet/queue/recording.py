@@ -15,9 +15,9 @@ from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
 from swapmeet.queue.comparing import compared
 from swapmeet_registry import RegistryError
+from swapmeet_training.attempts.run_storage import step_of
+from swapmeet_training.attempts.telling import Began, Failed, Finished, Noted, Saved, Stepped, Stopped, Telling
 from swapmeet_training.progress import Progress
-from swapmeet_training.run_storage import step_of
-from swapmeet_training.telling import Began, Failed, Finished, Noted, Saved, Stepped, Stopped, Telling
 
 MOST_FAILURES = 5
 """So many attempts without a new checkpoint may be lost; then the job fails."""

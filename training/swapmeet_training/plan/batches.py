@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from swapmeet_training.packing import pack
+from swapmeet_training.loop.packing import pack
 from swapmeet_training.plan.settings import RunSettings
 
 MANY_UNITS = 50_000

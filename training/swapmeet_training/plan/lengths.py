@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
-from swapmeet_training.dataset import data_files, load_dataset
+from swapmeet_training.data.dataset import data_files, load_dataset
+from swapmeet_training.data.masking import IGNORED, Masked, Sequence, sequences_of
 from swapmeet_training.errors import DataError
-from swapmeet_training.masking import IGNORED, Masked, Sequence, sequences_of
 from swapmeet_training.plan.batches import Row, Unit
 from swapmeet_training.spec import FineTune
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from swapmeet_training.model import SHORT
+from swapmeet_training.lora.model import SHORT
 from swapmeet_training.plan.activations import Activations, Attention
 from swapmeet_training.plan.batches import Batch
 from swapmeet_training.plan.nf4 import base_bytes
@@ -63,7 +63,7 @@ def peak_memory(
 
 
 def attention_of(kind: Kind, longest: int, batch: Batch, shape: BaseShape) -> Attention:
-    """How attention is computed: `swapmeet_training.model.choose_attention`, and transformers' own choice."""
+    """How attention is computed: `swapmeet_training.lora.model.choose_attention`, and transformers' own choice."""
     if shape.softcap or (kind == "cpu" and longest <= SHORT):
         return "eager"
     return "masked" if batch.masked else "causal"

@@ -76,7 +76,7 @@ class JobRow(Table):
     heard_at: Mapped[datetime | None]
     """When the present attempt last answered, to within a few seconds."""
     checkpoint: Mapped[str | None] = mapped_column(String(200))
-    """The newest whole checkpoint that an attempt told of, as `swapmeet_training.run_storage` names it."""
+    """The newest whole checkpoint that an attempt told of, as `swapmeet_training.attempts.run_storage` names it."""
     node: Mapped[str | None] = mapped_column(String(120))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]

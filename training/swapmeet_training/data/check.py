@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from swapmeet_training.data.dataset import load_tokenizer
 from swapmeet_training.data.examples import FORMS, Example, Form, texts_of
 from swapmeet_training.data.findings import Finding, Listing, Notes, Unit
+from swapmeet_training.data.masking import Masked, Masker, check_length, sequences_of
 from swapmeet_training.data.reading import EMPTY, examine
 from swapmeet_training.data.repeats import Contents, Pairs
+from swapmeet_training.data.report import Report, TokenStatistics
 from swapmeet_training.data.rows import files_of, unit_of
-from swapmeet_training.dataset import load_tokenizer
-from swapmeet_training.masking import Masked, Masker, check_length, sequences_of
-from swapmeet_training.report import Report, TokenStatistics
 
 PERCENTILES = (50, 90, 95, 99)
 SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")

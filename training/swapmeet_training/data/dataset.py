@@ -8,8 +8,8 @@ from typing import Any
 from swapmeet_registry.errors import BaseInvalid
 from swapmeet_training.data import Example, read_examples
 from swapmeet_training.data.examples import FORMS, Form
+from swapmeet_training.data.masking import Masked, Masker, Pair, Sequence, sequences_of
 from swapmeet_training.errors import DataError
-from swapmeet_training.masking import Masked, Masker, Pair, Sequence, sequences_of
 from swapmeet_training.spec import FineTune
 
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import torch
 
-from swapmeet_training.checkpoint import Standing
 from swapmeet_training.errors import CheckpointError, OutOfMemory
 from swapmeet_training.foreign import no_memory
+from swapmeet_training.loop.checkpoint import Standing
 
 Done = TypeVar("Done")
 Random = dict[str, torch.Tensor]

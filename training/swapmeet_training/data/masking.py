@@ -21,9 +21,9 @@ from typing import Any
 
 from swapmeet_training.data.examples import Chat, Completion, Example, Function, Message, Preference, texts_of
 from swapmeet_training.data.findings import Finding, Flawed, Mistakes, Notes
+from swapmeet_training.data.rendering import TEMPLATE_KINDS, Renderer
 from swapmeet_training.data.rows import unit_of
 from swapmeet_training.errors import DataError, TemplateError
-from swapmeet_training.rendering import TEMPLATE_KINDS, Renderer
 
 IGNORED = -100
 """The label of a token that is not trained: what torch's cross entropy leaves out."""

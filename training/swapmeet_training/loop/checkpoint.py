@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry.provenance import Provenance
 from swapmeet_training.errors import CheckpointError
-from swapmeet_training.parent import WEIGHTS
+from swapmeet_training.lora.parent import WEIGHTS
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swapmeet_training import principal
 from swapmeet_training.errors import CheckpointError, SpecError
-from swapmeet_training.parent import TEMPLATE, WEIGHTS
-from swapmeet_training.principal import TRAINED
+from swapmeet_training.lora import principal
+from swapmeet_training.lora.parent import TEMPLATE, WEIGHTS
+from swapmeet_training.lora.principal import TRAINED
 from swapmeet_training.spec import FineTune
 
 if TYPE_CHECKING:

@@ -13,14 +13,9 @@ from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import RegistryError, StoreError
 from swapmeet_registry.stores import Store, open_store
-from swapmeet_training.errors import DeviceMissing, RunFailed, StorageFull, TrainingError, WorkerLost
-from swapmeet_training.foreign import as_ours
-from swapmeet_training.progress import Parked, Progress
-from swapmeet_training.qlora import run
-from swapmeet_training.run_storage import Contents, RunStorage, fetch_object, step_of
-from swapmeet_training.scratch import scratch_folder
-from swapmeet_training.spec import FineTune, fine_tune
-from swapmeet_training.telling import (
+from swapmeet_training.attempts.run_storage import Contents, RunStorage, fetch_object, step_of
+from swapmeet_training.attempts.scratch import scratch_folder
+from swapmeet_training.attempts.telling import (
     Began,
     DataFile,
     Failed,
@@ -33,6 +28,11 @@ from swapmeet_training.telling import (
     Stopped,
     Telling,
 )
+from swapmeet_training.errors import DeviceMissing, RunFailed, StorageFull, TrainingError, WorkerLost
+from swapmeet_training.foreign import as_ours
+from swapmeet_training.progress import Parked, Progress
+from swapmeet_training.qlora import run
+from swapmeet_training.spec import FineTune, fine_tune
 
 SCRATCH = "scratch"
 HISTORY = "history.jsonl"

@@ -26,8 +26,8 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from swapmeet_registry.errors import RegistryError
-from swapmeet_training.attempt import RAY_TRAIN
-from swapmeet_training.dataset import check_files
+from swapmeet_training.attempts.attempt import RAY_TRAIN
+from swapmeet_training.data.dataset import check_files
 from swapmeet_training.errors import RunFailed, SpecError, TrainingError, WorkerLost
 from swapmeet_training.foreign import as_ours
 from swapmeet_training.progress import Error, Outcome, Progress, Report, Result, ignore

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry.bases.nf4 import keep_unpacked, load_nf4
 from swapmeet_registry.fingerprint import Quantization
-from swapmeet_training import adapter, principal
 from swapmeet_training.errors import DeviceMissing, SpecError
+from swapmeet_training.lora import adapter, principal
 from swapmeet_training.spec import FineTune
 
 if TYPE_CHECKING:

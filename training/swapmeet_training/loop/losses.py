@@ -6,8 +6,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from swapmeet_training.batches import Batch, Row, collate, trained
-from swapmeet_training.masking import IGNORED
+from swapmeet_training.data.masking import IGNORED
+from swapmeet_training.loop.batches import Batch, Row, collate, trained
 
 Unit = TypeVar("Unit")
 

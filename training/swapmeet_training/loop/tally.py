@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from swapmeet_training.losses import Example, Score
+from swapmeet_training.loop.losses import Example, Score
 
 
 class Tally:

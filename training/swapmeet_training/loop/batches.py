@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swapmeet_training.masking import IGNORED, Sequence
+from swapmeet_training.data.masking import IGNORED, Sequence
 
 Row = tuple[Sequence, ...]
 """Examples that share a row of a batch, and see nothing of each other."""

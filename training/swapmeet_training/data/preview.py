@@ -6,13 +6,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from swapmeet_training.data.dataset import load_tokenizer
 from swapmeet_training.data.examples import Example, Preference
 from swapmeet_training.data.findings import Finding, Mistakes, Unit
+from swapmeet_training.data.masking import IGNORED, Masker, Sequence, sequences_of
 from swapmeet_training.data.reading import EMPTY, examine
 from swapmeet_training.data.rows import unit_of
-from swapmeet_training.dataset import load_tokenizer
 from swapmeet_training.errors import DataError
-from swapmeet_training.masking import IGNORED, Masker, Sequence, sequences_of
 
 
 @dataclass(frozen=True, slots=True)

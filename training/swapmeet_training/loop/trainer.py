@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from swapmeet_training import adapter, principal
-from swapmeet_training.checkpoint import Checkpoint, Save, Standing, rotate
 from swapmeet_training.errors import Diverged
-from swapmeet_training.fitting import Fitting, random_state, set_random_state
-from swapmeet_training.history import Losses, Metrics
-from swapmeet_training.losses import Objective
-from swapmeet_training.optimization import Optimizer, learning_rate
-from swapmeet_training.order import Order
+from swapmeet_training.loop.checkpoint import Checkpoint, Save, Standing, rotate
+from swapmeet_training.loop.fitting import Fitting, random_state, set_random_state
+from swapmeet_training.loop.history import Losses, Metrics
+from swapmeet_training.loop.losses import Objective
+from swapmeet_training.loop.optimization import Optimizer, learning_rate
+from swapmeet_training.loop.order import Order
+from swapmeet_training.loop.tally import Tally
+from swapmeet_training.lora import adapter, principal
 from swapmeet_training.progress import Progress, Report
 from swapmeet_training.spec import FineTune
-from swapmeet_training.tally import Tally
 
 
 class Trainer:

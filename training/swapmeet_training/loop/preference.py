@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from swapmeet_training.batches import collate, trained
-from swapmeet_training.losses import Example, Objective, Score, token_losses
-from swapmeet_training.masking import Pair
+from swapmeet_training.data.masking import Pair
+from swapmeet_training.loop.batches import collate, trained
+from swapmeet_training.loop.losses import Example, Objective, Score, token_losses
 
 Reference = Callable[[], AbstractContextManager[Any]]
 """Within it, the model is the reference."""

@@ -16,11 +16,11 @@ import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from swapmeet_training.attempts.scratch import RAY
+from swapmeet_training.attempts.telling import Answer, Failed, Last, Order, Stepped, Telling, namespace
+from swapmeet_training.attempts.worker import SCRATCH, keep_log, log_line, own_fault, work
 from swapmeet_training.errors import RunFailed, WorkerLost
 from swapmeet_training.foreign import as_ours
-from swapmeet_training.scratch import RAY
-from swapmeet_training.telling import Answer, Failed, Last, Order, Stepped, Telling, namespace
-from swapmeet_training.worker import SCRATCH, keep_log, log_line, own_fault, work
 
 IDLE_SECONDS = 300.0
 """How long an attempt that is over waits for somebody to ask how it ended; what it made is in the storage."""

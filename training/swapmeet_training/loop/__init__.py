@@ -1,0 +1,1 @@
+"""One fine-tune, step by step: batches, losses, optimizers, checkpoints."""

@@ -1,0 +1,1 @@
+"""The adapter and its base while they are trained."""
