@@ -106,7 +106,7 @@ def deploy(on_the_loop: Callable[..., None]) -> Iterator[Callable[..., Any]]:
         serve.start(proxy_location="Disabled")
 
         def run(settings: ReplicaSettings, replica: type[ServedReplica] = ServedReplica) -> Any:
-            from swapmeet.gateway.deployment import ServeReplicas
+            from swapmeet.gateway.replicas import ServeReplicas
 
             serve.delete("test")  # whatever the test before has left
             built = build_replicas(settings, None, replica)

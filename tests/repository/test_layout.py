@@ -27,6 +27,7 @@ MAY_IMPORT = {
 HEAVY = {"torch", "ray", "transformers", "peft", "bitsandbytes"}
 EDGE = {
     "swapmeet.gateway.deployment",
+    "swapmeet.gateway.replicas",
     "swapmeet_serving.adapter_parts",
     "swapmeet_serving.attention",
     "swapmeet_serving.base_model",
