@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,19 +19,18 @@ from swapmeet_serving.adapters import Adapters
 from swapmeet_serving.base_model import load_base
 from swapmeet_serving.constraints import Constraint
 from swapmeet_serving.detokenizer import Detokenizer, TextStream, special_ids
-from swapmeet_serving.errors import EngineDead, InvalidRequest, NotFinite
-from swapmeet_serving.gauges import gauges
+from swapmeet_serving.gauges import Load, gauges, load_of
 from swapmeet_serving.grammars import Grammar, Grammars
 from swapmeet_serving.host_tier import HostTier
 from swapmeet_serving.kernels import PAGE
 from swapmeet_serving.kernels.threads import compute_alone
 from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.live_requests import LiveRequests
 from swapmeet_serving.logprobs import Logprobs
 from swapmeet_serving.lora_weights import open_lora
 from swapmeet_serving.meter import Meter
 from swapmeet_serving.metrics import Family
-from swapmeet_serving.mix import format_mix
-from swapmeet_serving.request import FinishReason, Output, Request, TokenLogprob
+from swapmeet_serving.request import Output, Request, check_tokens
 from swapmeet_serving.runner import Logits, Runner, kernels_for
 from swapmeet_serving.sampling import choose, not_finite
 from swapmeet_serving.scheduler import Scheduler
@@ -44,22 +42,6 @@ log = logging.getLogger("swapmeet.serving")
 
 SWITCH_SECONDS = 0.0005
 """How long another thread may keep Python's lock from the engine's, which gives it away hundreds of times a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What an engine has to do: requests, KV pages left, and adapters that waiting requests want."""
-
-    running: int
-    waiting: int
-    free_pages: int
-    wanted: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    sequence: Sequence
-    text: TextStream
 
 
 class Engine:
@@ -113,7 +95,6 @@ class Engine:
         model = load_base(base, device, quantization)
         self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
         self.context_length = model.context_length
-        self._eos = model.eos
         self._vocabulary = model.vocabulary
         self._special = special_ids(self.tokenizer)
         self._grammars = Grammars(self.tokenizer, model.vocabulary, model.eos)
@@ -145,11 +126,7 @@ class Engine:
             max_step_tokens=max_step_tokens,
             whole=kernels.whole,
         )
-        self._lock = threading.Lock()  # guards what other threads touch, which is all below
-        self._live: dict[str, _Live] = {}
-        self._arrivals: list[Sequence] = []
-        self._cancelled: list[Sequence] = []
-        self._death: BaseException | None = None
+        self._live = LiveRequests(self._scheduler, self.meter, model.eos, self._wake)
 
     @property
     def resident(self) -> list[str]:
@@ -178,12 +155,7 @@ class Engine:
     @property
     def load(self) -> Load:
         """How much there is to do, and for which adapters."""
-        return Load(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting) + len(self._arrivals),
-            free_pages=self._pages.free,
-            wanted=tuple({adapter for each in tuple(self._scheduler.waiting) for adapter in each.adapters}),
-        )
+        return load_of(self._scheduler, self._pages, self._live.arrivals)
 
     @property
     def busy(self) -> bool:
@@ -193,11 +165,11 @@ class Engine:
     @property
     def dead(self) -> bool:
         """Whether a step failed, after which nothing is answered any more."""
-        return self._death is not None
+        return self._live.death is not None
 
     def families(self, tiers: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Family]:
         """Everything measured, for any thread; `tiers` names adapters that others keep ready, by identity or hash."""
-        state = gauges(self._scheduler, self._pages, self._bank, len(self._arrivals))
+        state = gauges(self._scheduler, self._pages, self._bank, self._live.arrivals)
         host = {"host": self.in_host_memory} if self._host.budget else {}
         return [*state, *self.meter.families({"device": self.resident, **host, **tiers})]
 
@@ -219,26 +191,16 @@ class Engine:
             TooManyRequests: too many of the same tenant's.
             EngineDead: a step failed before.
         """
-        self._check_tokens(request)
+        check_tokens(request, self._vocabulary)
         sequence = Sequence.of(request, self._scheduler.room)
-        text = TextStream(Detokenizer(self.tokenizer, self._special - request.shown), request.sampling.stop)
-        with self._lock:
-            if self._death:
-                raise _dead(self._death)
-            if request.id in self._live:
-                raise InvalidRequest(f"A request with the id {request.id} is under way. Choose another.")
-            self._scheduler.check(sequence, coming=tuple(self._arrivals))
-            self._live[request.id] = _Live(sequence, text)
-            self._arrivals.append(sequence)
-        self._wake.set()
+        self._live.add(
+            sequence,
+            TextStream(Detokenizer(self.tokenizer, self._special - request.shown), request.sampling.stop),
+        )
 
     def cancel(self, request_id: str) -> None:
         """End a request, wherever it is; the next step gives its last output. Unknown ids are no error."""
-        with self._lock:
-            live = self._live.get(request_id)
-            if live:
-                self._cancelled.append(live.sequence)
-        self._wake.set()
+        self._live.cancel(request_id)
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when a step may have something to do, or after so many seconds."""
@@ -251,7 +213,7 @@ class Engine:
         Never raises: a failure ends all requests with `EngineDead`, and the engine.
         """
         outputs: list[Output] = []
-        if self._death:
+        if self.dead:
             return outputs
         try:
             outputs += self._take_in()
@@ -270,48 +232,27 @@ class Engine:
     def fail(self, error: BaseException) -> list[Output]:
         """End all requests with `EngineDead`, and the engine; for the thread that steps, where it can not go on."""
         log.error("the engine ends", exc_info=error)
-        with self._lock:
-            self._death = error
-            live, self._live = self._live, {}
-        outputs = []
-        for each in live.values():
-            dead = _dead(error)
-            self.meter.ended(each.sequence, "error", dead)
-            outputs.append(replace(_output(each.sequence), finish_reason="error", error=dead))
-        return outputs
+        return self._live.fail(error)
 
     def close(self) -> None:
         """Let the background threads end."""
         self._loader.close()
 
-    def _check_tokens(self, request: Request) -> None:
-        if not request.prompt:
-            raise InvalidRequest("The prompt is empty. Give at least one token.")
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocabulary:
-            raise InvalidRequest(f"The prompt holds a token id outside of 0 to {self._vocabulary - 1}.")
-        unknown = [token for token, _ in request.sampling.logit_bias if not 0 <= token < self._vocabulary]
-        if unknown:
-            raise InvalidRequest(f"logit_bias names the token id {unknown[0]}, outside of 0 to {self._vocabulary - 1}.")
-
     def _take_in(self) -> Iterator[Output]:
         """Take in arrivals, cancellations and adapters; gives the outputs of requests that ended by it."""
         self._wake.clear()
-        with self._lock:
-            arrivals, self._arrivals = self._arrivals, []
-            cancelled, self._cancelled = self._cancelled, []
-            for sequence in arrivals:
-                self._scheduler.add(sequence)
+        arrivals, cancelled = self._live.take()
         self.meter.arrived(arrivals)
         for sequence in dict.fromkeys(cancelled):
-            if self._is_live(sequence):
-                yield self._end(sequence, "cancelled")
+            if self._live.has(sequence):
+                yield self._live.end(sequence, "cancelled")
         for identity, error in self._adapters.collect().items():
             for sequence in [each for each in self._scheduler.waiting if identity in each.adapters]:
-                yield self._end(sequence, "error", error=error)
+                yield self._live.end(sequence, "error", error=error)
 
     def _refuse(self) -> Iterator[Output]:
         for sequence, error in self._scheduler.refused:
-            yield self._end(sequence, "error", error=error)
+            yield self._live.end(sequence, "error", error=error)
 
     def _choose(self, logits: Logits, batch: list[Slice], began: float) -> Iterator[Output]:
         """The next token of each sequence that was computed to its end."""
@@ -322,82 +263,6 @@ class Engine:
         self.meter.stepped(sequences, began)
         for sequence, token in zip(sequences, tokens, strict=True):
             if sequence in failed:
-                yield self._end(sequence, "error", error=_overflowed(sequence))
+                yield self._live.overflow(sequence)
             else:
-                yield self._emit(sequence, token, logprobs.get(sequence))
-
-    def _is_live(self, sequence: Sequence) -> bool:
-        live = self._live.get(sequence.request.id)
-        return live is not None and live.sequence is sequence
-
-    def _emit(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> Output:
-        sampling, stream = sequence.request.sampling, self._live[sequence.request.id].text
-        matcher = sequence.matcher
-        if matcher and matcher.problem:  # the token was chosen without it
-            return self._end(sequence, "error", error=_unfollowed(sequence, matcher.problem))
-        if not sequence.max_tokens:
-            return self._end(sequence, "length")
-        sequence.append(token)
-        if matcher:
-            matcher.advance(token)
-        ended = token in self._eos and not (sampling.ignore_eos and not matcher)
-        text = "" if ended else stream.add(token)
-        output = _output(sequence, (token,), text, (logprob,) if logprob else ())
-        if ended or stream.stopped or (matcher and matcher.complete):
-            return self._end(sequence, "stop", output)
-        if sequence.completion_tokens == sequence.max_tokens:
-            return self._end(sequence, "length", output)
-        return output
-
-    def _end(
-        self, sequence: Sequence, reason: FinishReason, output: Output | None = None, error: Exception | None = None
-    ) -> Output:
-        """Let a sequence go; what it gives last is `output`, if any, and the rest of its text."""
-        output = output or _output(sequence)
-        stream = self._live[sequence.request.id].text
-        rest = "" if error else stream.finish()
-        if stream.stopped:
-            reason = "stop"
-        self._scheduler.remove(sequence, spoilt=isinstance(error, NotFinite))
-        with self._lock:
-            del self._live[sequence.request.id]
-        self._wake.set()  # there is room for another
-        self.meter.ended(sequence, reason, error)
-        timeline = sequence.timeline
-        return replace(output, text=output.text + rest, finish_reason=reason, error=error, timeline=timeline)
-
-
-def _output(
-    sequence: Sequence, tokens: tuple[int, ...] = (), text: str = "", logprobs: tuple[TokenLogprob, ...] = ()
-) -> Output:
-    """What is new of a sequence; its prompt's log-probabilities are given once."""
-    of_prompt, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
-    return Output(
-        request_id=sequence.request.id,
-        token_ids=tokens,
-        text=text,
-        prompt_tokens=len(sequence.request.prompt),
-        completion_tokens=sequence.completion_tokens,
-        cached_tokens=sequence.cached_prompt or 0,
-        logprobs=logprobs,
-        prompt_logprobs=of_prompt,
-    )
-
-
-def _unfollowed(sequence: Sequence, problem: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"The answer's grammar can not be enforced after {sequence.completion_tokens} tokens: {problem}. Simplify it."
-    )
-
-
-def _overflowed(sequence: Sequence) -> NotFinite:
-    whose = format_mix(sequence.mix) or "the base"
-    return NotFinite(
-        f"Numbers in {whose} overflow at this prompt, and it gives no finite logits. Lower its weight or its alpha."
-    )
-
-
-def _dead(cause: BaseException) -> EngineDead:
-    error = EngineDead(f"The engine stopped after {type(cause).__name__}: {cause}. Start it anew.")
-    error.__cause__ = cause
-    return error
+                yield self._live.emit(sequence, token, logprobs.get(sequence))

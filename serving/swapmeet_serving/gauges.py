@@ -1,4 +1,6 @@
-"""How full an engine is, as metrics; what it did is counted by its meter."""
+"""How full an engine is, as metrics and for the router; what it did is counted by its meter."""
+
+from dataclasses import dataclass
 
 from swapmeet_serving.adapter_bank import AdapterBank
 from swapmeet_serving.kv_pages import KvPages
@@ -26,3 +28,23 @@ def gauges(scheduler: Scheduler, pages: KvPages, bank: AdapterBank, arrivals: in
         *(single(f"swapmeet_{name}", "gauge", text, float(value)) for name, (value, text) in levels.items()),
         *(single(f"swapmeet_{name}", "counter", text, float(value)) for name, (value, text) in counts.items()),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine has to do: requests, KV pages left, and adapters that waiting requests want."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    wanted: tuple[str, ...]
+
+
+def load_of(scheduler: Scheduler, pages: KvPages, arrivals: int) -> Load:
+    """Of these parts, for any thread; `arrivals` are requests that the scheduler has not seen yet."""
+    return Load(
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting) + arrivals,
+        free_pages=pages.free,
+        wanted=tuple({adapter for each in tuple(scheduler.waiting) for adapter in each.adapters}),
+    )

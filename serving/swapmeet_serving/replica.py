@@ -5,74 +5,41 @@ them. Errors leave `generate` as they were raised.
 """
 
 import asyncio
-import logging
 import os
 import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from swapmeet_registry import Registry
 from swapmeet_serving.adapter_folders import AdapterFolders
-from swapmeet_serving.calls import Call, Chunk, Message, Stages, Tier, join
+from swapmeet_serving.answers import Answers, UnderWay
+from swapmeet_serving.calls import Call, Chunk, Stages, Tier, join
 from swapmeet_serving.chat import ChatTemplates
 from swapmeet_serving.echo import Echo
 from swapmeet_serving.errors import BaseUnsupported, EngineDead, InvalidRequest
 from swapmeet_serving.heartbeat import Heartbeat
 from swapmeet_serving.metrics import Family
+from swapmeet_serving.prompts import Prompts
 from swapmeet_serving.replica_settings import ReplicaSettings
-from swapmeet_serving.request import Output, Request
+from swapmeet_serving.request import Output
 from swapmeet_serving.routing import Report
 from swapmeet_serving.scheduler import most_of_one_tenant
-from swapmeet_serving.template_renderer import WORKERS
-from swapmeet_serving.text_limit import TextLimit, characters_of
-from swapmeet_serving.tools.calling import CallReader, ToolCalling
+from swapmeet_serving.text_limit import TextLimit
+from swapmeet_serving.tools.calling import ToolCalling
 
 if TYPE_CHECKING:
     from swapmeet_serving.engine import Engine
     from swapmeet_serving.grammars import Grammar
 
-log = logging.getLogger("swapmeet.serving")
-
 IDLE_SECONDS = 1.0
-FETCHERS = 8
-LONG_TEXT = 100_000
-"""Characters that take a tenth of a second to tokenize; longer texts must not hold up the others' tokens."""
 LEAST_CONTEXT = 1024
 """Tokens that a sequence can have at least, if the base's context is as long: less would refuse nearly everything."""
 COMPILERS = 2
 """Threads that compile grammars: few, because they take the engine's cores."""
-
-
-@dataclass(slots=True)
-class _Answers:
-    """A call under way: where its outputs go, and the answer that each request stands for."""
-
-    call: Call
-    prompt: tuple[int, ...]
-    grammar: "Grammar | None"
-    shown: frozenset[int]
-    readers: list[CallReader] | None
-    tier: Tier | None
-    began: float
-    echo: Echo | None = None
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
-
-    def requests(self) -> dict[str, Request]:
-        """One request for each answer, by id."""
-        call = self.call
-        names = [f"{call.request_id}/{index}" if index else call.request_id for index in range(call.n)]
-        return {
-            name: Request(
-                name, self.prompt, call.adapter, call.sampling.of_choice(index), call.tenant, call.share,
-                self.grammar, self.shown,
-            )
-            for index, name in enumerate(names)
-        }  # fmt: skip
 
 
 class Replica:
@@ -83,6 +50,7 @@ class Replica:
         self._id = id
         self._heartbeat = Heartbeat(settings.step_timeout)
         self._reports = 0
+        self._under_way = UnderWay(lambda name: self._engine.cancel(name))  # which its thread is about to make
         ready: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
         self._folders = AdapterFolders(
@@ -90,15 +58,11 @@ class Replica:
         )
         self._thread.start()
         self._engine = ready.result()
-        self._limit = TextLimit(self._engine.tokenizer, self._engine.room)
-        self._templates = ChatTemplates(
-            self._engine.tokenizer, self._folders.fetch, settings.tool_format, limit=self._limit.check
-        )
-        self._tools = ToolCalling(self._engine.tokenizer, self._templates, self._engine.compile)
+        tokenizer, limit = self._engine.tokenizer, TextLimit(self._engine.tokenizer, self._engine.room)
+        self._templates = ChatTemplates(tokenizer, self._folders.fetch, settings.tool_format, limit=limit.check)
+        self._prompts = Prompts(tokenizer, self._templates, limit)
+        self._tools = ToolCalling(tokenizer, self._templates, self._engine.compile)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
-        self._fetchers = ThreadPoolExecutor(FETCHERS, "template-fetcher")
-        self._renderers = ThreadPoolExecutor(WORKERS, "template-renderer")
-        self._under_way: dict[str, tuple[_Answers, int]] = {}  # by request
 
     def families(self) -> list[Family]:
         """Everything measured here."""
@@ -132,7 +96,7 @@ class Replica:
                 yield chunk
                 left -= output.finish_reason is not None
         finally:
-            self._leave(answers)
+            self._under_way.leave(answers)
 
     async def answer(self, call: Call) -> tuple[Chunk, ...]:
         """The whole answers in one message, where nobody reads along: they cross processes once, not per token.
@@ -181,36 +145,27 @@ class Replica:
         )
         return asdict(report)
 
-    async def _begin(self, call: Call) -> _Answers:
+    async def _begin(self, call: Call) -> Answers:
         """Have the engine take a call, all of its answers or none."""
         began = time.monotonic()
         most = most_of_one_tenant(self._settings.max_queue)
         if call.n > most:
             raise InvalidRequest(f"n is {call.n}, and {most} answers are the most at once.")
         tier = self._tier(call)
-        prompt, grammar = await self._prompt(call), await self._grammar(call)
+        prompt, grammar = await self._prompts.of(call), await self._grammar(call)
         readers = [self._tools.reader(call) for _ in range(call.n)] if call.tools else None
-        answers = _Answers(call, prompt, grammar, self._tools.shown(call), readers, tier, began)
+        answers = Answers(call, prompt, grammar, self._tools.shown(call), readers, tier, began)
         requests = answers.requests()
-        if not requests.keys().isdisjoint(self._under_way):
-            raise InvalidRequest(f"A request with the id {call.request_id} is under way. Choose another.")
-        # before the engine's thread can have an output for them
-        self._under_way |= {name: (answers, index) for index, name in enumerate(requests)}
+        self._under_way.add(answers, requests)  # before the engine's thread can have an output for them
         try:
-            for request in requests.values():
+            for request in requests:
                 self._engine.submit(request)
             if call.echo:  # of tokens that the engine found to be some
                 answers.echo = Echo.of(call.prompt, prompt, self._engine.tokenizer)
         except BaseException:
-            self._leave(answers)
+            self._under_way.leave(answers)
             raise
         return answers
-
-    def _leave(self, answers: _Answers) -> None:
-        # the engine's thread may take out a request at any time
-        for name in [name for name, (whose, _) in tuple(self._under_way.items()) if whose is answers]:
-            self._under_way.pop(name, None)
-            self._engine.cancel(name)
 
     def _tier(self, call: Call) -> Tier | None:
         """Where a call's adapters are that are not in memory: as far away as the farthest of them."""
@@ -221,7 +176,7 @@ class Replica:
             return "host"
         return "disk" if all(adapter in self._folders for adapter in call.adapters) else "registry"
 
-    def _chunk(self, output: Output, answers: _Answers) -> Chunk:
+    def _chunk(self, output: Output, answers: Answers) -> Chunk:
         timeline = output.timeline
         return Chunk(
             text=output.text,
@@ -231,41 +186,9 @@ class Replica:
             completion_tokens=output.completion_tokens,
             cached_tokens=output.cached_tokens,
             logprobs=output.logprobs,
-            index=self._under_way[output.request_id][1],
+            index=self._under_way.index(output),
             stages=Stages.of(timeline, self._id, answers.tier, answers.began) if timeline else None,
         )
-
-    async def _prompt(self, call: Call) -> tuple[int, ...]:
-        if call.messages is not None:
-            return await self._rendered(call, call.messages)
-        if call.prompt is None:
-            raise InvalidRequest("Give messages or a prompt.")
-        if isinstance(call.prompt, tuple):
-            return call.prompt
-        self._limit.check(len(call.prompt))
-        if len(call.prompt) <= LONG_TEXT:
-            return self._tokens(call.prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._fetchers, self._tokens, call.prompt)
-
-    async def _rendered(self, call: Call, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """The prompt of a conversation. What waits for a registry or another process does not wait here."""
-        functions = call.tools.functions if call.tools else ()
-        characters = characters_of((messages, functions))
-        self._limit.check(characters)
-        adapter, elsewhere = call.template_from, asyncio.get_running_loop().run_in_executor
-        if self._templates.knows(adapter):
-            template = self._templates.find(adapter)
-        else:
-            template = await elsewhere(self._fetchers, self._templates.find, adapter)
-        asked = messages, adapter, functions, call.tenant
-        if template.own:
-            return await elsewhere(self._renderers, self._templates.render, *asked)
-        if characters > LONG_TEXT:
-            return await elsewhere(self._fetchers, self._templates.render, *asked)
-        return self._templates.render(*asked)
-
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        return tuple(self._engine.tokenizer(text).input_ids)
 
     async def _grammar(self, call: Call) -> "Grammar | None":
         if not call.constraint and not call.tools:
@@ -288,9 +211,9 @@ class Replica:
                 engine.wait(IDLE_SECONDS)
                 with self._heartbeat.step():
                     outputs = engine.step()
-                self._hand_out(outputs)
+                self._under_way.hand_out(outputs)
         except BaseException as error:  # whatever it is, nobody steps the engine any more
-            self._hand_out(engine.fail(error))
+            self._under_way.hand_out(engine.fail(error))
 
     def _make_engine(self) -> "Engine":
         from swapmeet_serving.engine import Engine
@@ -317,25 +240,3 @@ class Replica:
                 f"{least} must have room. Set kv_memory to {engine.kv_bytes(least)} or more."
             )
         return engine
-
-    def _hand_out(self, outputs: list[Output]) -> None:
-        """Wake each loop once for all that a step gave; who can not be reached is not computed for any longer."""
-        whose: dict[asyncio.AbstractEventLoop, list[tuple[_Answers, Output]]] = {}
-        for output in outputs:
-            if found := self._under_way.get(output.request_id):
-                answers, _ = found
-                whose.setdefault(answers.loop, []).append((answers, output))
-        for loop, each in whose.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, each)
-            except Exception:  # a loop that was closed under its calls, say
-                names = [output.request_id for _, output in each]
-                log.exception("outputs can not be delivered; their requests are cancelled: %s", ", ".join(names))
-                for name in names:
-                    self._under_way.pop(name, None)
-                    self._engine.cancel(name)
-
-
-def _deliver(outputs: list[tuple[_Answers, Output]]) -> None:
-    for answers, output in outputs:
-        answers.outputs.put_nowait(output)

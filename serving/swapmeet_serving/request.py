@@ -122,6 +122,21 @@ class Request:
             raise InvalidRequest(f"A tenant's share must be a number above 0, not {self.share}.")
 
 
+def check_tokens(request: Request, vocabulary: int) -> None:
+    """Refuse what a base of so many tokens can not compute.
+
+    Raises:
+        InvalidRequest: the prompt is empty or holds an unknown token, as may `logit_bias`.
+    """
+    if not request.prompt:
+        raise InvalidRequest("The prompt is empty. Give at least one token.")
+    if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
+        raise InvalidRequest(f"The prompt holds a token id outside of 0 to {vocabulary - 1}.")
+    unknown = [token for token, _ in request.sampling.logit_bias if not 0 <= token < vocabulary]
+    if unknown:
+        raise InvalidRequest(f"logit_bias names the token id {unknown[0]}, outside of 0 to {vocabulary - 1}.")
+
+
 @dataclass(slots=True)
 class Timeline:
     """When a request reached each stage, by `time.monotonic`; 0 for what has not happened.

@@ -249,7 +249,7 @@ def assert_nothing_held(engine: Any) -> None:
     assert not scheduler.running
     assert not scheduler.waiting
     assert not engine._live
-    assert not engine._cancelled
+    assert not engine._live._cancelled
     assert not scheduler._fair._present
     assert pages.free == pages.count
     assert not any(pages._references)

@@ -212,14 +212,14 @@ def test_an_echo_stands_before_every_answer(replica: Replica) -> None:
 
 def test_a_long_text_does_not_hold_up_the_others(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
-    tokens = replica._tokens
+    tokens = replica._prompts._tokens
 
     def noted(text: str) -> tuple[int, ...]:
         threads.append(threading.current_thread().name)
         return tokens(text)
 
-    monkeypatch.setattr(replica, "_tokens", noted)
-    monkeypatch.setattr("swapmeet_serving.replica.LONG_TEXT", 100)
+    monkeypatch.setattr(replica._prompts, "_tokens", noted)
+    monkeypatch.setattr("swapmeet_serving.prompts.LONG_TEXT", 100)
     for text in ("Hello" * 200, "Hello"):
         call = Call("1", prompt=text, sampling=SHORT)
         if len(text) > 5:

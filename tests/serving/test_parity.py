@@ -136,6 +136,6 @@ def test_the_real_base(
         model = reference_model(smollm2, folder, dtype)
         for prompt, tokens in zip(prompts, found, strict=True):
             assert likeliest(model, prompt, tokens) == tokens, name
-            ends = [token in engine._eos for token in tokens]
+            ends = [token in engine._live._eos for token in tokens]
             assert not any(ends[:-1]), name
             assert ends[-1] or len(tokens) == 32, name
