@@ -11,6 +11,10 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels on CPUs; Triton looks when it is imported
+# Workers share the cores: threads that wait for each other while others compute in their place cost ten times as much.
+os.environ["OMP_NUM_THREADS"] = str(
+    max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+)
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -23,7 +23,9 @@ def command(*arguments: object) -> list[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
+    """Without anyone's settings; engines take as many threads as tests may."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
+    return inherited | {"SWAPMEET_THREADS": os.environ["OMP_NUM_THREADS"]}
 
 
 @dataclass
