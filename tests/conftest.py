@@ -9,6 +9,24 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+ONE_SERVER = tuple(f"e2e/test_{name}.py" for name in ("generation", "inference", "structured_output", "observation"))
+"""Files that share servers, in the order in which these are started least often."""
+LONGEST = (
+    "e2e/test_fine_tuning_chaos.py",
+    *ONE_SERVER,
+    "platform/test_serve_replicas.py",
+    "platform/test_job_runs.py",
+    "e2e/test_up.py",
+    "training/test_ray_driver.py",
+    "e2e/test_fine_tuning.py",
+    "serving/test_parity.py",
+    "e2e/test_train.py",
+    "training/test_data_check.py",
+    "registry/test_crash.py",
+    "serving/test_gpu.py",
+    "serving/test_churn.py",
+)
+"""Files that take longer than others, the longest first: workers that start with these end together."""
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels on CPUs; Triton looks when it is imported
 # Workers share the cores: threads that wait for each other while others compute in their place cost ten times as much.
@@ -24,6 +42,26 @@ CORPUS = [
     "Tell me a short story about a village near the sea where people write letters.",
     "user assistant system question answer January February March 2024 1999 0123456789",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {REPOSITORY / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take whole files, and whoever has one of the files that share servers has them all."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "one server" if file.endswith(ONE_SERVER) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,6 +131,13 @@ def make_tiny(folder: Path, architecture: str, seed: int = 0, **changes: Any) ->
                 parameter.normal_(0, 0.5)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", name="make_tiny")
+def _make_tiny() -> Callable[..., Path]:
+    """`make_tiny(folder, architecture, seed=0, **config)`: as below, of any shape."""
+    require("torch")
+    return make_tiny
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 APPLICATION = "swapmeet"
+POLL_SECONDS = 0.2
+OURS = re.compile(r"^swapmeet\w*(\.\w+)+: ")
+"""How an error of ours begins in what Ray tells; these say what to do, whatever they are called."""
 Tell = Callable[[str], None]
 
 
@@ -91,15 +95,25 @@ def _refuse_a_second(settings: Settings) -> None:
         raise AlreadyRunning(f"{settings.ray_address} serves {APPLICATION} already. Use that one, or delete it first.")
 
 
-def _reason(error: RuntimeError) -> str:
-    """What kept the application from starting: what a replica raised, if one did, or what Ray Serve says."""
+def _await_engines() -> None:
+    """Return when they run. A reason of ours ends it at once: Ray would try twice more, and meet the same again.
+
+    Raises:
+        ServerFailed: they do not come up.
+    """
     from ray import serve
 
-    application = serve.status().applications.get(APPLICATION)
-    told = [each.message.strip() for each in application.deployments.values()] if application else []
-    raised = [message.splitlines()[-1] for message in told if "Traceback" in message or "Error" in message]
-    reason = [*raised, *(str(error).strip() or type(error).__name__).splitlines()[-1:]][0]
-    return re.sub(r"^swapmeet\w*(\.\w+)+: ", "", reason)  # ours say what to do, whatever they are called
+    while True:
+        application = serve.status().applications[APPLICATION]
+        if application.status == "RUNNING":
+            return
+        told = [each.message.strip() for each in application.deployments.values()]
+        raised = [message.splitlines()[-1] for message in told if "Traceback" in message or "Error" in message]
+        ours = [reason for reason in raised if OURS.match(reason)]
+        if ours or application.status == "DEPLOY_FAILED":
+            reason = [*ours, *raised, *application.message.strip().splitlines()[-1:], "its log says why"][0]
+            raise ServerFailed(f"The engine did not start: {OURS.sub('', reason)}")
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -113,10 +127,9 @@ def _engines(settings: Settings, base: Base, loop: asyncio.AbstractEventLoop) ->
     _refuse_a_second(settings)
     serve.start(proxy_location="Disabled")
     try:
-        try:
-            handle = serve.run(build_engines(settings, base), name=APPLICATION, route_prefix=None)
-        except RuntimeError as error:
-            raise ServerFailed(f"The engine did not start: {_reason(error)}") from error
+        target = serve.RunTarget(build_engines(settings, base), name=APPLICATION, route_prefix=None)
+        (handle,) = serve.run_many([target], wait_for_applications_running=False)
+        _await_engines()
         board = serve.get_deployment_handle(BOARD, APPLICATION)
         with gateway_app(settings, base, handle, board, loop) as app:
             yield app

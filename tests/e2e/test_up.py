@@ -93,12 +93,14 @@ def assert_a_stop_lets_a_stream_finish_and_takes_no_more(server: Any) -> None:
 
 @pytest.mark.slow
 def test_memory_that_would_refuse_nearly_everything_is_refused(
-    swapmeet: Callable[..., Any], smollm2: Path, free_port: Callable[[], int], tmp_path: Path
+    swapmeet: Callable[..., Any], make_tiny: Callable[..., Path], free_port: Callable[[], int], tmp_path: Path
 ) -> None:
-    """Known once the base is loaded, in the engine's own process; the reason comes all the way."""
-    up = ("up", "--base", smollm2, "--home", tmp_path / "home", "--port", free_port())
+    """Known once the base is loaded, in the engine's own process; the reason comes all the way, and at once."""
+    large = {"num_hidden_layers": 4, "num_key_value_heads": 4, "max_position_embeddings": 2048}  # 2 KiB a token
+    base = make_tiny(tmp_path / "large", "llama", **large)
+    up = ("up", "--base", base, "--home", tmp_path / "home", "--port", free_port())
     refused = swapmeet(*up, SWAPMEET_KV_MEMORY=str(1 << 20))
     assert refused.returncode == 1
     (last,) = refused.stderr.strip().splitlines()[-1:]
-    assert last.startswith("swapmeet: The engine did not start: 1048576 bytes for keys and values hold 32 tokens")
-    assert last.endswith("Set kv_memory to 23592960 or more.")
+    assert last.startswith("swapmeet: The engine did not start: 1048576 bytes for keys and values hold 512 tokens")
+    assert last.endswith("Set kv_memory to 2097152 or more.")

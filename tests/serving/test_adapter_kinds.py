@@ -43,11 +43,9 @@ Made = dict[str, Path | None]
 
 @pytest.fixture(scope="module")
 def made(
-    random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    random_lora: Callable[..., Path], make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Made]]:
     """A base, and an adapter of every kind on it."""
-    from conftest import make_tiny  # type: ignore[import-not-found]
-
     done: dict[str, tuple[Path, Made]] = {}
 
     def make(name: str) -> tuple[Path, Made]:

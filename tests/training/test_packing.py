@@ -1,6 +1,7 @@
 """Packed examples see nothing of each other: their gradients are those of each alone, however they are batched."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,8 @@ def with_b(model: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tiny_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_mistral(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its attention sees no further than eight tokens."""
-    from conftest import make_tiny  # type: ignore[import-not-found]
-
     return Path(make_tiny(tmp_path_factory.mktemp("bases") / "tiny-mistral", "mistral", sliding_window=8))
 
 
