@@ -1,11 +1,13 @@
 """Databases to test on, an SQLite file each or one of a real PostgreSQL; and the whole API over one."""
 
+import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +19,8 @@ from starlette.testclient import TestClient
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import CheckpointRow, EventRow, TenantRow
+from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow, TenantRow
+from swapmeet.database.tables.base import now
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.assembly import assemble
 from swapmeet.gateway.listener import event_loop, listening
@@ -30,6 +33,7 @@ from swapmeet.settings import load_settings
 from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_registry.fingerprint import fingerprint
+from swapmeet_registry.stores import Store
 from swapmeet_serving import Call, Chunk, join
 
 DIGEST = "sha256:" + "0" * 64
@@ -96,6 +100,65 @@ def key_of(tenancy: Tenancy) -> Callable[..., str]:
         return tenancy.keys.create(tenant, scopes).key
 
     return make
+
+
+class Clock:
+    """Stands still unless it is set."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def job_row() -> Callable[..., JobRow]:
+    """`job_row(**changes)`: a new job of `acme`'s, on the tiny Llama and `file-1`."""
+
+    def make(**changes: Any) -> JobRow:
+        values: dict[str, Any] = {
+            "id": f"ftjob-{uuid4().hex[:24]}",
+            "tenant": "acme",
+            "created_by": "key_1",
+            "created_at": now(),
+            "request_digest": uuid4().hex,
+            "model": "tiny-llama",
+            "base": "tiny-llama",
+            "adapter": "acme/dates",
+            "training_file": "file-1",
+            "method": "supervised",
+            "seed": 1,
+            "hyperparameters": {},
+            "lora": {},
+            "settings": {},
+            "resources": {},
+            "plan": {},
+            "job_metadata": {},
+            "integrations": [],
+        }
+        return JobRow(**values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def keep_file() -> Callable[..., None]:
+    """`keep_file(database, store, id, data, **changes)`: a checked file of `acme` in database and storage."""
+
+    def keep(database: Database, store: Store, name: str, data: bytes, **changes: Any) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        values: dict[str, Any] = {"filename": "dates.jsonl", "purpose": "fine-tune", "status": "processed"}
+        values |= {"tenant": "acme", "bytes": len(data), "sha256": digest}
+        database.write(lambda session: session.merge(FileRow(id=name, **values | changes)))
+        store.put(f"files/{name}", data, digest)
+
+    return keep
 
 
 @dataclass(frozen=True)

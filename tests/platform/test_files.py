@@ -30,21 +30,8 @@ LINE = json.dumps({"prompt": "3 May 2024", "completion": "2024-05-03"}) + "\n"
 GOOD = (LINE * 12).encode()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def files(database: Database, tmp_path: Path, clock: Clock) -> Files:
+def files(database: Database, tmp_path: Path, clock: Any) -> Files:
     database.write(lambda session: session.add_all([TenantRow(name=name) for name in ("acme", "beta")]))
     return Files(database, open_store(f"file://{tmp_path}/storage"), clock)
 
@@ -118,7 +105,7 @@ def test_a_repeated_creation_under_a_chosen_id_changes_nothing(files: Files, sou
 
 
 def test_pages_go_on_where_they_stopped_also_when_that_file_is_gone(
-    files: Files, source: Callable[[bytes], Path], clock: Clock
+    files: Files, source: Callable[[bytes], Path], clock: Any
 ) -> None:
     made = []
     for number in range(5):
@@ -180,7 +167,7 @@ def test_a_deleted_file_stays_with_an_unfinished_job(
 
 
 def test_files_expire_and_orphans_are_swept_up(
-    files: Files, sweeper: Sweeper, source: Callable[[bytes], Path], clock: Clock, tmp_path: Path
+    files: Files, sweeper: Sweeper, source: Callable[[bytes], Path], clock: Any, tmp_path: Path
 ) -> None:
     kept = files.create("acme", "a.txt", "user_data", source(b"x"))
     expiring = files.create("acme", "b.txt", "user_data", source(b"x"), 3600)
@@ -261,7 +248,7 @@ files.create("acme", "a.jsonl", "fine-tune", Path(sys.argv[4]))
 
 
 @pytest.mark.parametrize("step", ["local.written", "local.renamed", "local.folder_synced"])
-def test_a_killed_upload_leaves_no_file_and_is_swept_up(tmp_path: Path, clock: Clock, step: str) -> None:
+def test_a_killed_upload_leaves_no_file_and_is_swept_up(tmp_path: Path, clock: Any, step: str) -> None:
     database = Database(f"sqlite:///{tmp_path}/swapmeet.db")
     upgrade(database)
     database.write(lambda session: session.add(TenantRow(name="acme")))

@@ -9,14 +9,13 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import EventRow, FileRow, JobRow, TenantRow
+from swapmeet.database.tables import EventRow, JobRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import PlanningFailed
 from swapmeet.jobs import Jobs
@@ -85,8 +84,11 @@ class Cluster:
 class World:
     """A platform with one tenant and one file, whose planner is the test's."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(
+        self, database: Database, folder: Path, job_row: Callable[..., JobRow], keep_file: Callable[..., None]
+    ) -> None:
         self.settings, self.database = Settings(home=folder / "home"), database
+        self.job_row, self.keep_file = job_row, keep_file
         self.cluster = Cluster(CPU)
         self.announced: list[str] = []
         self.jobs = Jobs(database, self.announce)
@@ -98,34 +100,11 @@ class World:
         self.announced.append(kind)
 
     def file(self, name: str, data: bytes) -> None:
-        digest = hashlib.sha256(data).hexdigest()
-        values: dict[str, Any] = {"filename": "fox.jsonl", "purpose": "fine-tune", "bytes": len(data)}
-        row = FileRow(id=name, tenant="acme", sha256=digest, status="processed", **values)
-        self.database.write(lambda session: session.merge(row))
-        open_store(self.settings.storage_url).put(f"files/{name}", data, digest)
+        self.keep_file(self.database, open_store(self.settings.storage_url), name, data, filename="fox.jsonl")
 
     def job(self, **changes: Any) -> str:
-        values: dict[str, Any] = {
-            "id": f"ftjob-{uuid4().hex[:24]}",
-            "tenant": "acme",
-            "created_by": "key_1",
-            "created_at": now(),
-            "request_digest": uuid4().hex,
-            "model": "tiny-llama",
-            "base": "tiny-llama",
-            "adapter": "acme/fox",
-            "training_file": "file-1",
-            "method": "supervised",
-            "seed": 1,
-            "hyperparameters": {},
-            "lora": {},
-            "settings": {"rank": 2, "batch_size": 8, "epochs": 2, "max_steps": None},
-            "resources": {},
-            "plan": {},
-            "job_metadata": {},
-            "integrations": [],
-        }
-        return self.jobs.create(JobRow(**values | changes)).id
+        settings = {"rank": 2, "batch_size": 8, "epochs": 2, "max_steps": None}
+        return self.jobs.create(self.job_row(**{"adapter": "acme/fox", "settings": settings} | changes)).id
 
     def leader(self, plan: Callable[[Question], Answer]) -> Scheduler:
         """A process that leads from now on."""
@@ -163,10 +142,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, job_row: Callable[..., JobRow], keep_file: Callable[..., None]) -> Iterator[World]:
     database = Database(f"sqlite:///{tmp_path}/swapmeet.db")
     upgrade(database)
-    world = World(database, tmp_path)
+    world = World(database, tmp_path, job_row, keep_file)
     yield world
     world.close()
     database.close()

@@ -1,6 +1,5 @@
 """Jobs on a real local Ray, with a real base, registry and storage: workers, actors and leaders are killed."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,15 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import select
 
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import FileRow, JobRow, TenantRow, UsageRow
-from swapmeet.database.tables.base import now
+from swapmeet.database.tables import JobRow, TenantRow, UsageRow
 from swapmeet.jobs import Jobs
 from swapmeet.jobs.logs import log_of
 from swapmeet.queue.scheduler import Scheduler
@@ -35,8 +32,8 @@ LIMIT = 150.0
 class Platform:
     """A platform without its gateway."""
 
-    def __init__(self, home: Path, base: Path) -> None:
-        self.settings = Settings(home=home)
+    def __init__(self, home: Path, base: Path, job_row: Callable[..., JobRow], keep_file: Callable[..., None]) -> None:
+        self.settings, self.job_row = Settings(home=home), job_row
         BaseLibrary(self.settings.folder).add(str(base))
         self.database = Database(self.settings.database_url)
         upgrade(self.database)
@@ -45,42 +42,17 @@ class Platform:
         self.registry = Registry(self.settings.registry_url)
         self.store = open_store(self.settings.storage_url)
         self.leader, self.stop = None, threading.Event()
-        self._file("file-1")
-
-    def _file(self, name: str) -> None:
         lines = [
             {"messages": [{"role": "user", "content": f"{day} March"}, {"role": "assistant", "content": f"03-{day}"}]}
             for day in range(16)
         ]
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        values: dict[str, Any] = {"filename": "dates.jsonl", "purpose": "fine-tune", "bytes": len(data)}
-        row = FileRow(id=name, tenant="acme", sha256=digest, status="processed", **values)
-        self.database.write(lambda session: session.merge(row))
-        self.store.put(f"files/{name}", data, digest)
+        keep_file(self.database, self.store, "file-1", data)
 
-    def job(self, **settings: Any) -> str:
-        values: dict[str, Any] = {
-            "id": f"ftjob-{uuid4().hex[:24]}",
-            "tenant": "acme",
-            "created_by": "key_1",
-            "created_at": now(),
-            "request_digest": uuid4().hex,
-            "model": "tiny-llama",
-            "base": "tiny-llama",
-            "adapter": "acme/dates",
-            "training_file": "file-1",
-            "method": "supervised",
-            "seed": 1,
-            "hyperparameters": {},
-            "lora": {},
-            "settings": {"batch_size": 4, "rank": 2, "epochs": STEPS / 4, "save_every": 20} | settings,
-            "resources": {"cpus": 0.5, "gpus": 0, "memory": 0},
-            "plan": {},
-            "job_metadata": {},
-            "integrations": [],
-        }
-        return self.jobs.create(JobRow(**values)).id
+    def job(self, adapter: str = "acme/dates", **settings: Any) -> str:
+        settings = {"batch_size": 4, "rank": 2, "epochs": STEPS / 4, "save_every": 20} | settings
+        resources = {"cpus": 0.5, "gpus": 0, "memory": 0}
+        return self.jobs.create(self.job_row(adapter=adapter, settings=settings, resources=resources)).id
 
     def lead(self) -> None:
         """A leader of its own thread; the one before stops where it stands, as if it were killed."""
@@ -124,9 +96,14 @@ def _serve(scheduler: Scheduler, stop: threading.Event) -> None:
 
 
 @pytest.fixture(scope="module")
-def platform(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(
+    tiny_llama: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    job_row: Callable[..., JobRow],
+    keep_file: Callable[..., None],
+) -> Iterator[Platform]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    platform = Platform(tmp_path_factory.mktemp("home"), tiny_llama)
+    platform = Platform(tmp_path_factory.mktemp("home"), tiny_llama, job_row, keep_file)
     platform.lead()
     yield platform
     platform.close()
@@ -168,18 +145,13 @@ def weights(platform: Platform, model: str, folder: Path) -> bytes:
 @pytest.mark.timeout(600)
 def test_runs_end_as_if_nobody_had_been_killed(platform: Platform, tmp_path: Path) -> None:
     """One job in peace; one whose worker, then leader, then actor is killed. Their adapters are equal, bit for bit."""
-    calm = platform.job()
-    platform.wait(calm, lambda row: row.state == "succeeded")
-    model = platform.row(calm).fine_tuned_model
-    assert model == "acme/dates:1"
-    assert "checkpoint-240" in platform.names(calm)
-
     job = platform.job()
     platform.wait(job, lambda row: row.step >= 12)
     (worker,) = processes("RayTrainWorker")
     os.kill(worker, signal.SIGKILL)
     row = platform.wait(job, lambda row: row.attempt == 2 and row.failures == 0)
     before = row.step
+    calm = platform.job("acme/calm")
 
     platform.lead()  # the leader before is gone; the new one finds the same attempt
     row = platform.wait(job, lambda row: row.step > before)
@@ -188,11 +160,14 @@ def test_runs_end_as_if_nobody_had_been_killed(platform: Platform, tmp_path: Pat
     ray.kill(platform.actor(job))
     row = platform.wait(job, lambda row: row.state == "succeeded")
     assert row.attempt == 3
-    assert row.fine_tuned_model == "acme/dates:2"
+    assert row.fine_tuned_model == "acme/dates:1"
+    peaceful = platform.wait(calm, lambda row: row.state == "succeeded")
+    assert (peaceful.attempt, peaceful.fine_tuned_model) == (1, "acme/calm:1")
+    assert "checkpoint-240" in platform.names(calm)
     names = platform.names(job)
     assert [name for name in names if name.startswith("step-")] == [f"step-{n + 1}" for n in range(STEPS)]
     assert {"lost-1", "lost-2", "began-2", "began-3", "checkpoint-20", "checkpoint-240", "succeeded"} <= set(names)
-    assert weights(platform, model, tmp_path / "calm") == weights(platform, "acme/dates:2", tmp_path / "killed")
+    assert weights(platform, "acme/calm:1", tmp_path / "calm") == weights(platform, "acme/dates:1", tmp_path / "killed")
     used = platform.database.read(lambda session: list(session.scalars(select(UsageRow))))
     trained = {
         one: sum(use.amount for use in used if use.subject == one and use.kind == "training_tokens")

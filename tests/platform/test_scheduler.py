@@ -1,6 +1,5 @@
 """The queue's rounds over a cluster that the test plays: whoever dies, one job, one adapter, every event once."""
 
-import hashlib
 import random
 import shutil
 import threading
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, text
@@ -104,8 +102,16 @@ class Cluster:
 class World:
     """A platform with one tenant, one base and files, on a cluster of the test's."""
 
-    def __init__(self, settings: Settings, database: Database, adapter: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        adapter: Path,
+        job_row: Callable[..., JobRow],
+        keep_file: Callable[..., None],
+    ) -> None:
         self.settings, self.database, self.adapter = settings, database, adapter
+        self.job_row, self.keep_file = job_row, keep_file
         self.cluster = Cluster()
         self.announced: list[tuple[str, str]] = []
         self.jobs = Jobs(database, self.announce)
@@ -119,34 +125,12 @@ class World:
         self.announced.append((kind, job))
 
     def file(self, name: str, status: str = "processed", details: str | None = None) -> None:
-        digest = hashlib.sha256(DATA).hexdigest()
-        values: dict[str, Any] = {"filename": "dates.jsonl", "purpose": "fine-tune", "bytes": len(DATA)}
-        row = FileRow(id=name, tenant="acme", sha256=digest, status=status, status_details=details, **values)
-        self.database.write(lambda session: session.merge(row))
-        self.store.put(f"files/{name}", DATA, digest)
+        self.keep_file(self.database, self.store, name, DATA, status=status, status_details=details)
 
     def job(self, **changes: Any) -> str:
-        values: dict[str, Any] = {
-            "id": f"ftjob-{uuid4().hex[:24]}",
-            "tenant": "acme",
-            "created_by": "key_1",
-            "created_at": now(),
-            "request_digest": uuid4().hex,
-            "model": "tiny-llama",
-            "base": "tiny-llama",
-            "adapter": "acme/dates",
-            "training_file": "file-1",
-            "method": "supervised",
-            "seed": 1,
-            "hyperparameters": {},
-            "lora": {},
-            "settings": {"rank": 2},
-            "resources": {"cpus": 1, "gpus": 0, "memory": 0},
-            "plan": {"seconds": 100},
-            "job_metadata": {},
-            "integrations": [],
-        }
-        return self.jobs.create(JobRow(**values | changes)).id
+        resources = {"cpus": 1, "gpus": 0, "memory": 0}
+        values: dict[str, Any] = {"settings": {"rank": 2}, "resources": resources, "plan": {"seconds": 100}}
+        return self.jobs.create(self.job_row(**values | changes)).id
 
     def leader(self) -> Scheduler:
         """A new process that leads from now on, whoever did before."""
@@ -217,25 +201,31 @@ def adapter(tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory
     return folder
 
 
-def make_world(database: Database, adapter: Path, tiny_llama: Path, folder: Path) -> World:
-    settings = Settings(home=folder / "home")
-    BaseLibrary(settings.folder).add(str(tiny_llama))
-    return World(settings, database, adapter)
+@pytest.fixture
+def make_world(
+    adapter: Path, tiny_llama: Path, tmp_path: Path, job_row: Callable[..., JobRow], keep_file: Callable[..., None]
+) -> Callable[[Database], World]:
+    def make(database: Database) -> World:
+        settings = Settings(home=tmp_path / "home")
+        BaseLibrary(settings.folder).add(str(tiny_llama))
+        return World(settings, database, adapter, job_row, keep_file)
+
+    return make
 
 
 @pytest.fixture
-def world(database: Database, adapter: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[World]:
-    world = make_world(database, adapter, tiny_llama, tmp_path)
+def world(database: Database, make_world: Callable[[Database], World]) -> Iterator[World]:
+    world = make_world(database)
     yield world
     world.close()
 
 
 @pytest.fixture
-def local_world(adapter: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[World]:
+def local_world(make_world: Callable[[Database], World], tmp_path: Path) -> Iterator[World]:
     """For what does not hang on the database's kind."""
     database = Database(f"sqlite:///{tmp_path}/swapmeet.db")
     upgrade(database)
-    world = make_world(database, adapter, tiny_llama, tmp_path)
+    world = make_world(database)
     yield world
     world.close()
     database.close()
@@ -351,7 +341,7 @@ def test_a_database_that_drops_its_connections_stops_nothing(
 ) -> None:
     database = Database(postgres_url)
     upgrade(database)
-    world = make_world(database, adapter, tiny_llama, tmp_path)
+    world = make_world(database)
     job, leader = world.job(), world.leader()
     attempt = world.running(leader, job)
     cut = text(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,8 @@ MD5 = hashlib.md5(DATA).hexdigest()
 LINE = json.dumps({"prompt": "3 May 2024", "completion": "2024-05-03"}) + "\n"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def uploads(database: Database, tmp_path: Path, clock: Clock) -> Uploads:
+def uploads(database: Database, tmp_path: Path, clock: Any) -> Uploads:
     database.write(lambda session: session.add_all([TenantRow(name=name) for name in ("acme", "beta")]))
     return Uploads(Files(database, open_store(f"file://{tmp_path}/storage"), clock), tmp_path / "spool")
 
@@ -130,7 +117,7 @@ def test_parts_have_limits(
     assert stored(uploads) == ["parts", "parts"]
 
 
-def test_uploads_are_cancelled_and_expire(uploads: Uploads, source: Callable[[bytes], Path], clock: Clock) -> None:
+def test_uploads_are_cancelled_and_expire(uploads: Uploads, source: Callable[[bytes], Path], clock: Any) -> None:
     upload = begin(uploads)
     part = uploads.add_part("acme", upload, source(PIECES[0])).id
     assert uploads.cancel("acme", upload).status == "cancelled"
@@ -268,7 +255,7 @@ STEPS = ("local.written", "local.folder_synced", "before_commit", "after_commit"
     ("what", "step"),
     [*(("part", step) for step in STEPS[:-1]), *(("complete", step) for step in STEPS)],  # a commit ends a part
 )
-def test_a_killed_step_of_an_upload_is_done_again(tmp_path: Path, clock: Clock, what: str, step: str) -> None:
+def test_a_killed_step_of_an_upload_is_done_again(tmp_path: Path, clock: Any, what: str, step: str) -> None:
     database = Database(f"sqlite:///{tmp_path}/swapmeet.db")
     upgrade(database)
     database.write(lambda session: session.add(TenantRow(name="acme")))

@@ -1,6 +1,5 @@
 """Every kind of adapter, alone and beside all others in one batch, gives the tokens that PEFT gives."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 import pytest
 
 from swapmeet_serving import Engine, Output, Request, Sampling
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 ENDS = ("embed_tokens", "lm_head")
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,5 @@
 """Packed examples see nothing of each other: their gradients are those of each alone, however they are batched."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from swapmeet_training import FineTune, SpecError
 from swapmeet_training.data.masking import IGNORED, Sequence
 from swapmeet_training.loop.packing import pack
 
-sys.path.append(str(Path(__file__).parents[1]))
 torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore:An output with one or more elements was resized:UserWarning")
