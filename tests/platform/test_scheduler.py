@@ -337,7 +337,7 @@ def test_what_follows_from_checked_files_is_settled_with_the_validation(local_wo
 
 
 def test_a_database_that_drops_its_connections_stops_nothing(
-    postgres_url: str, adapter: Path, tiny_llama: Path, tmp_path: Path
+    postgres_url: str, make_world: Callable[[Database], World]
 ) -> None:
     database = Database(postgres_url)
     upgrade(database)
