@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import openai
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy import create_engine, select
 from starlette.testclient import TestClient
 
+from swapmeet.cli import main
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow, TenantRow
@@ -80,6 +82,30 @@ def database(database_url: str) -> Iterator[Database]:
     upgrade(database)
     yield database
     database.close()
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`command_line("jobs", "list")`: run a command in this process; gives exit code, output and errors."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
+        code: object = None
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code
+        return Done(code if isinstance(code, int) else int(code is not None), *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

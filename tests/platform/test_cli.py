@@ -2,27 +2,16 @@
 
 import json
 import socket
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swapmeet.cli import main
-
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -31,7 +20,7 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, command_line: Run, home: Path) -> Run:
     """Run the command line in this process."""
     for name in ("SWAPMEET_URL", "SWAPMEET_API_KEY", "SWAPMEET_CONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -40,20 +29,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hom
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("SWAPMEET_PORT", str(free.getsockname()[1]))
 
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return call
+    return command_line
 
 
-def refused(done: Done, word: str) -> None:
+def refused(done: Any, word: str) -> None:
     assert done.code == 1, done
     assert done.out == ""
     assert word in done.err

@@ -7,12 +7,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from swapmeet.cli import main
 
 pytest.importorskip("transformers")
 
@@ -25,21 +24,11 @@ def chat(question: str, answer: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, command_line: Run, tmp_path: Path) -> Run:
     """Run the command line in this process: exit code, output, errors."""
     monkeypatch.setenv("SWAPMEET_HOME", str(tmp_path / "home"))
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["swapmeet", "data", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(command_line, "data")
 
 
 @pytest.fixture

@@ -16,21 +16,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from swapmeet import following
-from swapmeet.cli import main
 from swapmeet.cli.tables import duration, table
 from swapmeet.gateway.listener import event_loop, listening
 
 ESCAPE = "\x1b[2J"
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+Run = Callable[..., Any]
 
 
 def job(number: int, **changes: Any) -> dict[str, Any]:
@@ -123,18 +115,8 @@ def service(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 1
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return call
+def run(command_line: Run) -> Run:
+    return command_line
 
 
 def test_jobs_are_listed_page_by_page(run: Run, service: Service) -> None:

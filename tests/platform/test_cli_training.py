@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import httpx
 import pytest
 
 from swapmeet import Client, following, uploading
-from swapmeet.cli import main
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import FileRow, JobRow, TenantRow
@@ -38,14 +36,7 @@ DIGEST = "sha256:" + "0" * 64
 FORM = '{{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "x"}}]}}\n'
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -57,18 +48,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 1
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return call
+def run(command_line: Run) -> Run:
+    return command_line
 
 
 @pytest.fixture

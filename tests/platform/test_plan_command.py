@@ -2,12 +2,12 @@
 
 import inspect
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from swapmeet.cli import main
 from swapmeet.cli.planning import plan
 from swapmeet.cli.training import train
 
@@ -22,22 +22,12 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+def call(monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """Run the command line in this process: exit code, output, errors."""
     monkeypatch.delenv("SWAPMEET_CONFIG", raising=False)
     monkeypatch.setenv("SWAPMEET_HOME", str(tmp_path / "home"))
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return command_line
 
 
 def test_plan_takes_every_argument_of_train() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-from swapmeet.cli import main
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
@@ -50,7 +48,7 @@ def run(
     url: str,
     key_of: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command_line: Run,
     tmp_path: Path,
 ) -> Run:
     """Run a command as the operator, or with another key; gives exit code, output and errors."""
@@ -61,13 +59,7 @@ def run(
 
     def call(*arguments: object, key: str = boss) -> tuple[int, str, str]:
         monkeypatch.setenv("SWAPMEET_API_KEY", key)
-        monkeypatch.setattr(sys, "argv", ["swapmeet", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        return code, *capsys.readouterr()
+        return command_line(*arguments)
 
     return call
 
