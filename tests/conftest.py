@@ -185,6 +185,22 @@ def random_lora() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def replica_settings(tiny_llama: Path) -> Callable[..., Any]:
+    """`replica_settings(folder, **changes)`: a small replica on the tiny Llama, all of it in a folder."""
+    from swapmeet_registry.fingerprint import fingerprint
+    from swapmeet_serving.replica_settings import ReplicaSettings
+
+    here = fingerprint(tiny_llama, "tiny")
+
+    def make(folder: Path, **changes: Any) -> ReplicaSettings:
+        values = {"registry": f"file://{folder}/registry", "cache": folder / "cache", "threads": 1}
+        values |= {"adapter_bytes": 8 << 20, "kv_bytes": 4 << 20}
+        return ReplicaSettings(**{"base": tiny_llama, "fingerprint": here} | values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def base_home() -> Path:
     """A home folder that outlives the test run, so that the real base is fetched and converted once."""
     return REPOSITORY / ".cache" / "swapmeet"

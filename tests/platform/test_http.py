@@ -24,7 +24,7 @@ from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
 from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry
-from swapmeet_registry.fingerprint import Fingerprint, fingerprint
+from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk, join
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
@@ -82,16 +82,10 @@ def gateway(
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
-    folder = tmp_path_factory.mktemp("http")
-    return ReplicaSettings(
-        base=tiny_llama,
-        fingerprint=fingerprint(tiny_llama, "tiny"),
-        registry=f"file://{folder}/registry",
-        cache=folder / "cache",
-        kv_bytes=4 << 20,
-        threads=1,
-    )
+def settings(
+    replica_settings: Callable[..., ReplicaSettings], tmp_path_factory: pytest.TempPathFactory
+) -> ReplicaSettings:
+    return replica_settings(tmp_path_factory.mktemp("http"))
 
 
 def client_of(url: str, key: str) -> openai.AsyncOpenAI:

@@ -14,11 +14,11 @@ import pytest
 
 from swapmeet.cluster import SERVE
 from swapmeet.gateway.listener import event_loop
-from swapmeet_registry import Registry
-from swapmeet_registry.fingerprint import fingerprint
+from swapmeet_registry import BaseMismatch, Registry
+from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk, Sampling, deployment
 from swapmeet_serving.deployment import ServedReplica, build_replicas
-from swapmeet_serving.errors import EngineDead, Overloaded
+from swapmeet_serving.errors import ContextTooLong, EngineDead, Overloaded
 from swapmeet_serving.metrics import Snapshot
 from swapmeet_serving.replica_settings import ReplicaSettings, Scaling
 
@@ -54,23 +54,20 @@ class Stuck(ServedReplica):
 
 @pytest.fixture(scope="module")
 def settings(
-    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_llama: Path,
+    random_lora: Callable[..., Path],
+    replica_settings: Callable[..., ReplicaSettings],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> ReplicaSettings:
+    """A registry with adapters of the base, and one of another base."""
     folder = tmp_path_factory.mktemp("platform")
-    url, here = f"file://{folder}/registry", fingerprint(tiny_llama, "tiny")
+    settings = replica_settings(folder, kv_bytes=16 << 20, cpus=0.1, scaling=Scaling(min_replicas=2, max_replicas=2))
+    registry, here = Registry(settings.registry), settings.fingerprint
     for seed, name in enumerate(("one", "two", "three")):
-        Registry(url).push(random_lora(tiny_llama, folder / name, rank=8, seed=seed), f"acme/{name}", base=here)
-    return ReplicaSettings(
-        base=tiny_llama,
-        fingerprint=here,
-        registry=url,
-        cache=folder / "cache",
-        adapter_bytes=8 << 20,
-        kv_bytes=16 << 20,
-        threads=1,
-        cpus=0.1,
-        scaling=Scaling(min_replicas=2, max_replicas=2),
-    )
+        registry.push(random_lora(tiny_llama, folder / name, rank=8, seed=seed), f"acme/{name}", base=here)
+    elsewhere = Fingerprint(**here.model_dump() | {"name": "other", "weights": "sha256:" + "f" * 64})
+    registry.push(folder / "one", "acme/elsewhere", base=elsewhere)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +165,24 @@ async def leave_all_along_the_way(replicas: Any) -> None:
     await until(idle, 5)
 
 
+async def answer_and_refuse(replicas: Any, pinned: Callable[[str], str]) -> None:
+    """Streams at once, several answers to one call, and errors that are what the replica raised."""
+    calls = [Call(name, prompt="Hello", adapter=pinned(name), sampling=LONG) for name in ("one", "two")]
+    one, two = await asyncio.gather(*(stream(replicas, call) for call in calls))
+    assert tokens_of(one) == tokens_of(two) == 400
+    assert "".join(chunk.text for chunk in one) != "".join(chunk.text for chunk in two)
+    several = await replicas.answer(Call("several", prompt="Hello", sampling=SHORT, n=3))
+    assert [(each.index, len(each.token_ids)) for each in several] == [(0, 4), (1, 4), (2, 4)]
+    for call, kind in (
+        (Call("1", prompt="Hello", adapter=pinned("elsewhere")), BaseMismatch),
+        (Call("2", prompt="Hello", sampling=Sampling(max_tokens=600)), ContextTooLong),
+    ):
+        for asked in (replicas.answer(call), stream(replicas, call)):
+            with pytest.raises(kind) as caught:
+                await asked
+            assert type(getattr(caught.value, "cause", caught.value)) is kind  # Ray may have wrapped it
+
+
 def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
     deploy: Callable[..., Any],
     on_the_loop: Callable[..., None],
@@ -226,7 +241,13 @@ def test_a_cold_adapter_sticks_a_hot_one_spreads_and_a_death_costs_only_its_own(
         assert before - {victim} < set(await described(replicas))
         assert await replicas.state() == "ready"
 
-    on_the_loop(cold, hot, lambda: leave_all_along_the_way(replicas), death)
+    on_the_loop(
+        cold,
+        lambda: answer_and_refuse(replicas, pinned),
+        hot,
+        lambda: leave_all_along_the_way(replicas),
+        death,
+    )
 
 
 def test_one_replica_wakes_for_a_bounded_queue_is_replaced_when_stuck_sleeps_and_finishes_what_it_has_begun(

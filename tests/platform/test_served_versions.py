@@ -15,10 +15,8 @@ from swapmeet.gateway.services import Services
 from swapmeet.gateway.unknown_models import UnknownModels
 from swapmeet.tenancy import Tenancy
 from swapmeet_registry import Registry, Version
-from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, join
 from swapmeet_serving.replica import Replica
-from swapmeet_serving.replica_settings import ReplicaSettings
 
 BODY = {"prompt": "Hello", "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
@@ -52,18 +50,8 @@ class Counted(Registry):
 
 
 @pytest.fixture(scope="module")
-def replica(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Replica:
-    folder = tmp_path_factory.mktemp("served")
-    settings = ReplicaSettings(
-        base=tiny_llama,
-        fingerprint=fingerprint(tiny_llama, "tiny"),
-        registry=f"file://{folder}/registry",
-        cache=folder / "cache",
-        adapter_bytes=8 << 20,
-        kv_bytes=4 << 20,
-        threads=1,
-    )
-    return Replica(settings)
+def replica(replica_settings: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Replica:
+    return Replica(replica_settings(tmp_path_factory.mktemp("served")))
 
 
 @pytest.fixture

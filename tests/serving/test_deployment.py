@@ -1,10 +1,10 @@
-"""The replica: by itself, and once under a real Ray Serve."""
+"""The replica by itself; many under a real Ray Serve are in the platform's tests."""
 
 import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import BaseMismatch, NotFound, Registry
-from swapmeet_registry.fingerprint import Fingerprint, fingerprint
+from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving import Call, Chunk, Sampling
 from swapmeet_serving.calls import ToolUse
 from swapmeet_serving.constraints import Constraint
-from swapmeet_serving.deployment import build_replicas
 from swapmeet_serving.errors import ContextTooLong, EngineDead, InvalidRequest, NoChatTemplate, Overloaded
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
@@ -29,12 +28,15 @@ OWN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %
 
 @pytest.fixture(scope="module")
 def settings(
-    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_llama: Path,
+    random_lora: Callable[..., Path],
+    replica_settings: Callable[..., ReplicaSettings],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> ReplicaSettings:
     """A registry with adapters of the base, one with its own chat template, and one of another base."""
     folder = tmp_path_factory.mktemp("platform")
-    url, here = f"file://{folder}/registry", fingerprint(tiny_llama, "tiny")
-    registry = Registry(url)
+    settings = replica_settings(folder)
+    registry, here = Registry(settings.registry), settings.fingerprint
     for seed, name in enumerate(("one", "two", "templated")):
         adapter = random_lora(tiny_llama, folder / name, rank=8, seed=seed)
         if name == "templated":
@@ -42,15 +44,7 @@ def settings(
         registry.push(adapter, f"acme/{name}", base=here)
     elsewhere = Fingerprint(**here.model_dump() | {"name": "other", "weights": "sha256:" + "f" * 64})
     registry.push(folder / "one", "acme/elsewhere", base=elsewhere)
-    return ReplicaSettings(
-        base=tiny_llama,
-        fingerprint=here,
-        registry=url,
-        cache=folder / "cache",
-        adapter_bytes=8 << 20,
-        kv_bytes=4 << 20,
-        threads=1,
-    )
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -280,62 +274,6 @@ def test_health_notices_a_dead_engine(settings: ReplicaSettings, monkeypatch: py
     replica._thread.join(10)
     with pytest.raises(EngineDead, match="must be replaced"):
         replica.check_health()
-
-
-@pytest.fixture
-def handle(settings: ReplicaSettings) -> Iterator[Any]:
-    import ray
-    from ray import serve
-
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield serve.run(build_replicas(settings), name="test", route_prefix=None, logging_config={"log_level": "ERROR"})
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's
-def test_under_ray_serve(handle: Any, pinned: Callable[[str], str]) -> None:
-    streams = handle.options(stream=True)
-    answers: dict[str, list[Chunk]] = {}
-    met = threading.Barrier(2, timeout=60)
-
-    def stream(name: str) -> None:
-        chunks = iter(streams.generate.remote(Call(name, messages=MESSAGES, adapter=pinned(name), sampling=LONG)))
-        answers[name] = [next(chunks)]
-        met.wait()  # both have begun, and neither has ended
-        answers[name] += chunks
-
-    threads = [threading.Thread(target=stream, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert tokens_of(answers["one"]) != tokens_of(answers["two"])
-    assert [len(tokens_of(each)) for each in answers.values()] == [400, 400]
-
-    left = streams.generate.remote(Call("left", prompt="Hello", sampling=LONG))
-    assert next(iter(left)).completion_tokens == 1
-    left.cancel()
-    whole = handle.answer.remote(Call("whole", prompt="Hello", sampling=SHORT, n=3)).result(timeout_s=60)
-    assert [(each.index, len(each.token_ids)) for each in whole] == [(0, 6), (1, 6), (2, 6)]
-    deadline = time.monotonic() + 30
-    while handle.describe.remote().result(timeout_s=30)["requests"]:
-        assert time.monotonic() < deadline, "the engine still computes for a caller who left"
-
-    for call, kind in (
-        (Call("1", messages=MESSAGES, adapter=pinned("elsewhere")), BaseMismatch),
-        (Call("2", prompt="Hello", sampling=Sampling(max_tokens=600)), ContextTooLong),
-    ):
-        with pytest.raises(kind) as caught:
-            list(streams.generate.remote(call))
-        # Ray wraps it, but for handles that share the replica's loop
-        assert type(getattr(caught.value, "cause", caught.value)) is kind
-
-    described = handle.describe.remote().result(timeout_s=30)
-    assert set(described["resident_adapters"]) == {pinned("one"), pinned("two")}
 
 
 def test_constraints_and_tools(replica: Replica, settings: ReplicaSettings) -> None:

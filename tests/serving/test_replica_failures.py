@@ -33,24 +33,19 @@ TOKEN_BYTES = 2 * 2 * 2 * 32 * 2
 
 @pytest.fixture(scope="module")
 def settings(
-    tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_llama: Path,
+    random_lora: Callable[..., Path],
+    replica_settings: Callable[..., ReplicaSettings],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> ReplicaSettings:
     """A registry with adapters of which each has a chat template of its own."""
     folder = tmp_path_factory.mktemp("platform")
-    url, here = f"file://{folder}/registry", fingerprint(tiny_llama, "tiny")
+    settings = replica_settings(folder)
     adapter = random_lora(tiny_llama, folder / "adapter", rank=2)
     for name, template in TEMPLATES.items():
         (adapter / "chat_template.jinja").write_text(template)
-        Registry(url).push(adapter, f"acme/{name}", base=here)
-    return ReplicaSettings(
-        base=tiny_llama,
-        fingerprint=here,
-        registry=url,
-        cache=folder / "cache",
-        adapter_bytes=8 << 20,
-        kv_bytes=4 << 20,
-        threads=1,
-    )
+        Registry(settings.registry).push(adapter, f"acme/{name}", base=settings.fingerprint)
+    return settings
 
 
 @pytest.fixture(scope="module")
