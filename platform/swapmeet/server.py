@@ -104,7 +104,9 @@ def _await_engines() -> None:
     from ray import serve
 
     while True:
-        application = serve.status().applications[APPLICATION]
+        application = serve.status().applications.get(APPLICATION)
+        if application is None:
+            raise ServerFailed("The engine did not start: somebody deleted it from the cluster.")
         if application.status == "RUNNING":
             return
         told = [each.message.strip() for each in application.deployments.values()]
