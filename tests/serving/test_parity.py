@@ -94,24 +94,31 @@ def test_adapters_make_a_difference(
     assert len({tuple(tokens_of(each)) for each in outputs.values()}) == len(requests)
 
 
+@pytest.fixture(scope="module")
+def real_adapters(
+    smollm2: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path | None]:
+    folder = tmp_path_factory.mktemp("real")
+    names = ("rank-4", "attention", "rslora")
+    made = {name: random_lora(smollm2, folder / name, seed=seed, **ADAPTERS[name]) for seed, name in enumerate(names)}
+    return {"base": None, **made}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("exact", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_the_real_base(
     exact: bool,
     dtype: str,
     smollm2: Path,
-    random_lora: Callable[..., Path],
+    real_adapters: dict[str, Path | None],
     make_engine: Callable[..., Engine],
     answer: Callable[..., Outputs],
     reference: Callable[..., list[list[int]]],
     reference_model: Callable[..., Any],
     likeliest: Callable[..., list[int]],
-    tmp_path: Path,
 ) -> None:
     """Bit for bit where that is promised; elsewhere the tokens are those that one pass over them finds likeliest."""
-    made: dict[str, Path | None] = {"base": None}
-    for seed, name in enumerate(("rank-4", "attention", "rslora")):
-        made[name] = random_lora(smollm2, tmp_path / name, seed=seed, **ADAPTERS[name])
+    made = real_adapters
     engine = make_engine(smollm2, exact=exact, compute_dtype=dtype, kv_bytes=64 << 20)
     texts = ("What is the capital of France?", "Write a poem about the sea and the people who live by it.")
     prompts = [
