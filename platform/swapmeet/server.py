@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 APPLICATION = "swapmeet"
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 OURS = re.compile(r"^swapmeet\w*(\.\w+)+: ")
 """How an error of ours begins in what Ray tells; these say what to do, whatever they are called."""
 Tell = Callable[[str], None]
