@@ -213,7 +213,16 @@ def test_a_node_is_killed_in_mid_run(
         client = server.openai()
         data = client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune").id
         jobs = [client.fine_tuning.jobs.create(**wanted(data, suffix)).id for suffix in ("one", "two")]
-        wait_until(lambda: small.processes(WORKER) and large.processes(WORKER))
+        try:
+            wait_until(lambda: small.processes(WORKER) and large.processes(WORKER), 100)
+        except AssertionError:
+            for job in jobs:
+                print(row(job).state, row(job).waits_for, row(job).node, [e.message for e in client.fine_tuning.jobs.list_events(job)])
+            for n in (small, large):
+                print(n.home, n.processes(), [Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for p in n.processes()])
+            for log in tmp_path.glob("*.log"):
+                print(log.read_text()[-1500:])
+            raise
         folders = {job: next(tmp_path.glob(f"*/scratch/{job}-1")) for job in jobs}
         (struck,) = (job for job in jobs if folders[job].parts[-3] == "small")
         (calm,) = (job for job in jobs if folders[job].parts[-3] == "large")

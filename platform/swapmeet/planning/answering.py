@@ -96,5 +96,5 @@ def _file(asked: Mapping[str, Any], name: str, scratch: Path) -> Path | None:
     if (file := asked[name]) is None:
         return None
     path = scratch / (name + Path(file["filename"]).suffix.lower())
-    fetch_object(open_store(asked["storage"]), file["key"], path, file["sha256"])
+    fetch_object(open_store(asked["storage"], used=True), file["key"], path, file["sha256"])
     return path
