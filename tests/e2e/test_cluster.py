@@ -217,9 +217,18 @@ def test_a_node_is_killed_in_mid_run(
             wait_until(lambda: small.processes(WORKER) and large.processes(WORKER), 100)
         except AssertionError:
             for job in jobs:
-                print(row(job).state, row(job).waits_for, row(job).node, [e.message for e in client.fine_tuning.jobs.list_events(job)])
+                print(
+                    row(job).state,
+                    row(job).waits_for,
+                    row(job).node,
+                    [e.message for e in client.fine_tuning.jobs.list_events(job)],
+                )
             for n in (small, large):
-                print(n.home, n.processes(), [Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for p in n.processes()])
+                print(
+                    n.home,
+                    n.processes(),
+                    [Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for p in n.processes()],
+                )
             for log in tmp_path.glob("*.log"):
                 print(log.read_text()[-1500:])
             raise
