@@ -27,7 +27,7 @@ from swapmeet.database.tables import JobRow
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 EPOCHS, PER_EPOCH, SAVE_EVERY = 40, 6, 40
 STEPS = EPOCHS * PER_EPOCH
@@ -93,7 +93,7 @@ class Cluster:
         self.address = f"127.0.0.1:{free_port()}"
         self._folder, self._base, self._free_port = folder, base, free_port
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
-        self._environment = inherited | environment | {"HOME_OF_ALL": str(home)}
+        self._environment = inherited | environment | {"HOME_OF_ALL": str(home), "RAY_raylet_start_wait_time_s": "180"}
         self.nodes: dict[str, Node] = {}
         self._stack = ExitStack()
         scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
@@ -144,7 +144,7 @@ def cluster(tmp_path: Path, tiny_llama: Path, free_port: Callable[[], int], apar
         cluster.close()
 
 
-def wait_until(ready: Callable[[], Any], seconds: float = 120, pause: float = 0.1) -> Any:
+def wait_until(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.1) -> Any:
     """What `ready` gives as soon as it is true."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -213,25 +213,7 @@ def test_a_node_is_killed_in_mid_run(
         client = server.openai()
         data = client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune").id
         jobs = [client.fine_tuning.jobs.create(**wanted(data, suffix)).id for suffix in ("one", "two")]
-        try:
-            wait_until(lambda: small.processes(WORKER) and large.processes(WORKER), 100)
-        except AssertionError:
-            for job in jobs:
-                print(
-                    row(job).state,
-                    row(job).waits_for,
-                    row(job).node,
-                    [e.message for e in client.fine_tuning.jobs.list_events(job)],
-                )
-            for n in (small, large):
-                print(
-                    n.home,
-                    n.processes(),
-                    [Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for p in n.processes()],
-                )
-            for log in tmp_path.glob("*.log"):
-                print(log.read_text()[-1500:])
-            raise
+        wait_until(lambda: small.processes(WORKER) and large.processes(WORKER))
         folders = {job: next(tmp_path.glob(f"*/scratch/{job}-1")) for job in jobs}
         (struck,) = (job for job in jobs if folders[job].parts[-3] == "small")
         (calm,) = (job for job in jobs if folders[job].parts[-3] == "large")

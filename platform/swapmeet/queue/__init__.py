@@ -16,5 +16,5 @@ validating.py   whether a new job can be queued
 planning.py     what it will need, before it is queued; comparing.py holds that against what it took
 placing.py      jobs and machines as the policy sees them, with each tenant's share from shares.py
 orders.py       what an attempt is started with
-dispatcher.py   the cluster
+dispatcher.py   the cluster; survey.py asks its nodes what GPUs they have
 """
