@@ -9,13 +9,13 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +35,30 @@ QUICKLY = '{"health_check_period_ms": 1000, "health_check_failure_threshold": 3,
 """Nodes are found dead after 3 s, not 15 to 25."""
 AUTHENTICATED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """As `ray start` has it where nothing else is said."""
-WORKER = "ray::RayTrainWorker"
 
 
 class Node:
     """A raylet, and what it started: all in one session."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path, home: Path | None = None) -> None:
-        if home is not None:
-            mounted = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-            command = [
-                "unshare",
-                "--mount",
-                "sh",
-                "-ec",
-                mounted,
-                "sh",
-                str(home),
-                environment["HOME_OF_ALL"],
-                *command,
-            ]
-        self.home = home
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._command, self._environment, self._log = command, environment, log
+        self._start()
+
+    def _start(self) -> None:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
+
+    def wait(self) -> None:
+        """Until it is up. Ray gives up after 30 s, which a machine that is busy with other tests may take."""
+
+        def up() -> bool:
+            if self._process.poll() is not None:
+                self._start()
+            return "Ray runtime started" in self._log.read_text()
+
+        wait_until(up)
 
     def processes(self, word: str = "") -> list[int]:
         """Those that live, and have a word in their title."""
@@ -68,7 +67,7 @@ class Node:
             with suppress(OSError):
                 state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
                 title = (folder / "cmdline").read_bytes().decode(errors="replace")
-                if int(session) == self.process.pid and state not in "ZX" and word in title:
+                if int(session) == self._process.pid and state not in "ZX" and word in title:
                     found.append(int(folder.name))
         return found
 
@@ -83,61 +82,73 @@ class Node:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.02)
-        self.process.wait()
+        self._process.wait()
 
 
 class Cluster:
-    """A head without CPUs, and nodes."""
+    """A head without CPUs, and nodes that come and go."""
 
-    def __init__(self, folder: Path, home: Path, base: Path, free_port: Callable[[], int], **environment: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
-        self._folder, self._base, self._free_port = folder, base, free_port
+    def __init__(self, folder: Path, base: Path, free_port: Callable[[], int], environment: dict[str, str]) -> None:
+        self.home = folder / "home"
+        self.home.mkdir()
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._folder, self._base, self._free_port, self._numbers = folder, base, free_port, count(2)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
-        self._environment = inherited | environment | {"HOME_OF_ALL": str(home), "RAY_raylet_start_wait_time_s": "180"}
-        self.nodes: dict[str, Node] = {}
+        self.environment = inherited | environment
         self._stack = ExitStack()
         scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-        port = self.address.rpartition(":")[2]
-        self._start(
-            "head", None, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false",
+        self._node(
+            [], "head", "--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false",
             "--node-ip-address=127.0.0.1", f"--temp-dir={scratch}", f"--system-config={QUICKLY}",
             f"--ray-client-server-port={free_port()}",
-        )  # fmt: skip
-        wait_until(lambda: self._listens(int(port)))
+        ).wait()  # fmt: skip
 
-    def add(self, name: str, number: int, cpus: int, *options: str) -> Node:
-        """A node; the base is in its home, and nothing else."""
-        home = self._folder / name
-        home.mkdir()
+    @contextmanager
+    def node(self, name: str, *options: str, gpus: str = "") -> Iterator[Node]:
+        """A node with options of `ray start`; the base is in its home, and nothing else.
+
+        Args:
+            name: no other's.
+            options: of Ray.
+            gpus: what its driver answers.
+        """
+        home, programs = self._folder / name, self._folder / f"{name}-programs"
         BaseLibrary(home).add(str(self._base))
-        return self._start(
-            name, home, f"--address={self.address}", f"--node-ip-address=127.0.0.{number}", f"--num-cpus={cpus}",
-            *options,
-        )  # fmt: skip
+        programs.mkdir()
+        driver = programs / "nvidia-smi"
+        driver.write_text(f"#!/bin/sh\necho '{gpus}'\n")
+        driver.chmod(0o755)
+        script = 'mount --bind "$1" "$2" && PATH="$3:$PATH" && shift 3 && exec "$@"'
+        apart = ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, (home, self.home, programs))]
+        ip = f"127.0.0.{next(self._numbers)}"
+        node = self._node(apart, name, f"--address={self.address}", f"--node-ip-address={ip}", *options)
+        try:
+            yield node
+        finally:
+            node.close()
 
     def close(self) -> None:
         self._stack.close()
 
-    def _listens(self, port: int) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    def _start(self, name: str, home: Path | None, *options: str) -> Node:
-        ray = str(Path(sys.executable).with_name("ray"))
-        fixed = ["--block", "--num-gpus=0", f"--dashboard-agent-listen-port={self._free_port()}"]
-        fixed += [f"--dashboard-agent-grpc-port={self._free_port()}"]
-        fixed += ["--include-log-monitor=false", f"--object-store-memory={100 << 20}"]
-        node = Node([ray, "start", *fixed, *options], self._environment, self._folder / f"{name}.log", home)
+    def _node(self, within: list[str], name: str, *options: str) -> Node:
+        ports = [f"--dashboard-agent-{each}-port={self._free_port()}" for each in ("listen", "grpc")]
+        fixed = ["--block", "--include-log-monitor=false", f"--object-store-memory={100 << 20}", *ports]
+        command = [*within, str(Path(sys.executable).with_name("ray")), "start", *fixed, *options]
+        node = Node(command, self.environment, self._folder / f"{name}.log")
         self._stack.callback(node.close)
         return node
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, tiny_llama: Path, free_port: Callable[[], int], apart: dict[str, str]) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, free_port: Callable[[], int], s3_server: str
+) -> Iterator[Cluster]:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make mount namespaces, by which each node gets a home of its own")
-    (tmp_path / "home").mkdir()
-    cluster = Cluster(tmp_path, tmp_path / "home", tiny_llama, free_port, **AUTHENTICATED, **apart)
+    environment = AUTHENTICATED | {"AWS_ENDPOINT_URL": s3_server, "AWS_DEFAULT_REGION": "us-east-1"}
+    environment |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), tiny_llama, free_port, environment)
     try:
         yield cluster
     finally:
@@ -200,27 +211,32 @@ def test_a_node_is_killed_in_mid_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of two equal jobs loses its machine. It goes on elsewhere, and their adapters are equal, bit for bit."""
-    small, large = cluster.add("small", 2, 1), cluster.add("large", 3, 2)
     environment = AUTHENTICATED | apart | {"SWAPMEET_RAY_ADDRESS": cluster.address, "SWAPMEET_MIN_REPLICAS": "0"}
-    home, database = tmp_path / "home", Database(apart["SWAPMEET_DATABASE"])
+    home, database = cluster.home, Database(apart["SWAPMEET_DATABASE"])
+    names = [f"{name}-{server_too:d}" for name in ("small", "large")]
 
     def row(job: str) -> JobRow:
         return database.read(lambda session: session.get_one(JobRow, job))
 
     with ExitStack() as stack:
         stack.callback(database.close)
+        small, large = (
+            stack.enter_context(cluster.node(name, f"--num-cpus={cpus}", "--num-gpus=0"))
+            for cpus, name in enumerate(names, 1)
+        )
+        for node in (small, large):
+            node.wait()
         server = stack.enter_context(serving(home, tiny_llama, **environment))
         client = server.openai()
         data = client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune").id
         jobs = [client.fine_tuning.jobs.create(**wanted(data, suffix)).id for suffix in ("one", "two")]
-        wait_until(lambda: small.processes(WORKER) and large.processes(WORKER))
-        folders = {job: next(tmp_path.glob(f"*/scratch/{job}-1")) for job in jobs}
-        (struck,) = (job for job in jobs if folders[job].parts[-3] == "small")
-        (calm,) = (job for job in jobs if folders[job].parts[-3] == "large")
+        (begun,) = wait_until(lambda: list(home.with_name(names[0]).glob("scratch/ftjob-*-1.lock")))
+        struck, calm = sorted(jobs, key=lambda job: not begun.name.startswith(job))
         wait_until(lambda: row(struck).checkpoint is not None, pause=0.02)
         if server_too:
             server.process.kill()
         small.die()
+        assert row(struck).state == "running"
         if server_too:
             server.process.wait()
             server = stack.enter_context(serving(home, tiny_llama, **environment))
@@ -232,16 +248,51 @@ def test_a_node_is_killed_in_mid_run(
         (lost,) = (each for each in messages if each.startswith("The run was interrupted"))
         assert re.fullmatch(r"The run was interrupted and goes on from step \d+: Its machine was lost\.", lost)
         assert (row(calm).attempt, row(struck).attempt) == (1, 2)
-        assert [each.id for each in client.fine_tuning.jobs.list()] == [jobs[1], jobs[0]]
+        assert [each.id for each in client.fine_tuning.jobs.list()] == jobs[::-1]
 
         for name, value in apart.items():
             monkeypatch.setenv(name, value)
         registry = Registry(apart["SWAPMEET_REGISTRY"])
-        adapters = []
         for job in jobs:
             model = str(row(job).fine_tuned_model)
             registry.pull(model, tmp_path / job)
             assert len(registry.show(model.partition(":")[0]).versions) == 1
-            adapters.append((tmp_path / job / "adapter_model.safetensors").read_bytes())
-        assert adapters[0] == adapters[1]
-        assert not any(list((tmp_path / name / "scratch").glob("ftjob-*")) for name in ("home", "large"))
+        calm_weights, struck_weights = (tmp_path / job / "adapter_model.safetensors" for job in (calm, struck))
+        assert calm_weights.read_bytes() == struck_weights.read_bytes()
+        assert not list(home.glob("scratch/ftjob-*")), "runs were on the nodes, each in a home of its own"
+        assert not list(home.with_name(names[1]).glob("scratch/ftjob-*"))
+
+
+MACHINES = """
+import json, ray, sys
+from dataclasses import asdict
+from swapmeet.queue.dispatcher import RayDispatcher
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(json.dumps([asdict(machine) for machine in RayDispatcher("s3://none").machines()]))
+"""
+
+
+def test_placement_knows_what_each_node_has(cluster: Cluster) -> None:
+    """Its own memory, and by its own driver the GPU with the least; all of that is another on the head."""
+    gpus = {
+        "a100": "NVIDIA A100-SXM4-80GB, 81920\nNVIDIA A100-PCIE-40GB, 40960",
+        "geforce": "NVIDIA GeForce RTX 4090, 24564",
+        "none": "",
+    }
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(cluster.node(name, "--num-cpus=3", f"--num-gpus={each.count(',')}", memory, gpus=each))
+            for (name, each), memory in zip(gpus.items(), (f"--memory={n << 30}" for n in (1, 2, 3)), strict=True)
+        ]
+        for node in nodes:
+            node.wait()
+        program = [sys.executable, "-c", MACHINES, cluster.address]
+        found = json.loads(subprocess.run(program, env=cluster.environment, check=True, stdout=subprocess.PIPE).stdout)
+        known = {
+            (each["memory"], each["gpus"], each["accelerator"], each["gpu_memory"]) for each in found if each["cpus"]
+        }
+        assert known == {
+            (1 << 30, 2, "NVIDIA A100-PCIE-40GB", 40 << 30),
+            (2 << 30, 1, "NVIDIA GeForce RTX 4090", 24564 << 20),
+            (3 << 30, 0, None, None),
+        }
