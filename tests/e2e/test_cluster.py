@@ -1,7 +1,7 @@
 """A cluster of several nodes whose only shared state is S3 and PostgreSQL, while machines and servers die.
 
-The nodes are raylets on this machine, each with an address of its own on loopback and, by a mount namespace, with a
-home folder of its own under the one path.
+The nodes are raylets on this machine, each with an address of its own on loopback and, by a mount namespace, with
+folders of its own for Ray and for the platform under the same paths.
 """
 
 import json
@@ -97,10 +97,11 @@ class Cluster:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
         self.environment = inherited | environment
         self._stack = ExitStack()
-        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)  # sockets have short names
+        self._ray = Path(self._stack.enter_context(short))
         self._node(
             [], "head", "--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false",
-            "--node-ip-address=127.0.0.1", f"--temp-dir={scratch}", f"--system-config={QUICKLY}",
+            "--node-ip-address=127.0.0.1", f"--temp-dir={self._ray}", f"--system-config={QUICKLY}",
             f"--ray-client-server-port={free_port()}",
         ).wait()  # fmt: skip
 
@@ -113,14 +114,16 @@ class Cluster:
             options: of Ray.
             gpus: what its driver answers.
         """
-        home, programs = self._folder / name, self._folder / f"{name}-programs"
+        home, ray, programs = (self._folder / f"{name}{each}" for each in ("", "-ray", "-programs"))
         BaseLibrary(home).add(str(self._base))
+        ray.mkdir()
         programs.mkdir()
         driver = programs / "nvidia-smi"
         driver.write_text(f"#!/bin/sh\necho '{gpus}'\n")
         driver.chmod(0o755)
-        script = 'mount --bind "$1" "$2" && PATH="$3:$PATH" && shift 3 && exec "$@"'
-        apart = ["unshare", "--mount", "sh", "-ec", script, "sh", *map(str, (home, self.home, programs))]
+        script = 'mount --bind "$1" "$2" && mount --bind "$3" "$4" && PATH="$5:$PATH" && shift 5 && exec "$@"'
+        own = map(str, (home, self.home, ray, self._ray, programs))
+        apart = ["unshare", "--mount", "sh", "-ec", script, "sh", *own]
         ip = f"127.0.0.{next(self._numbers)}"
         node = self._node(apart, name, f"--address={self.address}", f"--node-ip-address={ip}", *options)
         try:

@@ -25,6 +25,7 @@ from swapmeet.jobs import Jobs
 from swapmeet.jobs.publishing import checkpoint_name
 from swapmeet.queue import placing, scheduler
 from swapmeet.queue.dispatcher import Machine
+from swapmeet.queue.recording import MOST_FAILURES
 from swapmeet.queue.records import Decision
 from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
@@ -444,6 +445,16 @@ def test_a_lost_attempt_is_tried_again_after_longer_and_longer_pauses(local_worl
         leader.run_once()
         assert job not in local_world.cluster.running, "it did not wait"
     assert pauses == [2, 4, 8]
+
+
+def test_a_full_disk_is_waited_out_for_longer(local_world: World) -> None:
+    job, leader = local_world.job(), local_world.leader()
+    for number in range(2 * MOST_FAILURES):
+        local_world.rounds(leader, lambda: job in local_world.cluster.running)
+        local_world.cluster.running[job].tell(Failed("storage_full", "No space left on device.", own=False))
+        local_world.rounds(leader, lambda number=number: f"lost-{number + 1}" in local_world.names(job))
+    row = local_world.row(job)
+    assert (row.state, row.error, row.failures) == ("queued", None, 2 * MOST_FAILURES)
 
 
 @pytest.mark.parametrize("code", ["invalid_training_file", "diverged", "invalid_hyperparameters"])
