@@ -95,7 +95,8 @@ class Cluster:
         self.address = f"127.0.0.1:{port}"
         self._folder, self._base, self._free_port, self._numbers = folder, base, free_port, count(2)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
-        self.environment = inherited | environment
+        # Ray would kill workers where other processes of this machine take its memory.
+        self.environment = inherited | environment | {"RAY_memory_monitor_refresh_ms": "0"}
         self._stack = ExitStack()
         short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)  # sockets have short names
         self._ray = Path(self._stack.enter_context(short))
