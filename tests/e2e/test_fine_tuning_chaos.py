@@ -694,7 +694,9 @@ def test_postgresql_is_restarted_and_killed(tiny_llama: Path, free_port: Callabl
             answered(200)
 
         assert [each.id for each in client.fine_tuning.jobs.list()] == jobs[::-1], "none lost, none doubled"
-        for job in jobs:
+        for job in jobs[2:]:
+            assert client.fine_tuning.jobs.cancel(job).status == "cancelled"
+        for job in jobs[:2]:
             require_undisturbed(client, platform, job)
         for poll in polls:
             poll.close()
