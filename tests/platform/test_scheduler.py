@@ -20,8 +20,10 @@ from swapmeet.database.tables import CheckpointRow, FileRow, JobRow, TenantRow, 
 from swapmeet.database.tables.base import now
 from swapmeet.errors import LeaseLost, PlatformError
 from swapmeet.jobs import Jobs
+from swapmeet.jobs.publishing import checkpoint_name
 from swapmeet.queue import placing, scheduler
 from swapmeet.queue.dispatcher import Machine
+from swapmeet.queue.recording import MOST_FAILURES
 from swapmeet.queue.records import Decision
 from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
@@ -435,6 +437,16 @@ def test_a_lost_attempt_is_tried_again_after_longer_and_longer_pauses(local_worl
     assert pauses == [2, 4, 8]
 
 
+def test_a_full_disk_is_waited_out_for_longer(local_world: World) -> None:
+    job, leader = local_world.job(), local_world.leader()
+    for number in range(2 * MOST_FAILURES):
+        local_world.rounds(leader, lambda: job in local_world.cluster.running)
+        local_world.cluster.running[job].tell(Failed("storage_full", "No space left on device.", own=False))
+        local_world.rounds(leader, lambda number=number: f"lost-{number + 1}" in local_world.names(job))
+    row = local_world.row(job)
+    assert (row.state, row.error, row.failures) == ("queued", None, 2 * MOST_FAILURES)
+
+
 @pytest.mark.parametrize("code", ["invalid_training_file", "diverged", "invalid_hyperparameters"])
 def test_what_is_the_jobs_own_fault_is_not_tried_again(local_world: World, code: str) -> None:
     job, leader = local_world.job(), local_world.leader()
@@ -502,6 +514,40 @@ def test_a_cancelled_run_ends_in_the_next_round_and_says_no_more(world: World) -
     assert (world.row(job).state, world.row(job).step) == ("cancelled", 1)
     used = world.database.read(lambda session: list(session.scalars(select(UsageRow))))
     assert [one.amount for one in used if one.kind == "training_tokens"] == [100]
+
+
+@pytest.mark.parametrize("leader_dies", [False, True])
+def test_a_job_that_is_cancelled_while_it_publishes_leaves_no_unlisted_checkpoint(
+    local_world: World, monkeypatch: pytest.MonkeyPatch, leader_dies: bool
+) -> None:
+    """Also where the leader is killed right after: the next one finds the attempt, and ends it."""
+    job, leader = local_world.job(), local_world.leader()
+    attempt = local_world.running(leader, job)
+    attempt.tell(step(2), local_world.save(attempt, 2))
+    local_world.rounds(leader, lambda: local_world.jobs.checkpoints("acme", job)[0])
+    pushing, cancelled = threading.Event(), threading.Event()
+    push = Registry.push
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        pushing.set()
+        assert cancelled.wait(20)
+        return push(*arguments, **options)
+
+    monkeypatch.setattr(Registry, "push", held)
+    attempt.tell(step(4), local_world.save(attempt, 4))
+    local_world.rounds(leader, pushing.is_set)
+    local_world.jobs.cancel("acme", job)
+    if leader_dies:
+        cancelled.set()
+        leader._chores.close()
+        leader = local_world.leader()
+    local_world.rounds(leader, lambda: local_world.cluster.ended)
+    cancelled.set()
+    name = checkpoint_name("acme/dates", 4, job)
+    local_world.rounds(leader, lambda: name in local_world.registry.names())
+    local_world.rounds(leader, lambda: all(each.yanked for each in local_world.registry.show(name).versions))
+    (listed,) = local_world.jobs.checkpoints("acme", job)[0]
+    assert not local_world.registry.show(listed.model).versions[0].yanked
 
 
 def test_a_run_pauses_at_a_checkpoint_and_goes_on_from_it(world: World) -> None:

@@ -1,15 +1,10 @@
-"""Adapters without torch, a real S3 server on loopback, and a proxy before it that loses answers."""
+"""Adapters without torch, buckets of the real S3 server, and a proxy before it that loses answers."""
 
 import contextlib
 import http.client
 import json
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,48 +81,6 @@ def make_adapter() -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a ministack that checks access keys and signatures."""
-    program = Path(sys.executable).with_name("ministack")
-    if not program.exists() and not os.environ.get("CI"):
-        pytest.skip("ministack is not installed")
-    home, port = tmp_path_factory.mktemp("ministack"), free_port()
-    settings = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "AUTH": "true",
-        "BIND_HOST": "127.0.0.1",
-        "GATEWAY_PORT": str(port),
-        "SERVICES": "s3,iam",
-        "IOT_MTLS_ENABLED": "0",  # it would listen on every address
-    }
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen([program], cwd=home, env=settings, stdout=log, stderr=log)
-    try:
-        _wait_until_up(f"http://127.0.0.1:{port}/_ministack/health", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def _wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        assert server.poll() is None, "ministack ended at once"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
-        time.sleep(0.1)
-    raise AssertionError("ministack did not come up")
 
 
 @pytest.fixture

@@ -160,3 +160,54 @@ def test_what_a_killed_writer_left_is_not_listed_and_does_not_hinder(tmp_path: P
     with pytest.raises(Conflict):
         store.swap("head", b"2", None)
     assert not (tmp_path / ".head.partial").exists()
+
+
+def test_a_folder_that_vanishes_is_not_an_empty_store(tmp_path: Path) -> None:
+    """As if its disk were not mounted: the folder is there, and nothing is in it."""
+    root, away = tmp_path / "disk", tmp_path / "away"
+    store, digest = open_store(root.as_uri()), hashlib.sha256(b"1").hexdigest()
+    root.mkdir()
+    assert (store.get("a"), store.size("a"), store.stream("a"), list(store.list(""))) == (None, None, None, [])
+    store.put("folder/a", b"1", digest)
+    for mountpoint in (True, False):
+        root.rename(away)
+        if mountpoint:
+            root.mkdir()
+        for attempt in (
+            lambda: store.get("folder/a"),
+            lambda: store.size("folder/a"),
+            lambda: store.stream("folder/a"),
+            lambda: list(store.list("")),
+            lambda: store.put("folder/b", b"1", digest),
+            lambda: store.swap("head", b"1", None),
+            lambda: store.delete("folder/a"),
+            lambda: open_store(root.as_uri()).get("head"),
+        ):
+            with pytest.raises(StoreError, match=r"disk was in use, and is empty or gone now\. Is its disk mounted\?"):
+                attempt()
+        assert root.exists() == mountpoint
+        if mountpoint:
+            assert list(root.iterdir()) == [], "nothing is written under the disk"
+            root.rmdir()
+        away.rename(root)
+        assert list(store.list("")) == ["folder/a"]
+
+
+def test_a_reader_knows_a_used_folder_by_its_first_hit_or_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "read", b"1")
+    put(tmp_path / "told", b"1")
+    read, told = (tmp_path / name for name in ("read", "told"))
+    code = f"""
+import shutil
+from swapmeet_registry import StoreError, open_store
+store = open_store({read.as_uri()!r})
+assert store.get("folder/a")
+for root, store in (({str(read)!r}, store), ({str(told)!r}, open_store({told.as_uri()!r}, used=True))):
+    shutil.rmtree(root)
+    try:
+        store.get("folder/a")
+    except StoreError:
+        continue
+    raise SystemExit(root)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

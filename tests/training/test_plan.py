@@ -19,12 +19,12 @@ from swapmeet_training.plan import (
     Row,
     RunSettings,
     cpu,
+    gpu_called,
     make_plan,
     named,
     plan_job,
     shrink,
 )
-from swapmeet_training.plan.machine import _gpu
 
 SEVEN_B = BaseShape.from_config(
     {
@@ -205,6 +205,12 @@ def test_gpus_go_by_the_names_that_people_and_drivers_use() -> None:
     assert named("rtx4090").name == "RTX 4090"
     with pytest.raises(SpecError, match=r"'Z80', which is not known here; known are T4"):
         named("Z80")
-    assert _gpu("NVIDIA A100-SXM4-40GB", "40960").flops == GPUS["A100-40GB"].flops
-    assert _gpu("NVIDIA H200", "143771").bandwidth == GPUS["H200"].bandwidth
-    assert _gpu("Novel 1", "1024").memory == 1 << 30
+    for name, mebibytes, known in (
+        ("NVIDIA A100-SXM4-40GB", 40960, "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "A100-80GB"),
+        ("NVIDIA H200", 143771, "H200"),
+        ("NVIDIA L40S", 46068, "L40S"),
+    ):
+        found = gpu_called(name, mebibytes << 20)
+        assert found == replace(GPUS[known], name=name, memory=mebibytes << 20)
+    assert gpu_called("Novel 1", 1 << 30).memory == 1 << 30

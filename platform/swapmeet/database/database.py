@@ -21,6 +21,14 @@ BUSY_SECONDS = 30.0
 ATTEMPTS = 5
 FIRST_PAUSE = 0.05
 """Seconds before the second attempt; each pause is twice the last."""
+AWAY = {
+    "connect_timeout": "10",
+    "tcp_user_timeout": "15000",  # milliseconds
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""How soon libpq takes a PostgreSQL that is silent, as when its machine is gone, for lost; a URL may say otherwise."""
 AGAIN = {"40001", "40P01", "55P03"}
 """PostgreSQL's states of a transaction that may be tried again: serialization, deadlock, lock not available."""
 
@@ -105,7 +113,8 @@ def _engine(url: str) -> Engine:
         return engine
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(parsed, pool_pre_ping=True)
+    silent = {name: value for name, value in AWAY.items() if name not in parsed.query}
+    return create_engine(parsed, pool_pre_ping=True, connect_args=silent)
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -99,6 +99,13 @@ class Publisher:
         figures = self._database.read(lambda session: list(session.scalars(query)))
         return Outcome(version, self._store_figures(job, figures))
 
+    def withdraw_unlisted(self, job: JobRow) -> None:
+        """Leave no checkpoint of a job that was cancelled or failed a model that was published but never listed."""
+        query = select(CheckpointRow.step).where(CheckpointRow.job == job.id)
+        listed = set(self._database.read(lambda session: list(session.scalars(query))))
+        for step in {step_of(key) for key in RunStorage(self._store, job.id).checkpoints()} - listed:
+            self._withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.")
+
     def forget(self, job: JobRow) -> None:
         """Delete the checkpoints of a job that succeeded: nothing goes on from them."""
         runs = RunStorage(self._store, job.id)

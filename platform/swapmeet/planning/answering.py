@@ -16,7 +16,17 @@ from swapmeet_training.attempts.run_storage import fetch_object
 from swapmeet_training.attempts.scratch import scratch_folder
 from swapmeet_training.attempts.worker import SCRATCH
 from swapmeet_training.errors import DeviceMissing, OutOfMemory, StorageFull
-from swapmeet_training.plan import Hardware, Plan, Planned, cpu, fitting, of_accelerator, own_hardware, planned_job
+from swapmeet_training.plan import (
+    Hardware,
+    Plan,
+    Planned,
+    cpu,
+    fitting,
+    gpu_called,
+    of_accelerator,
+    own_hardware,
+    planned_job,
+)
 
 
 def main() -> None:
@@ -89,12 +99,12 @@ def _at(gpu: str | None, cpus: float, memory: int, here: bool) -> Hardware | Non
             return own_hardware(1, cpus)
         except DeviceMissing:  # Ray was told of GPUs that the driver does not show
             pass
-    return of_accelerator(gpu)
+    return gpu_called(gpu, memory) if memory else of_accelerator(gpu)
 
 
 def _file(asked: Mapping[str, Any], name: str, scratch: Path) -> Path | None:
     if (file := asked[name]) is None:
         return None
     path = scratch / (name + Path(file["filename"]).suffix.lower())
-    fetch_object(open_store(asked["storage"]), file["key"], path, file["sha256"])
+    fetch_object(open_store(asked["storage"], used=True), file["key"], path, file["sha256"])
     return path

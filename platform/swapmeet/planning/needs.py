@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swapmeet.planning.question import most_memory
 from swapmeet.queue.dispatcher import Machine
 from swapmeet_training.plan.hardware import GIB
 
@@ -23,7 +24,7 @@ def needs_of(
     """
     found = {"cpus": 1.0, "gpus": _share(plan, machines), "memory": 0} | dict(resources)
     if not resources.get("memory") and plan and not found["gpus"]:
-        needed, most = plan["memory"]["needed"], max((machine.memory for machine in machines), default=0.0)
+        needed, most = plan["memory"]["needed"], most_memory(machines, float(found["cpus"]))
         found["memory"] = min(-(-needed // GIB) * GIB, int(most)) if needed <= most else 0
     return found
 

@@ -14,9 +14,9 @@ class Place:
     """Where a run may be put: the GPUs of a kind, or the CPUs of a machine.
 
     Attributes:
-        gpu: the kind in Ray's words, empty where Ray knows none; None for CPUs.
+        gpu: as its driver calls it, or the kind in Ray's words, empty where Ray knows none; None for CPUs.
         cpus: that the run gets.
-        memory: main memory that a run on CPUs may take, in bytes.
+        memory: bytes: of a GPU, 0 where its driver was not heard; on CPUs, of main memory that a run may take.
         here: whether it is this machine, which can be asked for what it has.
     """
 
@@ -91,11 +91,16 @@ def places(resources: Mapping[str, Any], machines: Sequence[Machine], *, embedde
     cpus, wanted = float(resources.get("cpus", 1)), resources.get("gpus")
     with_gpus = [machine for machine in machines if machine.gpus >= 1]
     if wanted or (wanted is None and with_gpus):
-        kinds = dict.fromkeys(machine.accelerator or "" for machine in with_gpus)
-        return tuple(Place(kind, cpus, 0, embedded) for kind in kinds)
-    memory = resources.get("memory")
-    most = max((machine.memory for machine in machines), default=0.0)
+        kinds = dict.fromkeys((machine.accelerator or "", machine.gpu_memory or 0) for machine in with_gpus)
+        return tuple(Place(kind, cpus, memory, embedded) for kind, memory in kinds)
+    memory, most = resources.get("memory"), most_memory(machines, cpus)
     return (Place(None, cpus, int(memory or most), embedded and not memory),) if machines else ()
+
+
+def most_memory(machines: Sequence[Machine], cpus: float) -> float:
+    """Main memory that a run with so many CPUs may have: that of the largest machine which has so many, if any has."""
+    able = [machine for machine in machines if machine.cpus >= cpus] or machines
+    return max((machine.memory for machine in able), default=0.0)
 
 
 def _data(file: FileRow) -> DataFile:

@@ -3,7 +3,8 @@
 records.py      what a decision is made from, and what it says
 backlog.py      waiting jobs, each tenant's in its order
 turns.py        whose turn it is, and what quotas allow
-room.py         what is free on the nodes, when more will be, and what is held for whom
+free.py         what a node has free, and which GPUs its jobs are on; ends.py says when those will be gone
+room.py         the nodes as a decision fills them, and what is held for whom
 preemption.py   which running jobs to park for waiting ones
 outlook.py      why each waiting job waits, and about how long
 policy.py       `decide`, which puts these together; pure
@@ -15,5 +16,5 @@ validating.py   whether a new job can be queued
 planning.py     what it will need, before it is queued; comparing.py holds that against what it took
 placing.py      jobs and machines as the policy sees them, with each tenant's share from shares.py
 orders.py       what an attempt is started with
-dispatcher.py   the cluster
+dispatcher.py   the cluster; survey.py asks its nodes what GPUs they have
 """

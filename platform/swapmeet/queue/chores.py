@@ -38,6 +38,12 @@ class Chores:
             self._pauses.pop(name, None)
         return cast(T, future.result())
 
+    def finish(self, beginning: str) -> None:
+        """Wait until nothing is under way whose name begins so, however it ends; its results are let go of."""
+        for name in [name for name in list(self._under_way) if name.startswith(beginning)]:
+            if (future := self._under_way.pop(name, None)) is not None:
+                future.exception()
+
     def begin(self, work: Callable[[], object]) -> None:
         """Do something whose end nobody waits for."""
         self._pool.submit(work)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from swapmeet.queue.survey import Gpu, Survey
 from swapmeet_training.attempts.telling import Answer, Order, namespace
 
 POLL_SECONDS = 2.0
@@ -17,7 +18,8 @@ ACCELERATOR = "accelerator_type:"
 class Machine:
     """A node of the cluster: what it has, and what of that is free; memory in bytes.
 
-    `free_gpus` is None where nothing but jobs takes GPUs. `accelerator` is the GPUs' kind in Ray's words, if any.
+    `free_gpus` is None where nothing but jobs takes GPUs. `accelerator` is what the node's driver calls its GPUs and
+    `gpu_memory` what each has at least; before the driver is heard, their kind in Ray's words, if any, and None.
     """
 
     id: str
@@ -28,6 +30,7 @@ class Machine:
     free_memory: float
     free_gpus: float | None = None
     accelerator: str | None = None
+    gpu_memory: int | None = None
 
 
 class Dispatcher(Protocol):
@@ -72,13 +75,16 @@ class RayDispatcher:
     def __init__(self, storage: str) -> None:
         self._namespace = namespace(storage)
         self._actors: dict[str, Any] = {}
+        self._survey = Survey()
 
     def machines(self) -> list[Machine]:
         """See `Dispatcher`."""
         from ray._private.state import available_resources_per_node
 
         free = available_resources_per_node()  # type: ignore[no-untyped-call]
-        return [_machine(node, free.get(node["NodeID"], {})) for node in _nodes() if node["Alive"]]
+        nodes = [node for node in _nodes() if node["Alive"]]
+        gpus = self._survey(node["NodeID"] for node in nodes if node["Resources"].get("GPU"))
+        return [_machine(node, free.get(node["NodeID"], {}), gpus.get(node["NodeID"])) for node in nodes]
 
     def knows(self, node: str) -> bool:
         """See `Dispatcher`."""
@@ -160,8 +166,9 @@ def _nodes() -> list[dict[str, Any]]:
     return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _machine(node: Mapping[str, Any], free: Mapping[str, float]) -> Machine:
+def _machine(node: Mapping[str, Any], free: Mapping[str, float], gpu: Gpu | None) -> Machine:
     has = node["Resources"]
+    word = next((name.removeprefix(ACCELERATOR) for name in has if name.startswith(ACCELERATOR)), None)
     return Machine(
         id=node["NodeID"],
         cpus=has.get("CPU", 0.0),
@@ -170,5 +177,6 @@ def _machine(node: Mapping[str, Any], free: Mapping[str, float]) -> Machine:
         free_cpus=free.get("CPU", 0.0),
         free_memory=free.get("memory", 0.0),
         free_gpus=free.get("GPU", 0.0),
-        accelerator=next((name.removeprefix(ACCELERATOR) for name in has if name.startswith(ACCELERATOR)), None),
+        accelerator=gpu[0] if gpu else word,
+        gpu_memory=gpu[1] if gpu else None,
     )

@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -18,6 +17,7 @@ from swapmeet.jobs.publishing import Publisher
 from swapmeet.jobs.states import State
 from swapmeet.queue.chores import Chores
 from swapmeet.queue.dispatcher import Dispatcher
+from swapmeet.queue.leading import Leading
 from swapmeet.queue.recording import Made, counts, record
 from swapmeet_registry import RegistryError, StoreError
 from swapmeet_training.attempts.telling import Answer, Finished, Saved, Telling
@@ -29,7 +29,6 @@ SILENCE = 120.0
 SEEN_EVERY = 15.0
 """Seconds between notes that an attempt that tells nothing still answers."""
 
-Lead = Callable[[Callable[[Session], Any]], Any]
 Numbered = tuple[int, Telling]
 
 
@@ -48,9 +47,10 @@ class Listener:
     """Polls attempts. What is recorded is not asked for again, and what never was recorded is."""
 
     def __init__(
-        self, lead: Lead, cluster: Dispatcher, chores: Chores, publisher: Publisher, announce: Announce
+        self, leading: Leading, cluster: Dispatcher, chores: Chores, publisher: Publisher, announce: Announce
     ) -> None:
-        self._lead, self._cluster, self._chores = lead, cluster, chores
+        self._lead, self._database = leading.write, leading.database
+        self._cluster, self._chores = cluster, chores
         self._publisher, self._announce = publisher, announce
         self._answered: dict[tuple[str, int], float] = {}
 
@@ -65,13 +65,27 @@ class Listener:
                     self._hear(row, answer)
         self._answered = present
 
+    def end(self, job: str) -> None:
+        """End what there is of a job's attempt; if the job ended unfinished, what it was publishing is withdrawn."""
+        self._cluster.end(job)
+        self._chores.begin(lambda: self._tidy(job))
+
+    def _tidy(self, job: str) -> None:
+        try:
+            row = self._database.read(lambda session: session.get(JobRow, job))
+            if row is not None and row.state in (State.CANCELLED, State.FAILED):
+                self._chores.finish(f"{job}/")
+                self._publisher.withdraw_unlisted(row)
+        except (DatabaseFailed, RegistryError) as error:
+            log.warning("what %s was publishing when it ended may not be withdrawn: %s", job, error)
+
     def silent(self, row: JobRow) -> bool:
         """Whether a job's attempt has not answered for too long."""
         return time.monotonic() - self._answered.get((row.id, row.attempt), time.monotonic()) > SILENCE
 
     def _hear(self, row: JobRow, answer: Answer) -> None:
         if answer.attempt < row.attempt:  # one that was given up, and not ended; of a later one, the row is out of date
-            self._cluster.end(row.id)
+            self.end(row.id)
         if answer.attempt != row.attempt:
             return
         new = [each for each in answer.told if each[0] > row.heard]
@@ -126,7 +140,7 @@ class Listener:
 
         state = self._lead(work)
         if state != State.RUNNING:
-            self._cluster.end(row.id)
+            self.end(row.id)
         if state == State.SUCCEEDED:
             self._chores.begin(lambda: self._publisher.forget(row))
         return bool(state == State.RUNNING)

@@ -6,9 +6,10 @@ from heapq import heapify, heappop, heappush
 from math import inf
 
 from swapmeet.queue.backlog import Backlog, Cursor
+from swapmeet.queue.ends import GUESS
 from swapmeet.queue.preemption import Parking
 from swapmeet.queue.records import SLACK, Need, Wait, Waiting
-from swapmeet.queue.room import GUESS, Room
+from swapmeet.queue.room import Room
 from swapmeet.queue.turns import Turns
 
 

@@ -38,7 +38,8 @@ class Placing:
         self.waiting = {row.id: row for row in waiting}
         self.running = {row.id: row for row in running}
         self._machines, self._parking = lent(machines, running), parking
-        self._mixed = len({machine.accelerator for machine in self._machines if machine.gpus}) > 1
+        kinds = {(machine.accelerator, machine.gpu_memory) for machine in self._machines if machine.gpus}
+        self._mixed = len(kinds) > 1
 
     def decide(self, session: Session, moment: float, promises: Mapping[str, Promise]) -> Decision:
         """Ask; `moment` is in seconds since the epoch, and `promises` are those of the last decision."""
@@ -71,14 +72,21 @@ class Placing:
     def _node(self, machine: Machine) -> Node:
         """What is free: neither held by our jobs, also by those that Ray has not placed yet, nor by anything else."""
         needs = [need_of(row) for row in self.running.values() if row.node == machine.id]
-        known = of_accelerator(machine.accelerator or "")
         return Node(
             id=machine.id,
             cpus=min(machine.free_cpus, machine.cpus - sum(need.cpus for need in needs)),
             gpus=_free_shares(round(machine.gpus), needs),
             memory=min(machine.free_memory, machine.memory - sum(need.memory for need in needs)),
-            gpu_memory=inf if not self._mixed else known.memory if known else 0.0,
+            gpu_memory=_gpu_memory(machine) if self._mixed else inf,
         )
+
+
+def _gpu_memory(machine: Machine) -> float:
+    """What each of its GPUs has, as its driver says or else by its kind; 0 where nobody knows."""
+    if machine.gpu_memory is not None:
+        return machine.gpu_memory
+    known = of_accelerator(machine.accelerator or "")
+    return known.memory if known else 0.0
 
 
 def lent(machines: Sequence[Machine], running: Sequence[JobRow]) -> list[Machine]:

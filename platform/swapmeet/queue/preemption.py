@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from swapmeet.queue.backlog import Backlog, Cursor
+from swapmeet.queue.ends import PARKING
 from swapmeet.queue.records import SLACK, Active, Promise, Waiting
-from swapmeet.queue.room import PARKING, Hold, Room
+from swapmeet.queue.room import Hold, Room
 from swapmeet.queue.turns import Standing, Turns
 
 LEAST = 600.0

@@ -17,10 +17,13 @@ from swapmeet.queue.comparing import compared
 from swapmeet_registry import RegistryError
 from swapmeet_training.attempts.run_storage import step_of
 from swapmeet_training.attempts.telling import Began, Failed, Finished, Noted, Saved, Stepped, Stopped, Telling
+from swapmeet_training.errors import StorageFull
 from swapmeet_training.progress import Progress
 
 MOST_FAILURES = 5
 """So many attempts without a new checkpoint may be lost; then the job fails."""
+MOST_FULL = 50
+"""So many, where the disk of its machine was full: that is no fault of the job's, and may last for hours."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 """Seconds until a lost attempt's job is tried again; twice as many after each further one."""
 EVENT_NAMES = {
@@ -77,7 +80,7 @@ def lose(session: Session, row: JobRow, code: str, reason: str, announce: Announ
         blamed: whether the job may have caused it; the end of a whole cluster is never held against it.
     """
     row.failures += int(blamed)
-    if row.failures >= MOST_FAILURES:
+    if row.failures >= (MOST_FULL if code == StorageFull.code else MOST_FAILURES):
         kept = f"Its last checkpoint, after step {step_of(row.checkpoint)}, is kept." if row.checkpoint else ""
         told = f"{row.failures} attempts ended without a new checkpoint, the last so: {reason} {kept}".strip()
         fail(session, row, code, told, announce)

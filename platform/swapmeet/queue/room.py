@@ -1,112 +1,13 @@
-"""What is free on the nodes, when more will be, and what is held for whom."""
+"""The nodes as a decision fills them: what is free, when more will be, and what is held for whom."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
-from swapmeet.queue.records import SLACK, Active, Need, Node, Waiting
-
-PARKING = 30.0
-"""Seconds until a job that was told to park has written its checkpoint and is gone, about."""
-GUESS = 600.0
-"""Seconds that a job of unknown length is taken to last still, at least."""
-OVERRUN = 0.1
-"""A job that outlasts its estimate is taken to last this part of its length longer."""
-
-
-def ends_at(job: Active, now: float) -> float:
-    """When it is expected to end: later than now."""
-    if job.parking:
-        return now + PARKING
-    ran = max(now - job.started_at, 0.0)
-    if job.seconds <= 0:
-        return now + max(ran, GUESS)
-    planned = job.started_at + job.seconds
-    return planned if planned > now else now + max(OVERRUN * ran, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What all nodes have together, free or not."""
-
-    cpus: float
-    gpus: float
-    memory: float
-    _rates: dict[Need, float] = field(default_factory=dict, init=False, compare=False, repr=False)
-
-    def rate(self, need: Need) -> float:
-        """How much of the cluster a need takes: its largest share of anything, in GPUs (CPUs where there are none)."""
-        rate = self._rates.get(need)
-        if rate is None:
-            wanted = ((need.gpus, self.gpus), (need.cpus, self.cpus), (need.memory, self.memory))
-            shares = (part / whole if whole > 0 else float(part > 0) for part, whole in wanted)
-            rate = self._rates[need] = max(shares) * self.units
-        return rate
-
-    @property
-    def units(self) -> float:
-        """GPUs, or CPUs where there are none."""
-        return self.gpus or self.cpus
-
-
-class Free:
-    """What is free on one node."""
-
-    __slots__ = ("cpus", "gpu_memory", "gpus", "id", "largest", "memory", "whole")
-
-    def __init__(
-        self, node_id: str, cpus: float, gpus: Iterable[float], memory: float, gpu_memory: float = inf
-    ) -> None:
-        self.id, self.cpus, self.gpus, self.memory = node_id, cpus, list(gpus), memory
-        self.gpu_memory = gpu_memory
-        self._count()
-
-    def copy(self) -> "Free":
-        """The same, changed apart."""
-        return Free(self.id, self.cpus, self.gpus, self.memory, self.gpu_memory)
-
-    def devices(self, need: Need) -> tuple[int, ...] | None:
-        """The GPUs that a job would get, that with the least left that suffices; None if it does not fit."""
-        if need.cpus > self.cpus + SLACK or need.memory > self.memory + SLACK:
-            return None
-        if not need.gpus:
-            return ()
-        if need.gpu_memory > self.gpu_memory:
-            return None
-        if need.gpus < 1:
-            share = need.gpus - SLACK
-            if self.largest < share:
-                return None
-            return (min((free, number) for number, free in enumerate(self.gpus) if free >= share)[1],)
-        if self.whole < need.gpus:
-            return None
-        return tuple(number for number, free in enumerate(self.gpus) if free >= 1 - SLACK)[: int(need.gpus)]
-
-    def take(self, need: Need, devices: Iterable[int]) -> None:
-        """Less, by what a job takes."""
-        self._change(need, devices, -1)
-
-    def give(self, need: Need, devices: Iterable[int]) -> None:
-        """More, by what a job took."""
-        self._change(need, devices, 1)
-
-    def _change(self, need: Need, devices: Iterable[int], sign: int) -> None:
-        self.cpus += sign * need.cpus
-        self.memory += sign * need.memory
-        for number in devices:
-            self.gpus[number] += sign * min(need.gpus, 1.0)
-        self._count()
-
-    def _count(self) -> None:
-        self.largest = max(self.gpus, default=0.0)
-        self.whole = sum([free >= 1 - SLACK for free in self.gpus]) if self.largest >= 1 - SLACK else 0
-
-    def left_over(self, need: Need, devices: tuple[int, ...]) -> tuple[float, ...]:
-        """How badly a job would sit here: what it leaves useless. The node with the least of all is the best."""
-        if need.gpus and need.gpus < 1:
-            return self.gpus[devices[0]], sum(self.gpus), self.cpus
-        return sum(self.gpus), self.cpus
+from swapmeet.queue.ends import PARKING, ends_at
+from swapmeet.queue.free import Capacity, Free, seats
+from swapmeet.queue.records import Active, Need, Node, Waiting
 
 
 @dataclass(slots=True)
@@ -282,20 +183,3 @@ class Room:
         then = hold.then.copy()
         then.take(job.need, devices)
         return then.devices(hold.job.need) is not None
-
-
-def seats(node: Free, jobs: Iterable[Active]) -> dict[str, tuple[int, ...]]:
-    """Which GPUs each job is on: as it is told, else the largest job first where it fills most of what is taken."""
-    jobs = list(jobs)
-    if all(job.devices or not job.need.gpus for job in jobs):
-        return {job.id: job.devices for job in jobs}
-    taken = [1.0 - free for free in node.gpus]
-    found: dict[str, tuple[int, ...]] = {}
-    for job in sorted(jobs, key=lambda job: (not job.devices, -job.need.gpus, job.id)):
-        share, count = min(job.need.gpus, 1.0), int(max(job.need.gpus, 1.0)) if job.need.gpus else 0
-        fitting = sorted((left < share - SLACK, left, number) for number, left in enumerate(taken))
-        devices = job.devices or tuple(number for _, _, number in fitting[:count])
-        found[job.id] = devices = tuple(number for number in devices if number < len(taken))
-        for number in devices:
-            taken[number] -= share
-    return found

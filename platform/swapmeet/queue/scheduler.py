@@ -74,7 +74,7 @@ class Scheduler:
         self._cluster = dispatcher or RayDispatcher(settings.storage_url)
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
-        self._listener = Listener(self._leading.write, self._cluster, self._chores, self._publisher, announce)
+        self._listener = Listener(self._leading, self._cluster, self._chores, self._publisher, announce)
         self._promises: dict[str, Promise] = {}
         self._parking: set[tuple[str, int]] = set()
         self._leaving = False
@@ -132,7 +132,7 @@ class Scheduler:
     def _recover(self, attempts: set[str], rows: Sequence[JobRow]) -> list[JobRow]:
         """End attempts that no job wants, give up those that are gone; gives the jobs whose attempts are there."""
         for job in attempts - {row.id for row in rows}:
-            self._cluster.end(job)
+            self._listener.end(job)
         alive = {machine.id for machine in self._cluster.machines()}
         there = []
         for row in rows:
@@ -248,4 +248,4 @@ class Scheduler:
                 lose(session, found, "worker_lost", reason.capitalize(), self._announce, blamed=blamed)
 
         self._leading.change(row, State.RUNNING, give_up)
-        self._cluster.end(row.id)
+        self._listener.end(row.id)

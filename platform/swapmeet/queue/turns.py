@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 
 from swapmeet.queue.backlog import Backlog, Cursor
+from swapmeet.queue.ends import GUESS, ends_at
+from swapmeet.queue.free import Capacity
 from swapmeet.queue.records import Active, Share, Waiting
-from swapmeet.queue.room import GUESS, Capacity, ends_at
 
 HALF_LIFE = 6 * 3600.0
 """What was used so many seconds ago counts half: a night's work is forgiven by the next evening."""

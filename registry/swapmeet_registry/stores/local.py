@@ -12,22 +12,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from swapmeet_registry.errors import Conflict
+from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder, write_file
 from swapmeet_registry.stores.protocol import Stored, pieces, require_key, verified
 
+MARK = ".locks"
+"""The folder that the first write makes. Where it is missing, nobody wrote yet, or a disk is not mounted."""
+_used: set[Path] = set()
+"""Roots that this process knows to be in use."""
+
 
 class LocalStore:
-    """Keys are paths below a folder, which is made by the first write; hidden files are its own affair."""
+    """Keys are paths below a folder, which is made by the first write; hidden files are its own affair.
 
-    def __init__(self, root: Path) -> None:
+    A folder that was in use and has lost its mark is an error, not an empty store: its disk is not mounted.
+
+    Args:
+        root: the folder.
+        used: whether it was written to before, by whomever; else that is known from the first hit or write on.
+    """
+
+    def __init__(self, root: Path, *, used: bool = False) -> None:
         self.root = root.absolute()
+        if used:
+            _used.add(self.root)
 
     @property
     def url(self) -> str:
         """`file:///FOLDER`."""
         return self.root.as_uri()
+
+    @property
+    def marked(self) -> bool:
+        """Whether it was written to."""
+        return (self.root / MARK).is_dir()
+
+    def begin(self) -> None:
+        """Make the folder and its mark, unless they are there.
+
+        Raises:
+            StoreError: it was in use and has vanished, or can not be made.
+        """
+        with os_errors(f"write into {self.root}"):
+            if not self.marked:
+                self._require_there()
+                make_folder(self.root / MARK)
+        _used.add(self.root)
 
     def get(self, key: str) -> Stored | None:
         """See `Store`."""
@@ -42,6 +73,7 @@ class LocalStore:
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
         """See `Store`."""
         path = self._path(key)
+        self.begin()
         with os_errors(f"write {path}"):
             make_folder(path.parent)
             write_file(path, path.with_name(f".{uuid4().hex}.partial"), verified(source, sha256))
@@ -49,6 +81,7 @@ class LocalStore:
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
         """See `Store`."""
         path = self._path(key)
+        self.begin()
         with os_errors(f"write {path}"):
             make_folder(path.parent)
             with self._locked(key):
@@ -64,12 +97,18 @@ class LocalStore:
         """See `Store`."""
         path = self._path(key)
         with os_errors(f"read {path}"):
-            return path.stat().st_size if path.is_file() else None
+            if path.is_file():
+                return path.stat().st_size
+            self._require_there()
+            return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
         with os_errors(f"read {self.root}"):
-            yield from sorted(key for key in self._keys(self.root / os.path.dirname(prefix)) if key.startswith(prefix))
+            found = sorted(key for key in self._keys(self.root / os.path.dirname(prefix)) if key.startswith(prefix))
+            if not found:
+                self._require_there()
+        yield from found
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -78,6 +117,8 @@ class LocalStore:
             if path.is_file():
                 path.unlink(missing_ok=True)
                 sync_folder(path.parent)
+            else:
+                self._require_there()
 
     def _path(self, key: str) -> Path:
         return self.root / require_key(key)
@@ -86,8 +127,16 @@ class LocalStore:
         try:
             data = self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._require_there()
             return None
+        if self.root not in _used and self.marked:
+            _used.add(self.root)
         return Stored(data, _etag(data))
+
+    def _require_there(self) -> None:
+        """Tell an empty store from one that vanished; asked where nothing is found, and before writes."""
+        if self.root in _used and not self.marked:
+            raise StoreError(f"{self.root} was in use, and is empty or gone now. Is its disk mounted? Mount it again.")
 
     def _pieces(self, path: Path) -> Iterator[bytes]:
         with os_errors(f"read {path}"):
@@ -101,9 +150,7 @@ class LocalStore:
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        folder = self.root / ".locks"
-        make_folder(folder)
-        with (folder / hashlib.sha256(key.encode()).hexdigest()[:2]).open("wb") as lock:
+        with (self.root / MARK / hashlib.sha256(key.encode()).hexdigest()[:2]).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

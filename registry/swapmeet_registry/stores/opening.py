@@ -8,15 +8,19 @@ from swapmeet_registry.stores.local import LocalStore
 from swapmeet_registry.stores.protocol import Store
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, used: bool = False) -> Store:
     """The store behind `file:///dir` or `s3://bucket/prefix`. Nothing is read or written yet.
+
+    Args:
+        url: of the store.
+        used: whether something was written to it before; then a folder without its mark is an error, not empty.
 
     Raises:
         InvalidName: the URL is of no known kind.
     """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.strip("/"):
-        return LocalStore(Path(unquote(parts.path)))
+        return LocalStore(Path(unquote(parts.path)), used=used)
     if parts.scheme == "s3" and parts.netloc:
         from swapmeet_registry.stores.s3 import S3Store  # boto3 takes long to import
 

@@ -76,7 +76,7 @@ class _Attempt:
 
     def __init__(self, order: Order, scratch: Path, say: Say) -> None:
         self._order, self._scratch, self._say = order, scratch, say
-        self._store: Store = open_store(order.storage)
+        self._store: Store = open_store(order.storage, used=True)
         self._runs = RunStorage(self._store, order.job)
         self._history = scratch / HISTORY
         self._history.touch()
@@ -255,7 +255,7 @@ def log_line(telling: Telling) -> str:
 
 def keep_log(order: Order, lines: Sequence[str]) -> None:
     """Leave an attempt's log in the storage; where that is away, what matters of it was told."""
-    runs = RunStorage(open_store(order.storage), order.job)
+    runs = RunStorage(open_store(order.storage, used=True), order.job)
     with contextlib.suppress(StoreError):
         runs.put(runs.key(order.attempt, LOG), "\n".join([*lines, ""]).encode())
 

@@ -11,7 +11,15 @@ From the base's config.json and tokenizer alone: weights are never loaded, nor i
 from swapmeet_training.plan.batches import Batch, Row, Unit
 from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
 from swapmeet_training.plan.lengths import Lengths, lengths_of
-from swapmeet_training.plan.machine import Machine, named, of_accelerator, own_hardware, this_machine
+from swapmeet_training.plan.machine import (
+    Machine,
+    gpu_called,
+    named,
+    of_accelerator,
+    own_gpus,
+    own_hardware,
+    this_machine,
+)
 from swapmeet_training.plan.memory import Memory, peak_memory
 from swapmeet_training.plan.placement import Node, Placement
 from swapmeet_training.plan.planned import Planned
@@ -38,10 +46,12 @@ __all__ = [
     "Unit",
     "cpu",
     "fitting",
+    "gpu_called",
     "lengths_of",
     "make_plan",
     "named",
     "of_accelerator",
+    "own_gpus",
     "own_hardware",
     "peak_memory",
     "plan_job",

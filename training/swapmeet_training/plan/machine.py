@@ -68,6 +68,21 @@ def of_accelerator(kind: str) -> Hardware | None:
     return min(like, key=lambda hardware: hardware.memory, default=None)
 
 
+def own_gpus() -> list[tuple[str, int]]:
+    """The GPUs of this machine as their driver has them: names, and bytes of memory."""
+    return [(gpu.name, gpu.memory) for gpu in _gpus()]
+
+
+def gpu_called(name: str, memory: int) -> Hardware:
+    """A GPU that a driver calls so, with so many bytes; one that is not in the table has the speed of a middling one.
+
+    Where two of a family differ in memory only, the table's figures are those of the one that is nearer.
+    """
+    like = [hardware for known, hardware in GPUS.items() if _plain(known.split("-")[0]) in _plain(name)]
+    nearest = max(like, key=lambda gpu: (len(gpu.name.split("-")[0]), -abs(gpu.memory - memory)), default=UNKNOWN)
+    return replace(nearest, name=name, memory=memory)
+
+
 def _gpus() -> list[Hardware]:
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -75,13 +90,8 @@ def _gpus() -> list[Hardware]:
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - fixed words
     lines = answer.stdout.splitlines() if answer.returncode == 0 else []
-    return [_gpu(*(part.strip() for part in line.rsplit(",", 1))) for line in lines if line.count(",")]
-
-
-def _gpu(name: str, mebibytes: str) -> Hardware:
-    like = [hardware for known, hardware in GPUS.items() if _plain(known.split("-")[0]) in _plain(name)]
-    longest = max(like, key=lambda hardware: len(hardware.name), default=UNKNOWN)
-    return replace(longest, name=name, memory=int(mebibytes) << 20)
+    found = [line.rsplit(",", 1) for line in lines if line.count(",")]
+    return [gpu_called(name.strip(), int(mebibytes) << 20) for name, mebibytes in found]
 
 
 def _plain(name: str) -> str:
