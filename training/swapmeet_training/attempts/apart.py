@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 SOCKET = "warm.sock"
 """In the home's cache: whoever connects has a fork of the warm process at the other end."""
@@ -60,7 +60,7 @@ class Line:
 
 
 class Process:
-    """The caller's end of the line to process number `number`."""
+    """The caller's end of the line to process number `number`; as a context, it is closed at the end."""
 
     def __init__(
         self, connection: "Connection[Any, Any]", number: int, started: "subprocess.Popen[bytes] | None" = None
@@ -106,6 +106,12 @@ class Process:
         self._connection.close()
         if self._started is not None:
             self._started.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def apart(home: Path, function: Callable[..., object], *arguments: object, fork: bool = True) -> Process:
