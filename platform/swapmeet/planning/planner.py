@@ -39,7 +39,9 @@ class Planner:
         if not question.places:
             return Refusal("device_missing", "The job asks for a GPU, and the cluster has none now.", own=False)
         began = monotonic()
-        process = apart(self._settings.folder, answer_alone, asdict(question) | self._surroundings())
+        asked = asdict(question) | self._surroundings()
+        looks = any(place.here and place.gpu is not None for place in question.places)  # at this machine's GPUs
+        process = apart(self._settings.folder, answer_alone, asked, fork=not looks)
         self._started.add(process)
         try:
             if self._closed:

@@ -121,7 +121,7 @@ def apart(home: Path, function: Callable[..., object], *arguments: object, fork:
         home: the platform's folder, which tells the warm process.
         function: found by its name there.
         arguments: that can be pickled.
-        fork: False starts Python anew in any case.
+        fork: False starts Python anew in any case, as whatever uses a GPU must.
     """
     process = (_forked(home) if fork else None) or _fresh()
     process.send((dict(os.environ), function, arguments))

@@ -87,7 +87,7 @@ class Attempt:
         """Have the run made, and take what it tells, until its process has ended."""
         room = _room(self._order)
         os.environ.update(ray.get(room.environment.remote()))  # waits until there is room
-        process = apart(self._order.home, train, self._order)
+        process = apart(self._order.home, train, self._order, fork=self._order.resources.device == "cpu")
         try:
             threading.Thread(target=_end_with, args=(process, room), name="room", daemon=True).start()
             with self._lock:

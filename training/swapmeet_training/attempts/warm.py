@@ -1,5 +1,7 @@
 """The warm process of a machine: it has imported what runs need, and whoever connects gets a fork of it.
 
+It knows no GPUs: CUDA does not come along into a fork, so what needs one starts anew.
+
 It is as it was after its imports for good: it reads no file, takes no order and holds no data of anybody, and each fork
 serves one caller and ends. What it holds are pages that its forks share, so a run in a fork takes no more, warm process
 included, than one that made the imports itself.
@@ -59,6 +61,7 @@ def keep_warm(home: Path, stop: threading.Event, *modules: str) -> None:
         with (home / "logs" / LOG).open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - fixed words
                 [sys.executable, "-c", PROGRAM, str(home), *modules],
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # bitsandbytes takes memory of all that it sees
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -91,7 +94,6 @@ def _locked(number: int) -> bool:
 
 def _prepare(*modules: str) -> None:
     """Make the imports, and compute nothing: threads do not come along into a fork."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # nor does CUDA, which is initialised by being looked for
     for module in (*MODULES, *modules):
         importlib.import_module(module)
     gc.collect()
