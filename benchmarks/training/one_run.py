@@ -8,7 +8,8 @@ turns; the script (`plain_script.py`) is run as it is and as PEFT's guide prepar
 out, which warms up. What counts are the ratios within a round; those by processor time hold on a busy machine, too.
 
 Then jobs are sent to a running `swapmeet up`, and their events tell how long each part took from the submission to the
-end of the first step: the first with nothing warm, the others as usual. Beside them stands the script's own start.
+end of the first step: the first with nothing warm, the others as usual, each on one CPU beside the idle engine. Beside
+them stands the script's own start.
 Ends with one JSON line.
 """
 
@@ -167,12 +168,12 @@ def submitted(options: argparse.Namespace, told: Figures, scratch: Path) -> Iter
         client.files.wait_for_processing(file.id, poll_interval=0.2, max_wait_seconds=READY_SECONDS)
         for number in range(options.rounds + 1):
             print(f"job {number + 1} of {options.rounds + 1}", file=sys.stderr, flush=True)
-            yield started(options, client, file.id, number)
+            yield started(client, file.id, number)
             if number == 0:
                 wait_for(lambda: (home / "cache" / "warm.sock").exists())
 
 
-def started(options: argparse.Namespace, client: Any, file: str, number: int) -> Figures:
+def started(client: Any, file: str, number: int) -> Figures:
     """One job: the seconds of each part until its first step was done, and its own end."""
     began = time.time()
     job = client.fine_tuning.jobs.create(
@@ -180,7 +181,7 @@ def started(options: argparse.Namespace, client: Any, file: str, number: int) ->
         training_file=file,
         suffix=f"dates{number}",
         method={"type": "supervised", "supervised": {"hyperparameters": {"batch_size": BATCH}}},
-        extra_body={"lora": {"max_steps": 2}, "resources": {"cpus": options.threads}},
+        extra_body={"lora": {"max_steps": 2}},
     )
     ends = ("succeeded", "failed", "cancelled")
     wait_for(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ends)
