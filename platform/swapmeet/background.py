@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import getpid
 
+from sqlalchemy import select
+
 from swapmeet.database import Database
+from swapmeet.database.tables import FileRow
+from swapmeet.errors import DatabaseFailed
 from swapmeet.fine_tuning import settle
 from swapmeet.gateway.tuning import Tuning, tended
 from swapmeet.integrations import Relay
@@ -17,6 +21,10 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings
 from swapmeet.webhooks import Deliverer, Sender, announce
+from swapmeet_training.attempts.warm import keep_warm
+
+LOOKS = 1.0
+"""Seconds between two looks whether anybody fine-tunes here."""
 
 
 @contextmanager
@@ -31,6 +39,7 @@ def at_work(settings: Settings, database: Database, tuning: Tuning) -> Iterator[
         ).serve,
         "webhooks": deliverer.serve,
         "integrations": Relay(database, settings).serve,
+        "warm": lambda stop: warm_up(settings, database, stop),
     }
     threads = [threading.Thread(target=serve, args=(stop,), name=name, daemon=True) for name, serve in serves.items()]
     for thread in threads:
@@ -42,3 +51,14 @@ def at_work(settings: Settings, database: Database, tuning: Tuning) -> Iterator[
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def warm_up(settings: Settings, database: Database, stop: threading.Event) -> None:
+    """Once there is a file to train on, keep a process from which plans and runs here are forked, until `stop`."""
+    while not stop.is_set():
+        try:
+            if database.read(lambda session: session.scalar(select(FileRow.id).limit(1))):
+                keep_warm(settings.folder, stop, "swapmeet.planning.answering")
+        except DatabaseFailed:
+            pass  # whoever needs it now will say so
+        stop.wait(LOOKS)

@@ -387,7 +387,7 @@ def test_real_plans(world: World, tiny_llama: Path, tmp_path: Path) -> None:
     assert isinstance(damaged, Refusal)
     assert (damaged.code, damaged.own) == ("corrupt", False)
     threading.Timer(0.5, lambda: [process.kill() for process in planner._started]).start()
-    with pytest.raises(PlanningFailed, match="Planning ended with exit code -9"):
+    with pytest.raises(PlanningFailed, match="Planning was killed"):
         planner(question)
     threading.Timer(0.5, planner.close).start()
     with pytest.raises(Interrupted):

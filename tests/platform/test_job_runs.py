@@ -147,7 +147,7 @@ def test_runs_end_as_if_nobody_had_been_killed(platform: Platform, tmp_path: Pat
     """One job in peace; one whose worker, then leader, then actor is killed. Their adapters are equal, bit for bit."""
     job = platform.job()
     platform.wait(job, lambda row: row.step >= 12)
-    (worker,) = processes("RayTrainWorker")
+    (worker,) = processes("attempts.apart")
     os.kill(worker, signal.SIGKILL)
     row = platform.wait(job, lambda row: row.attempt == 2 and row.failures == 0)
     before = row.step
@@ -190,7 +190,7 @@ def test_runs_are_paused_cancelled_and_refused(platform: Platform) -> None:
     began = time.monotonic()
     platform.jobs.cancel("acme", cancelled)
     platform.wait(paused, lambda row: row.state == "paused")
-    while len(processes("RayTrainWorker")) > 1:
+    while len(processes("attempts.apart")) > 1:
         assert time.monotonic() - began < 30, "cancelled runs stop within seconds"
         time.sleep(0.1)
     parked = platform.row(paused)
@@ -206,6 +206,6 @@ def test_runs_are_paused_cancelled_and_refused(platform: Platform) -> None:
     assert (row.error["code"], row.attempt) == ("invalid_hyperparameters", 1)
     assert "nothing" in row.error["message"]
     deadline = time.monotonic() + 30
-    while processes("RayTrainWorker") or processes("ray::Attempt"):
+    while processes("attempts.apart") or processes("ray::Attempt"):
         assert time.monotonic() < deadline
         time.sleep(0.1)

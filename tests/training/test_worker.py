@@ -27,6 +27,7 @@ from swapmeet_training.attempts.telling import (
     Finished,
     Noted,
     Order,
+    Ready,
     Saved,
     Stepped,
     Stopped,
@@ -97,6 +98,9 @@ def test_an_attempt_that_was_stopped_goes_on_elsewhere_as_if_it_never_had(
 ) -> None:
     told = attempt(make_order(job=JOB))
     assert told[0] == Began(None)
+    (ready,) = [each for each in told if isinstance(each, Ready)]
+    assert list(ready.moments) == ["process", "files", "data", "base", "adapter", "step"]
+    assert sorted(ready.moments.values()) == list(ready.moments.values())
     assert steps(told) == [1, 2, 3, 4, 5, 6]
     assert [step_of(each.checkpoint) for each in told if isinstance(each, Saved)] == [2, 4, 6]
     calm = weights(store, told[-1], tmp_path / "calm")

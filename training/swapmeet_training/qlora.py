@@ -27,6 +27,9 @@ PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accele
 Checkpointed = Callable[[Path], None]
 """Called with a checkpoint's folder as soon as it is whole."""
 
+Reached = Callable[[str], None]
+"""Called with the name of each part of a run's start that is done: `data`, `base`, `adapter`."""
+
 Stop = Callable[[], bool]
 
 
@@ -40,6 +43,7 @@ def run(
     checkpointed: Checkpointed = ...,
     resume_from: Path | None = ...,
     keep: int | None = ...,
+    reached: Reached = ...,
 ) -> Result: ...
 
 
@@ -53,6 +57,7 @@ def run(
     checkpointed: Checkpointed = ...,
     resume_from: Path | None = ...,
     keep: int | None = ...,
+    reached: Reached = ...,
     stop: Stop,
 ) -> Result | Parked: ...
 
@@ -66,6 +71,7 @@ def run(
     checkpointed: Checkpointed = ignore,
     resume_from: Path | None = None,
     keep: int | None = 2,
+    reached: Reached = ignore,
     stop: Stop = never,
 ) -> Result | Parked:
     """Fine-tune, and leave a PEFT adapter with its provenance in `folder`/adapter.
@@ -82,6 +88,7 @@ def run(
         checkpointed: called with each checkpoint's folder.
         resume_from: one of this run's checkpoints, wherever it stands.
         keep: how many checkpoints to keep; None leaves deleting them to the caller.
+        reached: called when a part of the start is done.
         stop: asked between optimizer steps; when it says yes, a checkpoint is saved and the run returns.
 
     Returns:
@@ -103,10 +110,12 @@ def run(
         checkpoint = Checkpoint.read(resume_from, provenance) if resume_from else None
         first_step = checkpoint.standing.step if checkpoint else 0
         training, held_out, longest = _units(spec, data)
+        reached("data")
         base = load_base(spec.base, device)
         choose_attention(base, longest)
         if spec.packing:
             require_apart(base)
+        reached("base")
         model = attach_lora(base, spec)
         trainer = Trainer(
             spec,
@@ -122,6 +131,7 @@ def run(
         )
         if checkpoint:
             trainer.restore(checkpoint)
+        reached("adapter")
         parked = trainer.train(stop)
         if parked:
             return Parked(spec.name, trainer.standing.step, parked)

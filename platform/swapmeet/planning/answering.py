@@ -1,8 +1,6 @@
-"""The process that answers one question about a job: from standard input to standard output, both JSON."""
+"""The process that answers one question about a job."""
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,9 @@ from uuid import uuid4
 from swapmeet_registry import RegistryError, StoreError, open_store
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_training import TrainingError
+from swapmeet_training.attempts.apart import Line
 from swapmeet_training.attempts.run_storage import fetch_object
-from swapmeet_training.attempts.scratch import scratch_folder
-from swapmeet_training.attempts.worker import SCRATCH
+from swapmeet_training.attempts.scratch import SCRATCH, scratch_folder
 from swapmeet_training.errors import DeviceMissing, OutOfMemory, StorageFull
 from swapmeet_training.plan import (
     Hardware,
@@ -29,12 +27,11 @@ from swapmeet_training.plan import (
 )
 
 
-def main() -> None:
-    """Answer the question; whoever answers requests goes first."""
+def answer_alone(line: Line, asked: Mapping[str, Any]) -> None:
+    """Answer the question, as a process that does nothing else; whoever answers requests goes first."""
     os.nice(10)
-    asked = json.load(sys.stdin)
     with scratch_folder(Path(asked["home"]) / SCRATCH, f"plan-{uuid4().hex}") as scratch:
-        print(json.dumps(answer(asked, scratch)))
+        line.say(answer(asked, scratch))
 
 
 def answer(asked: Mapping[str, Any], scratch: Path) -> dict[str, Any]:

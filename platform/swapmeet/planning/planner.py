@@ -1,15 +1,14 @@
 """Plans in a process of its own: it tokenises for long, and a hostile file may take it down."""
 
-import json
-import subprocess
-import sys
 from dataclasses import asdict
+from time import monotonic
 
 from swapmeet.errors import PlanningFailed
+from swapmeet.planning.answering import answer_alone
 from swapmeet.planning.question import Answer, Made, Question, Refusal
 from swapmeet.settings import Settings
+from swapmeet_training.attempts.apart import Process, Raised, apart
 
-PROGRAM = "from swapmeet.planning.answering import main; main()"
 SECONDS = 300.0
 """The longest that planning may take."""
 
@@ -27,7 +26,7 @@ class Planner:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._started: set[subprocess.Popen[str]] = set()
+        self._started: set[Process] = set()
         self._closed = False
 
     def __call__(self, question: Question) -> Answer:
@@ -39,28 +38,28 @@ class Planner:
         """
         if not question.places:
             return Refusal("device_missing", "The job asks for a GPU, and the cluster has none now.", own=False)
-        asked = json.dumps(asdict(question) | self._surroundings())
-        with subprocess.Popen(  # noqa: S603 - fixed words
-            [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        ) as process:  # fmt: skip
-            self._started.add(process)
-            try:
-                if self._closed:
-                    process.kill()
-                said, complaint = process.communicate(asked, timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                return Refusal("planning_failed", f"Planning took over {SECONDS:.0f} s, and was given up.", own=False)
-            finally:
-                process.kill()
-                self._started.discard(process)
-        if self._closed:
-            raise Interrupted
-        if process.returncode:
-            last = (complaint.strip().splitlines() or ["no word"])[-1]
-            raise PlanningFailed(f"Planning ended with exit code {process.returncode} ({last[:200]}). Try again.")
-        answer = json.loads(said.splitlines()[-1])
-        return Made(answer["plan"]) if "plan" in answer else Refusal(**answer)
+        began = monotonic()
+        asked = asdict(question) | self._surroundings()
+        looks = any(place.here and place.gpu is not None for place in question.places)  # at this machine's GPUs
+        process = apart(self._settings.folder, answer_alone, asked, fork=not looks)
+        self._started.add(process)
+        try:
+            if self._closed:
+                raise Interrupted
+            answer = process.receive(SECONDS)
+        except TimeoutError:
+            return Refusal("planning_failed", f"Planning took over {SECONDS:.0f} s, and was given up.", own=False)
+        except EOFError:
+            if self._closed:
+                raise Interrupted from None
+            raise PlanningFailed("Planning was killed. Was it out of memory? Try again.") from None
+        finally:
+            self._started.discard(process)
+            process.close()
+        if isinstance(answer, Raised):
+            raise PlanningFailed(f"Planning failed ({answer.error[:200]}). Try again.")
+        seconds = round(monotonic() - began, 3)
+        return Made(answer["plan"], seconds) if "plan" in answer else Refusal(**answer)
 
     def close(self) -> None:
         """End what is under way, and plan nothing more."""

@@ -50,9 +50,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A plan, as `swapmeet_training.plan.Plan.as_dict` gives it."""
+    """A plan, as `swapmeet_training.plan.Plan.as_dict` gives it, and how long it took to make, in seconds."""
 
     plan: Mapping[str, Any]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

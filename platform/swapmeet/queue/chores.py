@@ -11,9 +11,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
 class Chores:
-    """Work by name. What fails is tried again after a pause, when somebody asks for it again."""
+    """Work by name. What fails is tried again after a pause, when somebody asks for it again.
 
-    def __init__(self, workers: int = 4) -> None:
+    Args:
+        workers: threads.
+        done: called in one of them whenever there is something to ask for.
+    """
+
+    def __init__(self, workers: int = 4, done: Callable[[], object] = lambda: None) -> None:
+        self._done = done
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="chore")
         self._under_way: dict[str, Future[Any]] = {}
         self._pauses: dict[str, tuple[float, float]] = {}
@@ -29,6 +35,7 @@ class Chores:
             return None
         if name not in self._under_way:
             self._under_way[name] = self._pool.submit(work)
+            self._under_way[name].add_done_callback(lambda _: self._done())
         if not self._under_way[name].done():
             return None
         future = self._under_way.pop(name)

@@ -34,11 +34,12 @@ class Planning:
     Args:
         plan: makes the plans; without, jobs are queued as they are.
         embedded: whether a cluster of one machine is this machine.
+        done: called whenever a plan is there.
     """
 
-    def __init__(self, plan: Plan | None, *, embedded: bool) -> None:
+    def __init__(self, plan: Plan | None, *, embedded: bool, done: Callable[[], object] = lambda: None) -> None:
         self._plan, self._embedded = plan, embedded
-        self._chores = Chores(AT_ONCE)
+        self._chores = Chores(AT_ONCE, done)
         self._answers: dict[str, Answer] = {}
         self._failures: Counter[str] = Counter()
         self._wanted: frozenset[str] = frozenset()
@@ -110,7 +111,8 @@ def write(session: Session, row: JobRow, answer: Answer, machines: Sequence[Mach
     plan = dict(answer.plan)
     row.plan, row.resources = plan, needs_of(row.resources, plan, machines)
     row.settings = row.settings | {name: plan["settings"][name] for name in SHRUNK}
-    tell(session, row.id, "planned", in_words(plan), data={"plan": plan, "resources": row.resources})
+    data = {"plan": plan, "resources": row.resources, "seconds": answer.seconds}
+    tell(session, row.id, "planned", in_words(plan), data=data)
 
 
 def in_words(plan: dict[str, Any]) -> str:

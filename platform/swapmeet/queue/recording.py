@@ -14,9 +14,10 @@ from swapmeet.jobs.events import tell
 from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
 from swapmeet.queue.comparing import compared
+from swapmeet.queue.starting import started
 from swapmeet_registry import RegistryError
 from swapmeet_training.attempts.run_storage import step_of
-from swapmeet_training.attempts.telling import Began, Failed, Finished, Noted, Saved, Stepped, Stopped, Telling
+from swapmeet_training.attempts.telling import Began, Failed, Finished, Noted, Ready, Saved, Stepped, Stopped, Telling
 from swapmeet_training.errors import StorageFull
 from swapmeet_training.progress import Progress
 
@@ -48,6 +49,9 @@ def record(session: Session, row: JobRow, telling: Telling, made: Made, announce
     match telling:
         case Began():
             _began(session, row, telling)
+        case Ready(moments):
+            told, data = started(row, moments)
+            tell(session, row.id, f"ready-{row.attempt}", told, data=data)
         case Stepped(progress):
             _stepped(session, row, progress)
         case Noted(name, message, level):

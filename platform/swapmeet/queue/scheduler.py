@@ -30,7 +30,9 @@ from swapmeet.settings import Settings
 
 log = logging.getLogger("swapmeet.queue")
 
-ROUND_SECONDS = 1.0
+ROUND_SECONDS = 0.5
+WAKES_SECONDS = 0.05
+"""Within so many seconds a round follows what a round waited for."""
 GRACE = 15.0
 """Seconds within which an attempt that was started must be seen in the cluster."""
 START_LIMIT = 600.0
@@ -70,7 +72,8 @@ class Scheduler:
         self._leading = Leading(database, self.lease)
         self._settings, self._database, self._announce = settings, database, announce
         self._validator = Validator(settle)
-        self._planning = Planning(plan, embedded=not settings.ray_address)
+        self._woken = threading.Event()
+        self._planning = Planning(plan, embedded=not settings.ray_address, done=self._woken.set)
         self._cluster = dispatcher or RayDispatcher(settings.storage_url)
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
@@ -97,12 +100,21 @@ class Scheduler:
     def serve(self, stop: threading.Event) -> None:
         """Stand by, and lead when nobody else does, until `stop`; then leave what runs as `leave` says."""
         with self.lease:
-            while not stop.wait(ROUND_SECONDS):
+            while not self._pause(stop):
                 self._round()
             if self.lease.leads and not self._settings.ray_address:
                 self.leave(self._settings.drain)
         self._planning.close()
         self._chores.close()
+
+    def _pause(self, stop: threading.Event) -> bool:
+        """Wait for the next round's time, or for what it is to go on with; whether to stop instead."""
+        until = time.monotonic() + ROUND_SECONDS
+        while not stop.wait(WAKES_SECONDS):
+            if self._woken.is_set() or time.monotonic() >= until:
+                self._woken.clear()
+                return False
+        return True
 
     def leave(self, seconds: float) -> None:
         """Park what runs, because the cluster ends with this process; what takes longer goes on from its checkpoint."""

@@ -26,7 +26,6 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from swapmeet_registry.errors import RegistryError
-from swapmeet_training.attempts.attempt import RAY_TRAIN
 from swapmeet_training.data.dataset import check_files
 from swapmeet_training.errors import RunFailed, SpecError, TrainingError, WorkerLost
 from swapmeet_training.foreign import as_ours
@@ -38,6 +37,13 @@ __all__ = ["Outcome", "train_on_ray"]
 
 EVENTS = "progress.jsonl"
 POLL_SECONDS = 0.5
+RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, paid at every start, report and end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less per run
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+"""What Ray Train's controllers and workers read from their environment."""
 
 
 def train_on_ray(

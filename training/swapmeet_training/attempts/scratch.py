@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-RAY = "ray"
-"""Where Ray Train notes how its runs stand, a folder for each attempt."""
+SCRATCH = "scratch"
+"""Where in the home they are."""
 
 
 @contextmanager
@@ -41,5 +41,4 @@ def _sweep(root: Path) -> None:
 
 def _remove(root: Path, name: str) -> None:
     shutil.rmtree(root / name, ignore_errors=True)
-    shutil.rmtree(root / RAY / name, ignore_errors=True)
     (root / f"{name}.lock").unlink(missing_ok=True)

@@ -75,6 +75,17 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """The first step of the attempt is done; `moments` are when the parts until then were, in order.
+
+    In seconds since the epoch, by the clock of the worker's machine: `process` (it is there and knows what to do),
+    `files` (the order's files were fetched), `data` (they are tokens), `base` (it is in memory), `adapter`, `step`.
+    """
+
+    moments: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     """A step, or an evaluation, is done."""
 
@@ -130,7 +141,7 @@ class Failed:
     own: bool
 
 
-Telling = Began | Stepped | Saved | Noted | Finished | Stopped | Failed
+Telling = Began | Ready | Stepped | Saved | Noted | Finished | Stopped | Failed
 Last = Finished | Stopped | Failed
 """What nothing follows."""
 

@@ -14,7 +14,7 @@ from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import RegistryError, StoreError
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_training.attempts.run_storage import Contents, RunStorage, fetch_object, step_of
-from swapmeet_training.attempts.scratch import scratch_folder
+from swapmeet_training.attempts.scratch import SCRATCH, scratch_folder
 from swapmeet_training.attempts.telling import (
     Began,
     DataFile,
@@ -23,6 +23,7 @@ from swapmeet_training.attempts.telling import (
     Last,
     Noted,
     Order,
+    Ready,
     Saved,
     Stepped,
     Stopped,
@@ -34,7 +35,6 @@ from swapmeet_training.progress import Parked, Progress
 from swapmeet_training.qlora import run
 from swapmeet_training.spec import FineTune, fine_tune
 
-SCRATCH = "scratch"
 HISTORY = "history.jsonl"
 """Beside each checkpoint: all progress until then, so that nothing is missing where a process died before telling."""
 LOG = "log.txt"
@@ -85,6 +85,7 @@ class _Attempt:
         self._best_loss: float | None = None
         self._outages = 0
         self._speed = 0.0
+        self._moments = {"process": time.time()}
 
     def train(self, stop: Callable[[], bool]) -> None:
         order, folder = self._order, self._scratch / "run"
@@ -92,13 +93,16 @@ class _Attempt:
         if self._done_before():
             return
         checkpoint = self._resume(folder)
+        spec = self._spec()
+        self._reached("files")
         ended = run(
-            self._spec(),
+            spec,
             folder,
             device=order.resources.device,
             report=self._report,
             checkpointed=self._checkpointed,
             resume_from=checkpoint,
+            reached=self._reached,
             stop=stop,
         )
         if isinstance(ended, Parked):
@@ -189,7 +193,13 @@ class _Attempt:
             facts: Mapping[str, Any] = found.facts
             self._say(Saved(each, facts["metrics"], facts["best"]))
 
+    def _reached(self, part: str) -> None:
+        self._moments[part] = time.time()
+
     def _report(self, progress: Progress) -> None:
+        if "step" not in self._moments:
+            self._reached("step")
+            self._say(Ready(dict(self._moments)))
         progress = replace(progress, evaluation=dict(progress.evaluation), metrics=dict(progress.metrics))
         with self._history.open("a") as history:
             history.write(json.dumps(asdict(progress)) + "\n")
