@@ -265,19 +265,6 @@ def test_storage_has_a_quota_that_holds_when_many_store_at_once(books: Tenancy, 
         database.write(lambda session: books.quotas.require_storage(session, "nobody", 1))
 
 
-def test_gpu_seconds_are_of_the_day(books: Tenancy, database: Database) -> None:
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme")) is None
-    books.tenants.change("acme", {"gpu_seconds_a_day": 100}, BOSS)
-    for source, at, amount in (("1", NOON, 30), ("2", NOON - DAY, 60), ("3", NOON, 80)):
-        database.write(
-            lambda session, told={"source": source, "at": at, "amount": amount}: books.usage.add(  # type: ignore[misc]
-                session, tenant="acme", kind="gpu_seconds", **told
-            )
-        )
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme", NOON)) == -10
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme", NOON + DAY)) == 100
-
-
 def test_requests_refill_evenly() -> None:
     clock = [0.0]
     rates, limits = Rates(lambda: clock[0]), Limits(requests_a_minute=6)

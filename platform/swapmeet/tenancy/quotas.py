@@ -1,12 +1,13 @@
-"""How much a tenant may run and store; requests and tokens a minute are the matter of rates.py."""
+"""How much a tenant may store, and its limits.
 
-from datetime import datetime
+What it may run is counted where that is decided (`swapmeet.queue.shares`), requests and tokens a minute by rates.py.
+"""
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import FileRow, UploadRow, UsageRow
+from swapmeet.database.tables import FileRow, UploadRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.tenancy.caller import Limits
@@ -49,21 +50,6 @@ class Quotas:
         return self._database.read(lambda session: limits_of(tenant_row(session, tenant)))
 
     require_storage = staticmethod(require_storage)
-
-    def gpu_seconds_left(self, session: Session, tenant: str, at: datetime | None = None) -> float | None:
-        """What is left of a tenant's GPU-seconds on the day, in UTC, of a moment; None is without limit.
-
-        Raises:
-            NotFound: there is no such tenant.
-        """
-        limit = tenant_row(session, tenant).gpu_seconds_a_day
-        if limit is None:
-            return None
-        day = (at or now()).replace(hour=0, minute=0, second=0, microsecond=0)
-        used = select(func.coalesce(func.sum(UsageRow.amount), 0)).where(
-            UsageRow.tenant == tenant, UsageRow.kind == "gpu_seconds", UsageRow.at >= day
-        )
-        return float(limit - int(session.scalar(used) or 0))
 
 
 def stored_bytes(session: Session, tenant: str) -> int:

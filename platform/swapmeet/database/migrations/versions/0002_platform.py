@@ -82,6 +82,16 @@ def upgrade() -> None:
         batch_op.create_index("ix_usage_tenant_at", ["tenant", "at"], unique=False)
 
     op.create_table(
+        "spending",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=40), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("faded", sa.Double(), nullable=False),
+        sa.Column("hours", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name=op.f("fk_spending_tenant")),
+        sa.PrimaryKeyConstraint("tenant", "kind", name=op.f("pk_spending")),
+    )
+    op.create_table(
         "files",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("tenant", sa.String(length=64), nullable=False),
