@@ -27,6 +27,8 @@ class TenantRow(Table):
     tokens_a_minute: Mapped[int | None] = mapped_column(BigInteger)
     requests_a_minute: Mapped[int | None] = mapped_column(BigInteger)
     suspended_at: Mapped[datetime | None]
+    adapter_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Of its published adapters, as they were counted last."""
 
 
 class KeyRow(Table):
