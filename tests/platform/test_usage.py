@@ -259,7 +259,8 @@ def test_storage_has_a_quota_that_holds_when_many_store_at_once(books: Tenancy, 
     for thread in threads:
         thread.join()
     assert len(stored) == 7
-    assert refused[0].startswith("100 bytes more are over your quota: 1000 of 1000 bytes are stored.")
+    told = "100 bytes more are over your quota: 1000 of 1000 bytes are stored (700 in files, 300 in uploads). Delete"
+    assert refused[0].startswith(told)
     database.write(lambda session: books.quotas.require_storage(session, "ben", 2**60))
     with pytest.raises(NotFound):
         database.write(lambda session: books.quotas.require_storage(session, "nobody", 1))

@@ -1,7 +1,6 @@
 """The gateway's own HTTP server, on a thread of the process that started the platform: no proxy stands before it."""
 
 import asyncio
-import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -61,8 +60,6 @@ def listening(app: FastAPI, loop: asyncio.AbstractEventLoop, host: str, port: in
         served = asyncio.run_coroutine_threadsafe(server.serve([bound]), loop)
         try:
             _wait_started(server, served)
-            gc.collect()
-            gc.freeze()  # what was imported stays: to look through all of it again would halt requests for long
             yield
         finally:
             server.should_exit = True

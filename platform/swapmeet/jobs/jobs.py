@@ -52,11 +52,13 @@ class Jobs:
         """
 
         def work(session: Session) -> JobRow:
-            session.get_one(TenantRow, row.tenant, with_for_update=True)  # one creation of a tenant's at a time
+            # One creation of a tenant's at a time.
+            tenant = session.get_one(TenantRow, row.tenant, with_for_update=True)
             earlier = session.get(JobRow, row.id) or session.scalars(_repeated(row)).first()
             if earlier is not None:
                 return earlier
-            require_storage(session, row.tenant, 0, "What a run would keep")
+            if tenant.stored_bytes is not None:
+                require_storage(session, row.tenant, 0, "What a run would keep")
             job = _copy(row)  # so that the caller's row is still its own if this is tried again
             session.add(job)
             job.state, job.wanted = State.VALIDATING, Wanted.RUN

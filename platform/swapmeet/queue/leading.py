@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from swapmeet.database import Database
 from swapmeet.database.tables import JobRow
@@ -14,6 +14,8 @@ from swapmeet.queue.lease import Lease, require
 
 T = TypeVar("T")
 
+UNREAD = (JobRow.hyperparameters, JobRow.lora, JobRow.settings, JobRow.job_metadata, JobRow.integrations, JobRow.error)
+"""What nobody asks of a job that waits, until it is read again to be changed."""
 TOGETHER = 50
 """Jobs of one transaction, where many are changed alike."""
 
@@ -25,8 +27,10 @@ class Leading:
         self.database, self._lease = database, lease
 
     def rows(self, state: State) -> list[JobRow]:
-        """The jobs in a state, oldest first."""
+        """The jobs in a state, oldest first; those that wait, of whom there may be many, without `UNREAD`."""
         query = select(JobRow).where(JobRow.state == state).order_by(JobRow.created_at, JobRow.id)
+        if state in (State.QUEUED, State.VALIDATING):
+            query = query.options(*(defer(column, raiseload=True) for column in UNREAD))
         return self.database.read(lambda session: list(session.scalars(query)))
 
     def change(self, row: JobRow, state: State, work: Callable[[Session, JobRow], T]) -> T | None:
