@@ -1,4 +1,4 @@
-"""What a server does besides answering: looking at uploads, the queue of jobs, webhooks, metrics for others.
+"""What a server does besides answering: uploads, the queue of jobs, webhooks, metrics for others, what is old.
 
 Any number of servers may do it over one database: one leads the queue, and the others share what is to be sent.
 """
@@ -18,6 +18,7 @@ from swapmeet.fine_tuning import settle
 from swapmeet.gateway.tuning import Tuning, tended
 from swapmeet.integrations import Relay
 from swapmeet.queue.scheduler import Scheduler
+from swapmeet.retention import Retention
 from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings
 from swapmeet.webhooks import Deliverer, Sender, announce
@@ -40,6 +41,7 @@ def at_work(settings: Settings, database: Database, tuning: Tuning) -> Iterator[
         "webhooks": deliverer.serve,
         "integrations": Relay(database, settings).serve,
         "warm": lambda stop: warm_up(settings, database, stop),
+        "retention": Retention(settings, database).serve,
     }
     threads = [threading.Thread(target=serve, args=(stop,), name=name, daemon=True) for name, serve in serves.items()]
     for thread in threads:

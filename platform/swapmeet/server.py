@@ -1,10 +1,12 @@
 """Run the whole platform on this machine: a local Ray, the gateway and the engine replicas."""
 
 import asyncio
+import gc
 import logging
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ APPLICATION = "swapmeet"
 POLL_SECONDS = 0.5
 OURS = re.compile(r"^swapmeet\w*(\.\w+)+: ")
 """How an error of ours begins in what Ray tells; these say what to do, whatever they are called."""
+SWITCH_SECONDS = 0.001
+"""How long the queue's thread may compute while a request waits to go on; Python's own five milliseconds add up."""
 Tell = Callable[[str], None]
 
 
@@ -71,6 +75,8 @@ def up(settings: Settings, ready: Callable[[Running], None], tell: Tell) -> None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, on_signal)
         ready(running)
+        gc.freeze()  # what was imported stays: to look through all of it again and again would halt requests
+        sys.setswitchinterval(SWITCH_SECONDS)
         stop.wait()
         tell("Stopping")
 

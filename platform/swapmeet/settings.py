@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     MLflow server that runs may report to, and `tensorboard` the folder where they may.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
     seconds. `min_replicas` may be 0: after `downscale_delay` without a call the last engine ends, and the next call
-    waits until one has started. `drain` is how long answers under way may go on when a server or replica stops.
+    waits until one has started. Usage is kept by the minute for `usage_days`, and by the day from then on; the audit
+    log for `audit_days`; checkpoints and logs of failed and cancelled jobs for `failed_run_days`; each 0 is for ever.
+    `drain` is how long answers under way may go on when a server or replica stops.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -59,6 +61,9 @@ class Settings(BaseSettings):
     upscale_delay: float = Field(10, ge=0)
     downscale_delay: float = Field(600, ge=0)
     drain: float = Field(30, ge=0)
+    usage_days: int = Field(90, ge=0, le=36_500)
+    audit_days: int = Field(400, ge=0, le=36_500)
+    failed_run_days: int = Field(30, ge=0, le=36_500)
     step_timeout: float = Field(120, gt=0)
     secret_key: SecretStr = SecretStr("")
     webhook_private: bool = False

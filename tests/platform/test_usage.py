@@ -259,23 +259,11 @@ def test_storage_has_a_quota_that_holds_when_many_store_at_once(books: Tenancy, 
     for thread in threads:
         thread.join()
     assert len(stored) == 7
-    assert refused[0].startswith("100 bytes more are over your quota: 1000 of 1000 bytes are stored.")
+    told = "100 bytes more are over your quota: 1000 of 1000 bytes are stored (700 in files, 300 in uploads). Delete"
+    assert refused[0].startswith(told)
     database.write(lambda session: books.quotas.require_storage(session, "ben", 2**60))
     with pytest.raises(NotFound):
         database.write(lambda session: books.quotas.require_storage(session, "nobody", 1))
-
-
-def test_gpu_seconds_are_of_the_day(books: Tenancy, database: Database) -> None:
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme")) is None
-    books.tenants.change("acme", {"gpu_seconds_a_day": 100}, BOSS)
-    for source, at, amount in (("1", NOON, 30), ("2", NOON - DAY, 60), ("3", NOON, 80)):
-        database.write(
-            lambda session, told={"source": source, "at": at, "amount": amount}: books.usage.add(  # type: ignore[misc]
-                session, tenant="acme", kind="gpu_seconds", **told
-            )
-        )
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme", NOON)) == -10
-    assert database.read(lambda session: books.quotas.gpu_seconds_left(session, "acme", NOON + DAY)) == 100
 
 
 def test_requests_refill_evenly() -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -12,12 +13,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from swapmeet.database.group_commit import GroupCommit
 from swapmeet.errors import DatabaseFailed
 
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0
 """How long SQLite waits for another's write before it gives up."""
+CONNECTIONS = {"sqlite": 48, "postgresql": 16}
+"""Kept open by one process: making one costs more than what is asked on it. A PostgreSQL serves a hundred in all."""
 ATTEMPTS = 5
 FIRST_PAUSE = 0.05
 """Seconds before the second attempt; each pause is twice the last."""
@@ -36,8 +40,9 @@ AGAIN = {"40001", "40P01", "55P03"}
 class Database:
     """One database. Picklable: a copy connects anew.
 
-    On SQLite one transaction writes at a time and readers never wait; on PostgreSQL rows that a transaction reads in
-    order to change are locked by `with_for_update()`, which SQLite, needing no such lock, ignores.
+    On SQLite one transaction writes at a time, readers never wait, and those who wait to write share a commit; on
+    PostgreSQL rows that a transaction reads in order to change are locked by `with_for_update()`, which SQLite, needing
+    no such lock, ignores.
 
     Raises:
         DatabaseFailed: it can not be used; the message names neither user nor password.
@@ -47,13 +52,16 @@ class Database:
         self.url = url
         with database_errors():
             self.engine = _engine(url)
+        writing = self.engine.execution_options(swapmeet_writes=True)
+        self._group = GroupCommit(writing) if self.engine.dialect.name == "sqlite" else None
+        self._writing = writing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Database, (self.url,)
 
     def read(self, work: Callable[[Session], T]) -> T:
         """What `work` finds; it must change nothing. It is called again after a lost connection."""
-        return self._attempt(self.engine, work)
+        return self._attempt(partial(_transaction, self.engine, work))
 
     def write(self, work: Callable[[Session], T]) -> T:
         """What `work` returns, once all that it did is durable.
@@ -62,22 +70,28 @@ class Database:
         may be repeated; where a connection breaks in the very commit, nobody knows, so `work` must bear being done
         twice: insert under ids that its caller chose, and change only what is in the state that it expects.
         """
-        return self._attempt(self.engine.execution_options(swapmeet_writes=True), work)
+        if self._group is not None:
+            return self._attempt(partial(self._group.write, work))
+        return self._attempt(partial(_transaction, self._writing, work))
 
     def close(self) -> None:
         """Let go of its connections; it may be used again."""
         self.engine.dispose()
 
-    def _attempt(self, engine: Engine, work: Callable[[Session], T]) -> T:
+    def _attempt(self, transaction: Callable[[], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with Session(engine, expire_on_commit=False) as session, session.begin():
-                    return work(session)
+                return transaction()
             except (SQLAlchemyError, ImportError) as error:
                 if attempt == ATTEMPTS or not _passes(error):
                     raise _failed(error) from error
                 time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))  # noqa: S311 - no secret
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _transaction(engine: Engine, work: Callable[[Session], T]) -> T:
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        return work(session)
 
 
 @contextmanager
@@ -106,15 +120,17 @@ def _passes(error: Exception) -> bool:
 
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
+    pool: dict[str, Any] = {"pool_size": CONNECTIONS.get(parsed.get_backend_name(), 16), "pool_use_lifo": True}
     if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **pool)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
+    # A connection that broke is noticed where it is used, which renews all of them, and the attempt is repeated.
     silent = {name: value for name, value in AWAY.items() if name not in parsed.query}
-    return create_engine(parsed, pool_pre_ping=True, connect_args=silent)
+    return create_engine(parsed, connect_args=silent, **pool)
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -11,6 +11,7 @@ from swapmeet.database.tables import JobRow, UsageRow
 from swapmeet.database.tables.base import now
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.states import Move, Standing, State, Wanted, after
+from swapmeet.queue.spending import spend
 
 Announce = Callable[[Session, str, str, str], None]
 """Called as `announce(session, tenant, type, job)` in the transaction that ends a job; `Webhooks.announce` is one."""
@@ -67,6 +68,7 @@ def settle(session: Session, row: JobRow, at: datetime) -> None:
     for kind, total in totals.items():
         if amount := total - paid.get(kind, 0):
             session.add(_usage(row, kind, amount, at))
+            spend(session, row.tenant, kind, amount, at)
 
 
 def spent(session: Session, row: JobRow, at: datetime) -> dict[str, int]:

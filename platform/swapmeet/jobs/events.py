@@ -6,8 +6,15 @@ from typing import Any
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from swapmeet.database.tables import EventRow
+from swapmeet.database.tables import EventRow, Table
 from swapmeet.database.tables.base import now
+
+TABLE = Table.metadata.tables[EventRow.__tablename__]
+INSERTS = {
+    "sqlite": sqlite.insert(TABLE).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(TABLE).on_conflict_do_nothing(),
+}
+"""Made once: that takes longer than to run them."""
 
 
 def tell(
@@ -31,8 +38,7 @@ def tell(
         type: `message`, or `metrics` with the figures in `data`.
         data: what a program may want to read.
     """
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     digest = hashlib.sha256(f"{job}/{name}".encode()).hexdigest()[:24]
     values = {"id": f"ftevent-{digest}", "job": job, "name": name, "created_at": now()}
     values |= {"level": level, "type": type, "message": message, "data": data}
-    session.execute(dialect.insert(EventRow).values(**values).on_conflict_do_nothing())
+    session.execute(INSERTS[session.get_bind().dialect.name], values)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, exists, func, inspect, literal, or_, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
@@ -18,6 +18,7 @@ from swapmeet.jobs.events import tell
 from swapmeet.jobs.states import Move, State, Wanted
 from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import Caller
+from swapmeet.tenancy.quotas import require_storage
 
 REPEATED = timedelta(minutes=10)
 """A client sends a request again whose answer was lost; the same one within this time makes no second job."""
@@ -45,14 +46,21 @@ class Jobs:
         Returns:
             The new job; or the earlier one, where the tenant asked for the same within ten minutes, unless that
             failed or was cancelled: who asks again then wants another.
+
+        Raises:
+            QuotaExceeded: the tenant stores all that it may.
         """
 
         def work(session: Session) -> JobRow:
-            session.get_one(TenantRow, row.tenant, with_for_update=True)  # one creation of a tenant's at a time
+            # One creation of a tenant's at a time.
+            tenant = session.get_one(TenantRow, row.tenant, with_for_update=True)
             earlier = session.get(JobRow, row.id) or session.scalars(_repeated(row)).first()
             if earlier is not None:
                 return earlier
-            job = session.merge(row)  # a copy, so that the caller's row is still its own if this is tried again
+            if tenant.stored_bytes is not None:
+                require_storage(session, row.tenant, 0, "What a run would keep")
+            job = _copy(row)  # so that the caller's row is still its own if this is tried again
+            session.add(job)
             job.state, job.wanted = State.VALIDATING, Wanted.RUN
             session.flush()
             tell(session, job.id, "created", f"Created fine-tuning job: {job.id}")
@@ -172,6 +180,11 @@ class Jobs:
             return _cut(session.scalars(query).all(), limit)
 
         return self._database.read(work)
+
+
+def _copy(row: JobRow) -> JobRow:
+    set_ = inspect(row).dict
+    return JobRow(**{column.key: set_[column.key] for column in inspect(JobRow).column_attrs if column.key in set_})
 
 
 def _find(session: Session, tenant: str | None, job: str, *, lock: bool = False) -> JobRow:

@@ -16,11 +16,14 @@ from sqlalchemy.orm import Session
 from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
+from swapmeet.errors import QuotaExceeded
+from swapmeet.jobs.leftovers import kept_bytes
 from swapmeet.settings import Settings
-from swapmeet_registry import AdapterName, NotFound, Provenance, Registry, Version, open_store
+from swapmeet.tenancy.quotas import require_storage
+from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
 from swapmeet_registry.names import MAX_PART
-from swapmeet_training.attempts.run_storage import RunStorage, step_of
+from swapmeet_training.attempts.run_storage import Contents, RunStorage, step_of
 from swapmeet_training.attempts.telling import Finished, Saved
 
 ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", Provenance.FILE})
@@ -46,6 +49,10 @@ class Model:
     name: str
     digest: str
     dropped: tuple[str, ...]
+    bytes: int = 0
+    """Of the model."""
+    kept: int = 0
+    """Of all checkpoints that the job has in the storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Outcome:
 
     version: Version
     file: FileRow
+    bytes: int = 0
+    """Of the version."""
 
 
 class Publisher:
@@ -77,6 +86,8 @@ class Publisher:
             RegistryError: it can not be published.
         """
         runs, step = RunStorage(self._store, job.id), step_of(saved.checkpoint)
+        _delete_old(runs, saved)
+        self._require_room(job, runs.contents(saved.checkpoint))
         name = checkpoint_name(job.adapter, step, job.id)
         version = self._push(runs, job, saved.checkpoint, name, f"{job.id}/{step}")
         query = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step != step)
@@ -84,8 +95,8 @@ class Publisher:
         dropped = _unlisted(others, step, saved)
         for row in dropped:
             self._withdraw(row.model, "Newer checkpoints of the same job took its place.")
-        _delete_old(runs, saved)
-        return Model(name, version.digest, tuple(row.id for row in dropped))
+        size = self._registry.manifest(version).size
+        return Model(name, version.digest, tuple(row.id for row in dropped), size, kept_bytes(runs))
 
     def result(self, job: JobRow, finished: Finished) -> Outcome:
         """Make a finished adapter the next version of its name, and store the file with its figures.
@@ -97,7 +108,8 @@ class Publisher:
         version = self._push(runs, job, finished.adapter, job.adapter, job.id)
         query = select(EventRow).where(EventRow.job == job.id, EventRow.type == "metrics").order_by(EventRow.number)
         figures = self._database.read(lambda session: list(session.scalars(query)))
-        return Outcome(version, self._store_figures(job, figures))
+        file = self._store_figures(job, figures)
+        return Outcome(version, file, self._registry.manifest(version).size)
 
     def withdraw_unlisted(self, job: JobRow) -> None:
         """Leave no checkpoint of a job that was cancelled or failed a model that was published but never listed."""
@@ -111,6 +123,18 @@ class Publisher:
         runs = RunStorage(self._store, job.id)
         for key in list(runs.checkpoints()):
             runs.drop(key)
+
+    def _require_room(self, job: JobRow, contents: Contents | None) -> None:
+        """Nothing, if a checkpoint may become a model. The adapter of a finished run is published in any case.
+
+        Raises:
+            Refused: its tenant stores all that it may.
+        """
+        size = sum(entry.size for entry in contents.files if entry.path in ADAPTER) if contents else 0
+        try:
+            self._database.write(lambda session: require_storage(session, job.tenant, size, "for the model"))
+        except QuotaExceeded as error:
+            raise Refused(str(error)) from error
 
     def _push(self, runs: RunStorage, job: JobRow, key: str, name: str, run: str) -> Version:
         base = self._library.find(job.base)

@@ -15,6 +15,7 @@ listening.py    what attempts tell; recording.py writes it down, chores.py publi
 validating.py   whether a new job can be queued
 planning.py     what it will need, before it is queued; comparing.py holds that against what it took
 placing.py      jobs and machines as the policy sees them, with each tenant's share from shares.py
+spending.py     what each tenant used lately, kept up to date where attempts end
 orders.py       what an attempt is started with
 dispatcher.py   the cluster; survey.py asks its nodes what GPUs they have
 """

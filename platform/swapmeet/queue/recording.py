@@ -15,6 +15,7 @@ from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
 from swapmeet.queue.comparing import compared
 from swapmeet.queue.starting import started
+from swapmeet.tenancy.stocktaking import note_published
 from swapmeet_registry import RegistryError
 from swapmeet_training.attempts.run_storage import step_of
 from swapmeet_training.attempts.telling import Began, Failed, Finished, Noted, Ready, Saved, Stepped, Stopped, Telling
@@ -132,6 +133,8 @@ def _saved(session: Session, row: JobRow, saved: Saved, made: Made) -> None:
         return
     identity = f"ftckpt_{hashlib.sha256(f'{row.id}/{step}'.encode()).hexdigest()[:24]}"
     metrics = {"step": step, **_renamed(saved.metrics)}
+    row.kept_bytes = made.kept
+    note_published(session, row.tenant, made.bytes)
     session.add(CheckpointRow(id=identity, job=row.id, step=step, model=made.name, digest=made.digest, metrics=metrics))
     tell(
         session,
@@ -150,6 +153,7 @@ def _finished(session: Session, row: JobRow, finished: Finished, made: Made, ann
     row.step, row.trained_tokens = finished.steps, max(row.trained_tokens, finished.trained_tokens)
     row.fine_tuned_model, row.result_file = str(made.version), made.file.id
     insert_once(session, made.file)
+    note_published(session, row.tenant, made.bytes)
     tell(session, row.id, "model", f"New fine-tuned model created: {made.version}", data={"model": str(made.version)})
     told, figures = compared(row.plan, finished)
     tell(session, row.id, "succeeded", f"The job has successfully completed{told}", data=figures)

@@ -191,7 +191,7 @@ class Scheduler:
             move(session, row, Move.VALIDATE)
             tell(session, row.id, "queued", "Files validated, moving job to queued state")
 
-        for each in rows:
+        for each in self._leading.change_all(rows, State.VALIDATING, judge):
             with apart(each):
                 self._leading.change(each, State.VALIDATING, judge)
 

@@ -2,41 +2,41 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from swapmeet.database.tables import JobRow, TenantRow, UsageRow
+from swapmeet.database.tables import JobRow, TenantRow
 from swapmeet.queue.records import Share
-from swapmeet.queue.turns import decayed
+from swapmeet.queue.spending import Spent, spending
 
-LOOK_BACK = timedelta(days=3)
-DAY = 24 * 3600.0
+NOTHING = Spent(0.0)
 
 
 def shares(session: Session, running: Iterable[JobRow], now: float, *, gpus: bool) -> dict[str, Share]:
-    """Every tenant's share; what is counted is GPU-seconds, or CPU-seconds where the cluster has no GPUs."""
+    """Every tenant's share; what is counted is GPU-seconds, or CPU-seconds where the cluster has no GPUs.
+
+    `gpu_seconds_a_day` is of the last 24 hours at any moment: what runs that ended in them used, each hour until its
+    end is a day ago, and what running ones have used so far. A day of the calendar would let all who have waited for
+    it start at once, give twice the quota around midnight, and be another one for each time zone.
+    """
     kind, resource = ("gpu_seconds", "gpus") if gpus else ("cpu_seconds", "cpus")
-    used: dict[str, float] = defaultdict(float)
-    today: dict[str, float] = defaultdict(float)
-    since = datetime.fromtimestamp(now, UTC) - LOOK_BACK
-    query = select(UsageRow.tenant, UsageRow.kind, UsageRow.at, func.sum(UsageRow.amount))
-    query = query.where(UsageRow.at >= since, UsageRow.kind.in_({kind, "gpu_seconds"}))
-    for tenant, what, at, amount in session.execute(query.group_by(UsageRow.tenant, UsageRow.kind, UsageRow.at)):
-        if what == kind:
-            used[tenant] += decayed([(at.timestamp(), int(amount))], now)
-        if what == "gpu_seconds" and now - at.timestamp() < DAY:
-            today[tenant] += int(amount)
+    held: dict[str, float] = defaultdict(float)
+    held_gpus: dict[str, float] = defaultdict(float)
     for row in running:
         seconds = max(now - row.attempt_at.timestamp(), 0.0) if row.attempt_at else 0.0
-        used[row.tenant] += seconds * float(row.resources.get(resource, 0))
-        today[row.tenant] += seconds * float(row.resources.get("gpus", 0))
-    return {row.name: _share(row, used[row.name], today[row.name]) for row in session.scalars(select(TenantRow))}
+        held[row.tenant] += seconds * float(row.resources.get(resource, 0))
+        held_gpus[row.tenant] += seconds * float(row.resources.get("gpus", 0))
+    spent = spending(session, {kind, "gpu_seconds"})
 
+    def share(tenant: TenantRow) -> Share:
+        used = spent.get((tenant.name, kind), NOTHING).used(now) + held[tenant.name]
+        most, left = tenant.gpu_seconds_a_day, None
+        if most is not None:
+            today = spent.get((tenant.name, "gpu_seconds"), NOTHING).of_the_day(now) + held_gpus[tenant.name]
+            left = max(most - today, 0.0)
+        kept_out = tenant.suspended_at is not None or tenant.weight <= 0
+        runs = 0 if kept_out else tenant.concurrent_runs
+        return Share(1.0 if kept_out else tenant.weight, used, runs, left)
 
-def _share(tenant: TenantRow, used: float, today: float) -> Share:
-    kept_out = tenant.suspended_at is not None or tenant.weight <= 0
-    runs = 0 if kept_out else tenant.concurrent_runs
-    most = tenant.gpu_seconds_a_day
-    return Share(1.0 if kept_out else tenant.weight, used, runs, None if most is None else max(most - today, 0.0))
+    return {row.name: share(row) for row in session.scalars(select(TenantRow))}

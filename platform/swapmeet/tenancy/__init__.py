@@ -7,8 +7,8 @@
     tenants.py         tenants, their shares and limits
     visibility.py      whose adapters a caller may see
     rates.py           requests and tokens a minute, in memory
-    quotas.py          what is stored and run
-    usage.py           the ledger in SQL, ledger.py what of it is in memory
+    quotas.py          what may be stored, and is; stocktaking.py counts the published adapters of it
+    usage.py           the ledger in SQL, ledger.py what of it is in memory, condensing.py what of it is old
     inserting.py       upserts on either database
     audit.py           who did what to what
     tenancy.py         all of it over one database

@@ -1,10 +1,10 @@
-"""The audit log: who did what to what, and how it ended. Rows are added and never changed."""
+"""The audit log: who did what to what, and how it ended. Rows are added, never changed, and in the end forgotten."""
 
 import threading
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
@@ -16,6 +16,9 @@ DONE = "done"
 REFUSED = "refused"
 MOST_REFUSALS = 10_000
 """Kinds of refusals held in memory until they are written; more within a few seconds are not told apart."""
+
+FORGOTTEN = 500
+"""Entries that one transaction removes."""
 
 
 @dataclass(slots=True)
@@ -103,6 +106,18 @@ class Audit:
             query = query.where(AuditRow.action == action)
         rows = self._database.read(lambda session: list(session.scalars(query)))
         return rows[:limit], len(rows) > limit
+
+    def forget(self, before: datetime) -> None:
+        """Remove what is older than a moment, oldest first and some at a time; several may do so at once."""
+
+        def work(session: Session) -> bool:
+            oldest = session.execute(select(AuditRow.id, AuditRow.at).order_by(AuditRow.id).limit(FORGOTTEN)).all()
+            over = [number for number, at in oldest if at < before]
+            session.execute(delete(AuditRow).where(AuditRow.id.in_(over)))
+            return len(over) == FORGOTTEN
+
+        while self._database.write(work):
+            pass
 
 
 def note(

@@ -1,37 +1,65 @@
-"""How much a tenant may run and store; requests and tokens a minute are the matter of rates.py."""
+"""How much a tenant may store, and its limits.
 
-from datetime import datetime
+What it may run is counted where that is decided (`swapmeet.queue.shares`), requests and tokens a minute by rates.py.
+"""
+
+from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import FileRow, UploadRow, UsageRow
+from swapmeet.database.tables import FileRow, JobRow, TenantRow, UploadRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.tenancy.caller import Limits
 from swapmeet.tenancy.tenants import limits_of, tenant_row
 
 
-def require_storage(session: Session, tenant: str, bytes: int) -> None:  # noqa: A002 - the unit
+def require_storage(session: Session, tenant: str, bytes: int, what: str = "") -> None:  # noqa: A002 - the unit
     """Let a transaction store some more bytes for a tenant; of those that try at once, one after the other.
 
-    What is counted are its files, deleted ones until their bytes are gone, and its uploads that are pending, by the
-    size that they were announced with: a transaction that turns an upload into a file ends the upload first.
+    `stored_bytes` says what is counted. A transaction that turns an upload into a file ends the upload first.
+
+    Args:
+        session: the transaction.
+        tenant: whose.
+        bytes: how many more; with 0, there must be room for anything at all.
+        what: they are, for the message.
 
     Raises:
         NotFound: there is no such tenant.
         QuotaExceeded: it would be more than the tenant may store; the message says how much there is.
     """
-    limit = tenant_row(session, tenant, lock=True).stored_bytes
-    if limit is None:
+    row = tenant_row(session, tenant, lock=True)
+    if row.stored_bytes is None:
         return
-    stored = stored_bytes(session, tenant)
-    if stored + bytes > limit:
+    stored = stored_bytes(session, row)
+    if stored.total + max(bytes, 1) > row.stored_bytes:
+        more = f"{bytes} bytes more{what and f' {what}'} are" if bytes else f"{what or 'Anything more'} is"
         raise QuotaExceeded(
-            f"{bytes} bytes more are over your quota: {stored} of {limit} bytes are stored. Delete files first, "
-            "or ask the operator for more."
+            f"{more} over your quota: {stored.total} of {row.stored_bytes} bytes are stored ({stored}). Delete files "
+            "or models first, or ask the operator for more."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes of a tenant."""
+
+    files: int
+    uploads: int
+    checkpoints: int
+    adapters: int
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.files + self.uploads + self.checkpoints + self.adapters
+
+    def __str__(self) -> str:
+        each = ("files", "uploads", "checkpoints", "adapters")
+        return ", ".join(f"{getattr(self, name)} in {name}" for name in each if getattr(self, name)) or "nothing"
 
 
 class Quotas:
@@ -50,26 +78,17 @@ class Quotas:
 
     require_storage = staticmethod(require_storage)
 
-    def gpu_seconds_left(self, session: Session, tenant: str, at: datetime | None = None) -> float | None:
-        """What is left of a tenant's GPU-seconds on the day, in UTC, of a moment; None is without limit.
 
-        Raises:
-            NotFound: there is no such tenant.
-        """
-        limit = tenant_row(session, tenant).gpu_seconds_a_day
-        if limit is None:
-            return None
-        day = (at or now()).replace(hour=0, minute=0, second=0, microsecond=0)
-        used = select(func.coalesce(func.sum(UsageRow.amount), 0)).where(
-            UsageRow.tenant == tenant, UsageRow.kind == "gpu_seconds", UsageRow.at >= day
-        )
-        return float(limit - int(session.scalar(used) or 0))
+def stored_bytes(session: Session, tenant: TenantRow) -> Stored:
+    """What a tenant stores.
 
-
-def stored_bytes(session: Session, tenant: str) -> int:
-    """The bytes of a tenant's files, and of its uploads that are pending."""
-    files = select(func.sum(FileRow.bytes)).where(FileRow.tenant == tenant)
+    Files count, deleted ones until their bytes are gone; pending uploads by the size that they were announced with;
+    the checkpoints that its jobs may go on from; and its published adapters that are not withdrawn.
+    """
+    files = select(func.sum(FileRow.bytes)).where(FileRow.tenant == tenant.name)
     uploads = select(func.sum(UploadRow.bytes)).where(
-        UploadRow.tenant == tenant, UploadRow.status == "pending", UploadRow.expires_at > now()
+        UploadRow.tenant == tenant.name, UploadRow.status == "pending", UploadRow.expires_at > now()
     )
-    return int(session.scalar(files) or 0) + int(session.scalar(uploads) or 0)
+    kept = select(func.sum(JobRow.kept_bytes)).where(JobRow.tenant == tenant.name, JobRow.kept_bytes > 0)
+    in_files, in_uploads, in_kept = (int(session.scalar(query) or 0) for query in (files, uploads, kept))
+    return Stored(in_files, in_uploads, in_kept, tenant.adapter_bytes)

@@ -4,6 +4,7 @@ What training uses is written by its job's own transactions. What inference uses
 written every few seconds and when it stops: a gateway that is killed loses its last seconds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,7 +13,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import FileRow, UsageRow
+from swapmeet.database.tables import FileRow, JobRow, TenantRow, UsageRow
 from swapmeet.database.tables.base import now
 from swapmeet.tenancy.inserting import insert_on
 
@@ -102,13 +103,20 @@ class Usage:
         return self._database.read(lambda session: _report(session, start, end, by, tenant, owner))
 
     def measure_storage(self) -> None:
-        """Count the bytes stored by each tenant for the present hour; whoever measures last in an hour is right."""
+        """Count the bytes of each tenant's files, checkpoints and adapters for the present hour.
+
+        Whoever measures last in an hour is right.
+        """
         hour = now().replace(minute=0, second=0, microsecond=0)
 
         def work(session: Session) -> None:
-            stored = select(FileRow.tenant, func.sum(FileRow.bytes)).where(FileRow.deleted_at.is_(None))
-            found = session.execute(stored.group_by(FileRow.tenant)).all()
-            cells = {Cell(hour, name, "", "stored_byte_hours", "", ""): int(amount) for name, amount in found}
+            files = select(FileRow.tenant, func.sum(FileRow.bytes)).where(FileRow.deleted_at.is_(None))
+            kept = select(JobRow.tenant, func.sum(JobRow.kept_bytes)).where(JobRow.kept_bytes > 0)
+            adapters = select(TenantRow.name, TenantRow.adapter_bytes).where(TenantRow.adapter_bytes > 0)
+            stored: Counter[str] = Counter()
+            for query in (files.group_by(FileRow.tenant), kept.group_by(JobRow.tenant), adapters):
+                stored.update({tenant: int(amount) for tenant, amount in session.execute(query)})
+            cells = {Cell(hour, name, "", "stored_byte_hours", "", ""): amount for name, amount in stored.items()}
             put(session, "storage", cells)
 
         self._database.write(work)

@@ -4,7 +4,7 @@ from swapmeet.database.tables.base import Table
 from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
 from swapmeet.database.tables.integrations import SinkRow
 from swapmeet.database.tables.jobs import CheckpointRow, EventRow, JobRow, LeaseRow, PermissionRow
-from swapmeet.database.tables.tenancy import AuditRow, KeyRow, TenantRow, UsageRow
+from swapmeet.database.tables.tenancy import AuditRow, KeyRow, SpendingRow, TenantRow, UsageRow
 from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PartRow",
     "PermissionRow",
     "SinkRow",
+    "SpendingRow",
     "Table",
     "TenantRow",
     "UploadRow",

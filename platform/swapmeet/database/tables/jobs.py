@@ -20,6 +20,8 @@ class JobRow(Table):
     __table_args__ = (
         Index("ix_jobs_tenant_created_at_id", "tenant", "created_at", "id"),
         Index("ix_jobs_tenant_request_digest", "tenant", "request_digest"),
+        Index("ix_jobs_tenant_kept_bytes", "tenant", "kept_bytes"),
+        Index("ix_jobs_cleared_at_finished_at", "cleared_at", "finished_at"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -82,6 +84,10 @@ class JobRow(Table):
     total_steps: Mapped[int | None]
     trained_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
+    kept_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Of the checkpoints that are kept to go on from."""
+    cleared_at: Mapped[datetime | None]
+    """When what an ended job's attempts had left in the storage was removed."""
     fine_tuned_model: Mapped[str | None] = mapped_column(String(220))
     result_file: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[dict[str, Any] | None]

@@ -10,7 +10,11 @@ from swapmeet.database.tables.base import Counter, Table, now
 
 
 class TenantRow(Table):
-    """A tenant: its share of the machines, and its limits, of which None is none."""
+    """A tenant: its share of the machines, and its limits, of which None is none.
+
+    `gpu_seconds_a_day` is of the last 24 hours at any moment (`swapmeet.queue.shares`). `stored_bytes` counts files,
+    pending uploads, what runs keep to go on from, and published adapters (`swapmeet.tenancy.quotas`).
+    """
 
     __tablename__ = "tenants"
 
@@ -23,6 +27,8 @@ class TenantRow(Table):
     tokens_a_minute: Mapped[int | None] = mapped_column(BigInteger)
     requests_a_minute: Mapped[int | None] = mapped_column(BigInteger)
     suspended_at: Mapped[datetime | None]
+    adapter_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Of its published adapters, as they were counted last."""
 
 
 class KeyRow(Table):
@@ -73,6 +79,21 @@ class UsageRow(Table):
     owner: Mapped[str] = mapped_column(String(64), default="")
     """Whose adapter it is, who may see how much it is used."""
     amount: Mapped[int] = mapped_column(BigInteger)
+
+
+class SpendingRow(Table):
+    """What a tenant's runs used lately of one kind, for whose turn it is and for the day's quota.
+
+    `swapmeet.queue.spending.Spent` says what the columns mean.
+    """
+
+    __tablename__ = "spending"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    at: Mapped[datetime]
+    faded: Mapped[float]
+    hours: Mapped[dict[str, Any]]
 
 
 class AuditRow(Table):

@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("tokens_a_minute", sa.BigInteger(), nullable=True),
         sa.Column("requests_a_minute", sa.BigInteger(), nullable=True),
         sa.Column("suspended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("adapter_bytes", sa.BigInteger(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_tenants")),
     )
     op.create_table(
@@ -81,6 +82,16 @@ def upgrade() -> None:
         batch_op.create_index("ix_usage_owner_at", ["owner", "at"], unique=False)
         batch_op.create_index("ix_usage_tenant_at", ["tenant", "at"], unique=False)
 
+    op.create_table(
+        "spending",
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=40), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("faded", sa.Double(), nullable=False),
+        sa.Column("hours", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name=op.f("fk_spending_tenant")),
+        sa.PrimaryKeyConstraint("tenant", "kind", name=op.f("pk_spending")),
+    )
     op.create_table(
         "files",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -148,6 +159,8 @@ def upgrade() -> None:
         sa.Column("total_steps", sa.Integer(), nullable=True),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=False),
         sa.Column("gpu_seconds", sa.Double(), nullable=False),
+        sa.Column("kept_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("cleared_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("fine_tuned_model", sa.String(length=220), nullable=True),
         sa.Column("result_file", sa.String(length=64), nullable=True),
         sa.Column("error", sa.JSON(), nullable=True),
@@ -159,6 +172,8 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_jobs_sweep"), ["sweep"], unique=False)
         batch_op.create_index("ix_jobs_tenant_created_at_id", ["tenant", "created_at", "id"], unique=False)
         batch_op.create_index("ix_jobs_tenant_request_digest", ["tenant", "request_digest"], unique=False)
+        batch_op.create_index("ix_jobs_tenant_kept_bytes", ["tenant", "kept_bytes"], unique=False)
+        batch_op.create_index("ix_jobs_cleared_at_finished_at", ["cleared_at", "finished_at"], unique=False)
 
     op.create_table(
         "uploads",
