@@ -1,6 +1,7 @@
 """The platform's records in SQL: SQLite where nothing is set, PostgreSQL by URL.
 
 database.py     sessions that read or write, and what is tried again
+clock.py        its present moment
 tables/         what is recorded, a module per area
 migrations/     how older databases become newer ones (Alembic)
 """
