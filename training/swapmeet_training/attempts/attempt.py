@@ -16,9 +16,10 @@ import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from swapmeet_training.attempts.log import add_last_words, said
 from swapmeet_training.attempts.scratch import RAY
 from swapmeet_training.attempts.telling import Answer, Failed, Last, Order, Stepped, Telling, namespace
-from swapmeet_training.attempts.worker import SCRATCH, keep_log, log_line, own_fault, work
+from swapmeet_training.attempts.worker import SCRATCH, own_fault, work
 from swapmeet_training.errors import RunFailed, WorkerLost
 from swapmeet_training.foreign import as_ours
 
@@ -46,7 +47,6 @@ class Attempt:
         self._order = order
         self._lock = threading.Lock()
         self._told: deque[tuple[int, Telling]] = deque()
-        self._log: list[str] = []
         self._number = 0
         self._over = self._stop = False
         self._polled = time.monotonic()
@@ -84,7 +84,6 @@ class Attempt:
             return
         self._number += 1
         self._told.append((self._number, telling))
-        self._log.append(log_line(telling))
         self._over = isinstance(telling, Last)
 
     def _run(self) -> None:
@@ -95,7 +94,7 @@ class Attempt:
             error = raised
         failure = _failure(self._order, error)
         if not self._over:  # the worker did not come to say how it ended, nor to keep its log
-            keep_log(self._order, [*self._log, str(error), log_line(failure)])
+            add_last_words(self._order, str(error), said(failure))
         with self._lock:
             self._take(failure)
         while time.monotonic() - self._polled < IDLE_SECONDS:
