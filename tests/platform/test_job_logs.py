@@ -32,9 +32,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def change(database: Database, tuning_server: Any) -> Callable[..., None]:
     """Change the job, which is there and runs its second attempt."""
-    filler: dict[str, Any] = dict.fromkeys(
-        ("hyperparameters", "lora", "settings", "resources", "plan", "job_metadata"), {}
-    )
+    named = ("hyperparameters", "lora", "settings", "resources", "plan", "job_metadata")
+    filler: dict[str, Any] = {name: {} for name in named}
     row = JobRow(
         id=JOB, tenant="acme", created_by="key-1", request_digest="x", model="tiny", base="tiny", adapter="acme/x",
         training_file="file-1", method="supervised", seed=1, integrations=[], state="running", attempt=2, **filler,
@@ -151,7 +150,7 @@ def test_another_tenant_finds_nothing(
             with pytest.raises(ApiError) as refused:
                 other.log(job)
             assert (refused.value.status, str(refused.value)) == (
-                404, f"There is no fine-tuning job '{job}'. Check its id.",
+                404, f"There is no fine-tuning job {job}. Check its id.",
             )  # fmt: skip
 
 
