@@ -174,10 +174,15 @@ def test_a_log_is_followed_through_all_attempts(
 
     thread = threading.Thread(target=work)
     thread.start()
-    done = run(JOB, "--follow", "--tail", 2)
+    done = run(JOB, "--follow")
     thread.join()
     lines = [line for line in done.out.splitlines() if not line.startswith("---")]
-    assert lines == ["one 4", "one 5", *(f"two {n}" for n in range(6)), *(f"three {n}" for n in range(5)), "four"]
+    assert lines == [
+        *(f"one {n}" for n in range(6)),
+        *(f"two {n}" for n in range(6)),
+        *(f"three {n}" for n in range(5)),
+        "four",
+    ]
     assert done.code == code
     assert [line for line in done.out.splitlines() if line.startswith("---")] == [
         f"--- attempt {number} ---" for number in (1, 2, 3, 4)
@@ -185,3 +190,5 @@ def test_a_log_is_followed_through_all_attempts(
     told = [json.loads(line) for line in run(JOB, "--follow", "--json").out.splitlines()]
     assert len(told) == 6 + 6 + 5 + 1
     assert told[-1] == {"attempt": 4, "line": "four"}
+    lines = [line for line in run(JOB, "--follow", "--tail", 2).out.splitlines() if not line.startswith("---")]
+    assert lines == ["one 4", "one 5", "two 4", "two 5", "three 3", "three 4", "four"]
