@@ -292,6 +292,21 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["jobs", command, ""] for command in ("show", "events", "logs", "cancel", "pause", "resume")),
+        ["tenant", "show", " "],
+        ["key", "revoke", ""],
+        ["usage", "--csv", "--json"],
+        ["jobs", "logs", "ftjob-1", "--tail", "-1"],
+    ],
+)
+def test_wrong_usage_asks_no_server(arguments: list[str], run: Run, service: Service) -> None:
+    done = run(*arguments)
+    assert (done.code, done.out, service.asked) == (2, "", [])
+
+
 def test_without_a_server_it_is_said_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SWAPMEET_URL", "SWAPMEET_API_KEY"):
         monkeypatch.delenv(name, raising=False)

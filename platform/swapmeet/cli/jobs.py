@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import Json, show, tell
+from swapmeet.cli.options import Json, not_empty, show, tell
 from swapmeet.cli.tables import duration, fields, moment, plain, table
 from swapmeet.following import PAGE, follow, job_path
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Fine-tuning jobs of a running server (SWAPMEET_URL, SWAPMEET_API_KEY).", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(help="The job's id, ftjob-…")]
+JobId = Annotated[str, typer.Argument(help="The job's id, ftjob-…", callback=not_empty)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit code 1 if it fails.")]
 METRICS = {"train_loss": "loss", "valid_loss": "validation loss", "full_valid_loss": "full validation loss"}
 
