@@ -300,8 +300,15 @@ def test_a_sink_is_one_relay_s_until_that_lets_go(tenants: Database) -> None:
     assert two.due() == []
     assert two.claim(key, now()) is None
     assert one.claim(key, now()) is not None, "its own it may go on with"
+    over = update(SinkRow).values(claimed_until=now() - timedelta(seconds=1))
+    tenants.write(lambda session: session.execute(over))
+    one.renew()
+    assert two.claim(key, now()) is None, "one that lives keeps what it has"
     one.let_go()
     assert two.claim(key, now()) is not None
+    one.renew()
+    tenants.write(lambda session: session.execute(over))
+    assert one.claim(key, now()) is not None, "and one that died is followed by another"
 
 
 def test_an_error_of_any_kind_is_the_sink_s_alone(tenants: Database, settings: Settings) -> None:
