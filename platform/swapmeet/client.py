@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 import httpx
 
 from swapmeet.errors import ApiError, NotConfigured
-from swapmeet.following import Tell, follow, patiently, silent
+from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent
 from swapmeet.settings import load_settings
 from swapmeet.uploading import Watch, unwatched, upload
 
@@ -115,6 +115,20 @@ class Client:
         """All events of a job, oldest first, as they come, until it has ended; the last one is the job itself."""
         return follow(self, job, tell)
 
+    def log(self, job: str, attempt: int | None = None, tail: int | None = None) -> str:
+        """What a job's attempts wrote down, also while they run.
+
+        Args:
+            job: its id.
+            attempt: which of them, counted from 1; all, each below a line of its own, where none is given.
+            tail: how many lines of each at most, its last ones.
+        """
+        return self.text(job_path(job, "logs"), {"attempt": attempt, "tail": tail})
+
+    def follow_log(self, job: str, tail: int | None = None, tell: Tell = silent) -> Iterator[LogLine]:
+        """The lines of a job's attempts as they come, until it has ended; see `log`."""
+        return follow_log(self, job, tail, tell)
+
     def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
         """The object that one of the API's calls answers with.
 
@@ -136,7 +150,11 @@ class Client:
 
     def text(self, path: str, query: Query | None = None) -> str:
         """What is answered as text."""
-        return self._request("GET", path, query=query).text
+        return self.answered(path, query).text
+
+    def answered(self, path: str, query: Query | None = None) -> httpx.Response:
+        """An answer that is no JSON, or of which more than its body counts."""
+        return self._request("GET", path, query=query)
 
     def send(self, path: str, fields: Mapping[str, str], name: str, filename: str, content: BinaryIO) -> dict[str, Any]:
         """Post a form with a file, read as it is sent.

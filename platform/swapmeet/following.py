@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -64,6 +66,45 @@ def follow(client: "Client", job: str, tell: Tell) -> Iterator[dict[str, Any]]:
         yield from patiently(lambda: newer(client, job, seen), tell)
         if state["status"] in ENDED:
             yield state
+            return
+        time.sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of an attempt's log."""
+
+    attempt: int
+    line: str
+
+
+def follow_log(client: "Client", job: str, tail: int | None, tell: Tell) -> Iterator[LogLine]:
+    """The lines of a job's attempts, oldest first, as they come, until the job has ended.
+
+    Args:
+        client: of the server that runs it.
+        job: its id.
+        tail: how many lines of each attempt that has begun by now, at most; None for all.
+        tell: is told, once each time, that the server does not answer.
+
+    Raises:
+        ApiError: the server refuses, or has not answered for five minutes.
+    """
+    attempt, known, begun = 1, -1, -1
+    while True:
+        state = patiently(lambda: client.call("GET", job_path(job)), tell)  # first: by its end its log is complete
+        begun = state["attempts"] if begun < 0 else begun
+        while attempt <= state["attempts"]:
+            first = {"tail": tail} if attempt <= begun else {}
+            query = {"attempt": attempt, **(first if known < 0 else {"skip": known})}
+            answer = patiently(partial(client.answered, job_path(job, "logs"), query), tell)
+            lines = answer.text.split("\n")[:-1]
+            yield from (LogLine(attempt, line) for line in lines)
+            known = int(answer.headers["x-swapmeet-first-line"]) + len(lines)
+            if attempt == state["attempts"]:
+                break
+            attempt, known = attempt + 1, -1
+        if state["status"] in ENDED:
             return
         time.sleep(POLL_SECONDS)
 

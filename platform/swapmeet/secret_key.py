@@ -1,12 +1,11 @@
 """The platform's own key, under which secrets that it must be able to read again lie in the database."""
 
-import os
 from pathlib import Path
-from uuid import uuid4
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from swapmeet.errors import SecretKeyWrong
+from swapmeet.private_file import write_private
 from swapmeet.settings import Settings
 
 
@@ -64,16 +63,5 @@ def load_secret_key(settings: Settings) -> SecretKey:
 def _kept(path: Path) -> str:
     """The key in a file of the owner's only; of several that make it at once, all get the same."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{uuid4().hex[:8]}.partial")
-        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(Fernet.generate_key() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(partial, path)  # unlike a rename, never replaces another's
-        except FileExistsError:
-            pass
-        finally:
-            partial.unlink()
+        write_private(path, Fernet.generate_key().decode(), replace=False)
     return path.read_text().strip()

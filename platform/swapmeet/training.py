@@ -11,7 +11,7 @@ from typing import Any
 from swapmeet.cluster import ray_running
 from swapmeet.errors import AlreadyRunning
 from swapmeet.settings import Settings
-from swapmeet_registry import AdapterName, Registry, RegistryError, Version
+from swapmeet_registry import AdapterName, Provenance, Registry, RegistryError, Version
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
@@ -40,10 +40,20 @@ def train_and_publish(
     resources: Resources,
     alias: str | None = None,
     tell: Tell = _say_nothing,
+    parent: str | None = None,
 ) -> Published:
     """One fine-tune, from settings that somebody typed to a published version.
 
     Names, settings and data are checked before anything is written or started.
+
+    Args:
+        settings: where bases, runs and the registry are.
+        base: a name, a folder or a Hub id.
+        options: of `FineTune`, but those that follow from the base and the parent.
+        resources: what the run may use.
+        alias: to move to the new version.
+        tell: is told of progress.
+        parent: `TENANT/NAME@sha256:HEX` of the adapter in the registry to go on from.
 
     Raises:
         TrainingError, RegistryError: each says what to do.
@@ -54,11 +64,14 @@ def train_and_publish(
     registry = Registry(settings.registry_url)
     registry.names()
     found = BaseLibrary(settings.folder, tell).find(base)
-    spec = fine_tune({**options, **of_base(found)})
+    own = {"parent": _pulled(settings, registry, parent)} if parent else {}
+    spec = fine_tune({**options, **of_base(found), **own})
     load_dataset(spec)
     with _only_run(settings.folder / "runs", name) as storage:
         outcome = run_all(settings, [spec], storage, resources, tell)[0]
         folder = adapter_folder(outcome)
+        if parent:
+            _note_parent(folder, parent)
         try:
             version = publish(registry, spec, outcome, alias)
         except RegistryError as error:
@@ -66,6 +79,20 @@ def train_and_publish(
             raise type(error)(f"{error} The run is done; its adapter is kept: {retry}") from error
         shutil.rmtree(folder.parent)
     return Published(version, outcome.seconds, outcome.metrics)
+
+
+def _pulled(settings: Settings, registry: Registry, parent: str) -> Path:
+    """The folder of an adapter to go on from, at a place that is its own: a run that is begun again finds it there."""
+    folder = settings.folder / "cache" / "parents" / parent.rpartition(":")[2]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    registry.pull(parent, folder)
+    return folder
+
+
+def _note_parent(folder: Path, parent: str) -> None:
+    provenance = Provenance.read(folder)
+    assert provenance is not None, "the run writes it"
+    provenance.model_copy(update={"parent": parent}).write(folder)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from swapmeet.jobs import Jobs
 from swapmeet.queue.dispatcher import Machine
 from swapmeet.settings import load_settings
 from swapmeet.tenancy import OPERATOR, Tenancy
-from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry import Fingerprint, Registry, open_store
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_registry.stores import Store
 from swapmeet_serving import Call, Chunk, join
@@ -301,9 +301,14 @@ class Platform:
         def publish(session: Any) -> str:
             row = CheckpointRow(id=own["checkpoint"], job=own["job"], step=1, model=model, digest=DIGEST, metrics={})
             session.add(row)
+            session.get_one(JobRow, own["job"]).attempt = 1
             return str(session.scalars(select(EventRow.id).where(EventRow.job == own["job"])).first())
 
         own["event"] = self.tenancy.database.write(publish)
+        log = f"a line of {who}'s\n".encode()
+        open_store(f"file://{self.home}/storage").put(
+            f"runs/{own['job']}/1/log/000001.txt", log, hashlib.sha256(log).hexdigest()
+        )
         own["audit"] = self.do(who, "GET", "audit?limit=1")["data"][0]["id"]
         return own
 

@@ -416,6 +416,7 @@ def test_a_wrong_path_or_method_is_the_caller_s_mistake(
     assert (answer.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
     assert error.keys() == {"message", "type", "param", "code"}
     assert ("allow" in answer.headers) == (status == 405)
+    assert path in error["message"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 503])

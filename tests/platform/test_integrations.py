@@ -1,7 +1,9 @@
 """Metrics reach other systems in the background, each once told of where that fails, and never harm the job."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ import pytest
 from sqlalchemy import select, update
 
 from swapmeet.database import Database
+from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import EventRow, JobRow, SinkRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import SinkFailed
@@ -297,8 +300,15 @@ def test_a_sink_is_one_relay_s_until_that_lets_go(tenants: Database) -> None:
     assert two.due() == []
     assert two.claim(key, now()) is None
     assert one.claim(key, now()) is not None, "its own it may go on with"
+    over = update(SinkRow).values(claimed_until=now() - timedelta(seconds=1))
+    tenants.write(lambda session: session.execute(over))
+    one.renew()
+    assert two.claim(key, now()) is None, "one that lives keeps what it has"
     one.let_go()
     assert two.claim(key, now()) is not None
+    one.renew()
+    tenants.write(lambda session: session.execute(over))
+    assert one.claim(key, now()) is not None, "and one that died is followed by another"
 
 
 def test_an_error_of_any_kind_is_the_sink_s_alone(tenants: Database, settings: Settings) -> None:
@@ -447,11 +457,86 @@ def test_weights_and_biases_is_called_as_its_package_wants(
     assert [what for what, _ in called] == ["init", "log", "preempting", "finish", "init", "log", "finish"]
     options = called[0][1]
     assert (options["project"], options["tags"], options["resume"]) == ("p", ["a"], "allow")
-    assert called[1][1] == [1, {"train_loss": 0.25}]
-    assert called[-2:] == [["log", [2, {"train_loss": 0.5}]], ["finish", 0]]
+    moment = {"_timestamp": AT.timestamp()}
+    assert called[1][1] == [1, {"train_loss": 0.25} | moment]
+    assert called[-2:] == [["log", [2, {"train_loss": 0.5} | moment]], ["finish", 0]]
     (warning,) = warnings_of(tenants, "ftjob-2")
     assert "wandb failed (OSError)" in warning
     assert "abc123" not in warning
+
+
+REAL = """
+import sys
+from pathlib import Path
+from swapmeet.database import Database
+from swapmeet.database.migrations import upgrade
+from swapmeet.integrations import Relay
+from swapmeet.settings import load_settings
+Relay(Database(sys.argv[1]), load_settings(home=Path(sys.argv[2])), interval=0).run_once()
+"""
+
+
+def wandb_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """What the package wrote down to be sent: kinds and records, in LevelDB's log format behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record.FromString(whole)
+            name = record.WhichOneof("record_type")
+            yield name, getattr(record, name)
+            whole = b""
+
+
+@pytest.mark.slow
+def test_the_real_package_of_weights_and_biases_takes_it(tmp_path: Path) -> None:
+    """In its offline mode, in a process of its own as in a server's: two relays, the second of which ends the run."""
+    pytest.importorskip("wandb", reason="pip install 'swapmeet[wandb]' tests Weights & Biases' own package")
+    database = Database(f"sqlite:///{tmp_path}/swapmeet.db")
+    upgrade(database)
+    database.write(lambda session: session.add(TenantRow(name="acme")))
+    add_job(database, "ftjob-1", [WANDB])
+    measure(database, "ftjob-1", 1, 2)
+    clean = {"WANDB_MODE": "offline", "WANDB_API_KEY": "hush" * 10, "SWAPMEET_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", REAL, database.url, str(tmp_path)]
+    for step in (3, None):
+        done = subprocess.run(command, env=os.environ | clean, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        if step is not None:
+            measure(database, "ftjob-1", step)
+            end(database, "ftjob-1")
+    assert warnings_of(database, "ftjob-1") == []
+    (sink,) = sinks(database)
+    assert sink.closed_at is not None
+    database.close()
+
+    written = sorted(tmp_path.glob("wandb/wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in written] == ["run-ftjob-1.wandb"] * 2
+    first, second = (list(wandb_records(path)) for path in written)
+    run = dict(first)["run"]
+    config = {each.key: json.loads(each.value_json) for each in run.config.update if each.key != "_wandb"}
+    assert config == {"job": "ftjob-1", "model": "tiny", "adapter": "acme/x"}
+    assert (run.run_id, run.project, list(run.tags), run.host) == ("ftjob-1", "p", ["a"], "swapmeet")
+    history = [
+        (record.step.num, {item.nested_key[0]: json.loads(item.value_json) for item in record.item})
+        for kind, record in [*first, *second]
+        if kind == "history"
+    ]
+    assert [step for step, _ in history] == [1, 2, 3]
+    assert [values["train_loss"] for _, values in history] == [0.25, 0.5, 0.75]
+    assert {values["_timestamp"] for _, values in history} == {AT.timestamp()}
+    assert [kind for kind, _ in first if kind in ("preempting", "exit")] == ["preempting", "exit"]
+    assert (dict(first)["exit"].exit_code, dict(second)["exit"].exit_code) == (1, 0)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"hushhush" in path.read_bytes()]
+    assert not [path for path in kept if path.name in ("requirements.txt", "wandb-metadata.json")]
 
 
 @pytest.mark.parametrize("way", ["url", "variables", "token"])

@@ -41,7 +41,10 @@ AFTER = {
     "permissions": "permission", "tenants": "tenant", "webhook_endpoints": "endpoint", "webhooks": "webhook",
 }  # fmt: skip
 """What a list goes on after, by the last part of its path."""
-PLAIN = {"action", "by", "end", "format", "idempotency-key", "limit", "order", "owned", "purpose", "start"}
+PLAIN = {
+    "action", "attempt", "by", "end", "format", "idempotency-key", "limit", "order", "owned", "purpose", "skip",
+    "start", "tail",
+}  # fmt: skip
 """Parameters that are no ids."""
 CHAT = [{"role": "user", "content": "Hello"}]
 JOB = {"model": Id("model"), "training_file": Id("file"), "validation_file": Id("held_out")}

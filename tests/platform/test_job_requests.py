@@ -20,7 +20,7 @@ from swapmeet.fine_tuning import JobRequests, Models, parse_request, settle
 from swapmeet.fine_tuning.hyperparameters import automatic_batch, automatic_epochs, resolve
 from swapmeet.fine_tuning.models import adapter_name
 from swapmeet.settings import load_settings
-from swapmeet_registry import AdapterName, Fingerprint, NotFound, Registry, RegistryError
+from swapmeet_registry import AdapterName, Fingerprint, Registry
 from swapmeet_registry.stores import open_store
 from swapmeet_training import FineTune
 
@@ -336,15 +336,21 @@ def test_models_that_can_be_trained(
     assert "lora.dora" in str(caught.value)
     assert "lora.init" in str(caught.value)
     for model in ("ft:gpt-4o-mini:org:x:1", "gpt-4o", "acme/none", "acme/dates:7", "acme/far", "/etc", "../x", "a/b/c"):
-        with pytest.raises(RegistryError) as missing:
+        with pytest.raises(RequestRefused) as missing:
             make_row(requests, model=model, training_file=file_id)
         assert missing.value.code in ("model_not_found", "invalid_name")
+        assert missing.value.param == "model"
+    with pytest.raises(RequestRefused, match="There is no file file-none") as both:
+        make_row(requests, model="gpt-4o", training_file="file-none")
+    assert str(both.value).startswith("The base 'gpt-4o' is not known here.")
+    with pytest.raises(RequestRefused, match="at most 64 characters"):
+        parse_request(PLAIN | {"suffix": "x" * 65})
     with pytest.raises(RequestRefused, match="a mix"):
         make_row(requests, model="acme/dates*0.5+acme/dates*0.5", training_file=file_id)
     theirs = upload(50, tenant="beta")
     said = []
     for model in ("acme/dates", "acme/none"):
-        with pytest.raises(NotFound) as hidden:
+        with pytest.raises(RequestRefused) as hidden:
             make_row(requests, "beta", model=model, training_file=theirs)
         said.append(str(hidden.value).replace(model, "X"))
     assert said[0] == said[1]

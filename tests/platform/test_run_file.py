@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from swapmeet.cli.job_request import Wanted, wanted
 from swapmeet.cli.run_options import RunOptions
 from swapmeet.errors import RequestRefused
 from swapmeet.fine_tuning.run_file import read_run_file
-from swapmeet_registry import Registry
+from swapmeet_registry import Provenance, Registry, RegistryError
+from swapmeet_registry.bases import BaseLibrary
 from swapmeet_training import FineTune
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run.yaml"
@@ -189,31 +191,71 @@ def test_here_a_file_means_what_it_means_on_a_server(folder: Path, capsys: pytes
         run_here(RunOptions(data=folder / "train.jsonl", base="tiny", priority=2))
 
 
-@pytest.mark.slow
-def test_a_file_trains_here(folder: Path, tiny_llama: Path) -> None:
-    path = written(
-        folder, f"base: {tiny_llama}\nname: acme/x\ntraining_file: train.jsonl\nlora: {{max_steps: 2, rank: 4}}"
-    )
+def trained(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
         "swapmeet",
         "train",
-        "-f",
-        path,
-        "--rank",
-        "2",
+        *map(str, arguments),
         "--home",
-        folder / "home",
+        str(folder / "home"),
         "--json",
     ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SWAPMEET_")}
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200, cwd=folder)
+
+
+@pytest.mark.slow
+def test_a_file_trains_here_and_a_second_run_goes_on(folder: Path, tiny_llama: Path) -> None:
+    shape = "lora: {max_steps: 2, rank: 4, target_modules: [q_proj]}"
+    path = written(folder, f"base: {tiny_llama}\nname: acme/x\ntraining_file: train.jsonl\n{shape}")
+    done = trained(folder, "-f", path, "--rank", 2)
     assert done.returncode == 0, done.stderr
     registry = Registry(f"file://{folder}/home/registry")
     version = registry.resolve("acme/x:1")
     assert version.digest == json.loads(done.stdout)["digest"]
     assert registry.manifest(version).lora.rank == 2
+
+    done = trained(folder, "train.jsonl", "--base", "acme/x:1", "--name", "acme/x", "--max-steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from acme/x:1, {version.pinned}." in done.stderr
+    second = registry.manifest(registry.resolve("acme/x:2"))
+    assert (second.lora.rank, second.lora.target_modules) == (2, ("q_proj",))
+    assert second.training["parent"].startswith("sha256:")
+    registry.pull("acme/x:2", folder / "second")
+    provenance = Provenance.read(folder / "second")
+    assert provenance is not None
+    assert provenance.parent == version.pinned
+
+
+def test_here_too_one_goes_on_from_a_version(
+    folder: Path, tiny_llama: Path, random_lora: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named as a server takes it, by an option or in a file; what an adapter keeps is its own."""
+    home, data = folder / "home", folder / "train.jsonl"
+    base = BaseLibrary(home).add(str(tiny_llama))
+    registry = Registry(f"file://{home}/registry")
+    adapter = random_lora(tiny_llama, folder / "adapter")
+    version = registry.push(adapter, "acme/x", base=base.fingerprint, alias="prod")
+    lora = registry.manifest(version).lora
+    for ref in ("acme/x", "acme/x:1", "acme/x:prod", version.pinned):
+        run = run_here(RunOptions(data=data, base=ref, home=home))
+        assert (run.base, run.parent) == (base.name, version.pinned)
+        assert (run.settings["rank"], run.settings["alpha"]) == (lora.rank, lora.alpha)
+    file = written(folder, "base: acme/x:prod\nname: acme/y\ntraining_file: train.jsonl\n")
+    run = run_here(RunOptions(file=file, home=home))
+    assert (run.base, run.parent, run.settings["rank"]) == (base.name, version.pinned, lora.rank)
+    assert capsys.readouterr().err.count(f"Going on from acme/x:1, {version.pinned}.") == 5
+    assert run_here(RunOptions(data=data, base="acme/hub-model", home=home)).parent is None, "a Hub id"
+    assert run_here(RunOptions(data=data, base=str(tiny_llama), home=home)).parent is None
+    with pytest.raises(RegistryError, match="There is no acme/x:7"):
+        run_here(RunOptions(data=data, base="acme/x:7", home=home))
+    with pytest.raises(RequestRefused, match=f"--rank is 99, and {version.pinned} has {lora.rank}"):
+        run_here(RunOptions(data=data, base="acme/x:1", rank=99, home=home))
+    shutil.rmtree(home / "bases")
+    with pytest.raises(RegistryError, match="the base of acme/x:1, is not known here"):
+        run_here(RunOptions(data=data, base="acme/x:1", home=home))
 
 
 def test_what_submits_needs_no_database(folder: Path) -> None:

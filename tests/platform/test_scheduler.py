@@ -417,7 +417,7 @@ def test_a_lost_attempt_goes_on_from_its_checkpoint_and_not_for_ever(world: Worl
     assert row.error["code"] == "worker_lost"
     assert row.error["message"] == (
         "5 attempts ended without a new checkpoint, the last so: Died again 4. "
-        "Its last checkpoint, after step 4, is kept."
+        f"Its last checkpoint, after step 4, is kept. Its log: swapmeet jobs logs {job}"
     )
 
 
@@ -454,7 +454,9 @@ def test_what_is_the_jobs_own_fault_is_not_tried_again(local_world: World, code:
     local_world.rounds(leader, lambda: local_world.row(job).state == "failed")
     row = local_world.row(job)
     assert row.error is not None
-    assert (row.error["code"], row.error["message"], row.attempt) == (code, "Line 2 is no chat.", 1)
+    assert (row.error["code"], row.error["message"], row.attempt) == (
+        code, f"Line 2 is no chat. Its log: swapmeet jobs logs {job}", 1,
+    )  # fmt: skip
     assert local_world.announced == [("fine_tuning.job.failed", job)]
 
 

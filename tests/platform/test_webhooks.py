@@ -420,11 +420,11 @@ import sys
 from swapmeet.database import Database
 from swapmeet.secret_key import SecretKey
 from swapmeet.webhooks import Deliverer, Sender
-Deliverer(Database(sys.argv[1]), SecretKey(sys.argv[2]), Sender(private=True), claim_seconds=3).run_once()
+Deliverer(Database(sys.argv[1]), SecretKey(sys.argv[2]), Sender(private=True), claim_seconds=1).run_once()
 """
 
 
-def test_one_killed_in_the_middle_is_followed_by_another_with_the_same_id(
+def test_one_killed_in_the_middle_is_soon_followed_by_another_with_the_same_id(
     database: Database, webhooks: Webhooks, deliverer: Deliverer, receiver: Receiver
 ) -> None:
     receiver.behaviours["/hook"] = in_turn(hang, answer(200))
@@ -432,30 +432,53 @@ def test_one_killed_in_the_middle_is_followed_by_another_with_the_same_id(
     tell(database, "ftjob-1", "ftjob-2")
     process = subprocess.Popen([sys.executable, "-c", KILLED, database.url, KEY])
     until(lambda: len(receiver.received) == 1, 60)
-    assert deliverer.run_once() == 0, "it is the other's as long as its claim lasts"
+    time.sleep(1.5)
+    assert deliverer.run_once() == 0, "it is the other's as long as that lives, which is longer than its claim lasts"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    done = settled(database, deliverer)
+    done = settled(database, deliverer, seconds=5)
     assert [(row.state, row.attempts) for row in done] == [("delivered", 2), ("delivered", 1)]
     assert jobs_of(receiver.received) == ["ftjob-1", "ftjob-1", "ftjob-2"]
     assert receiver.received[0].id == receiver.received[1].id
+    assert Deliverer(database, SecretKey(KEY))._claims._lasts <= timedelta(seconds=6)
 
 
-def test_one_that_lost_its_claim_changes_nothing(database: Database, webhooks: Webhooks, receiver: Receiver) -> None:
-    """It hangs longer than its claim lasts; meanwhile another delivers, and its failure comes too late to count."""
+def test_one_that_lost_its_claim_changes_nothing(
+    database: Database, webhooks: Webhooks, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """It is stopped in mid-attempt; meanwhile another delivers, and its failure comes too late to count."""
     receiver.behaviours["/hook"] = in_turn(hang, answer(200))
     webhooks.create("acme", f"{receiver.url}/hook")
     tell(database, "ftjob-1")
-    slow = Deliverer(database, SecretKey(KEY), Sender(private=True, step_seconds=2), workers=1, claim_seconds=0.5)
-    thread = threading.Thread(target=slow.run_once)
-    thread.start()
-    until(lambda: len(receiver.received) == 1, 10)
-    time.sleep(0.6)
-    other = Deliverer(database, SecretKey(KEY), SENDER)
-    assert other.run_once() == 1
-    thread.join()
+    process = subprocess.Popen([sys.executable, "-c", KILLED, database.url, KEY])
+    until(lambda: len(receiver.received) == 1, 60)
+    process.send_signal(signal.SIGSTOP)
+    settled(database, deliverer)
+    process.send_signal(signal.SIGCONT)
+    receiver.release.set()
+    assert process.wait(60) == 0
     (row,) = rows(database)
     assert (row.state, row.error, row.attempts) == ("delivered", None, 2)
+
+
+def test_one_that_is_told_to_stop_ends_what_it_began(
+    database: Database, webhooks: Webhooks, deliverer: Deliverer, receiver: Receiver
+) -> None:
+    """It keeps its claim meanwhile, and begins nothing more."""
+    receiver.behaviours["/hook"] = lambda handler: (hang(handler), answer(200)(handler))[1]
+    webhooks.create("acme", f"{receiver.url}/hook")
+    tell(database, "ftjob-1", "ftjob-2")
+    leaving = Deliverer(database, SecretKey(KEY), Sender(private=True), claim_seconds=0.5)
+    stop = threading.Event()
+    thread = threading.Thread(target=leaving.serve, args=(stop,))
+    thread.start()
+    until(lambda: len(receiver.received) == 1, 10)
+    stop.set()
+    time.sleep(1.5)
+    assert deliverer.run_once() == 0
+    receiver.release.set()
+    thread.join()
+    assert [row.state for row in rows(database)] == ["delivered", "pending"]
 
 
 def test_a_secret_that_can_not_be_read_is_said_and_tried_again(

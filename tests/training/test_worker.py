@@ -18,6 +18,8 @@ from swapmeet_registry import Corrupt, Provenance
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_training import FineTune, Resources
+from swapmeet_training.attempts import log as logs
+from swapmeet_training.attempts.log import LINES, AttemptLog, add_last_words, log_length, log_lines
 from swapmeet_training.attempts.run_storage import RunStorage, step_of
 from swapmeet_training.attempts.scratch import scratch_folder
 from swapmeet_training.attempts.telling import (
@@ -116,9 +118,8 @@ def test_an_attempt_that_was_stopped_goes_on_elsewhere_as_if_it_never_had(
     assert second[0] == Began(first[-1].checkpoint)
     assert steps(second) == [*range(at + 1, 7)]
     assert weights(store, second[-1], tmp_path / "stopped") == calm
-    log = store.get(f"runs/{JOB}/2/log.txt")
-    assert log is not None
-    assert "step 6/6" in log.data.decode()
+    log = list(log_lines(store, JOB, 2))
+    assert any("step 6/6" in line for line in log)
 
 
 def test_what_a_dead_attempt_did_not_tell_the_next_one_does(make_order: MakeOrder, store: Store) -> None:
@@ -243,3 +244,76 @@ def test_a_manifest_that_was_cut_is_told(store: Store) -> None:
     runs.put(runs.key(1, "checkpoint-1.json"), json.dumps({"files": [{"path": "x"}]}).encode())
     with pytest.raises(Corrupt, match="damaged"):
         runs.contents(runs.key(1, "checkpoint-1"))
+
+
+def test_the_log_of_an_attempt_says_what_it_is_and_how_it_ended(
+    make_order: MakeOrder, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in mid-run, as far as it has come; and secrets of the environment are in none of it."""
+    monkeypatch.setattr(logs, "KEEP_SECONDS", 0.01)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    order = make_order(settings={"rank": 4, "target_modules": ["hush-hush-hush"], "epochs": 1})
+    told = attempt(order)
+    assert isinstance(told[-1], Failed)
+    log = list(log_lines(store, JOB, 1))
+    whole = "\n".join(log)
+    assert f"attempt 1 of {JOB}: acme/dates on tiny-llama" in log[0]
+    assert '"rank": 4' in log[1]
+    assert "peft 0." in log[3]
+    assert "Traceback (most recent call last):" in whole
+    assert "failed (invalid_hyperparameters, for good)" in log[-1]
+    assert "hush" not in whole
+    assert "[AWS_SECRET_ACCESS_KEY]" in whole
+
+    seen: list[int] = []
+
+    def watch(told: list[Telling]) -> bool:
+        if len(steps(told)) == 3:
+            time.sleep(0.2)
+            seen.append(sum("step " in line for line in log_lines(store, JOB, 2)))
+        return False
+
+    attempt(make_order(attempt=2), watch)
+    assert seen[0] >= 3, "and it still ran"
+
+
+def test_long_logs_are_kept_in_pieces_and_gone_on_with(make_order: MakeOrder, store: Store) -> None:
+    order = make_order()
+    log = AttemptLog(order)
+    for number in range(LINES + 10):
+        log.write(f"line {number}")
+        if number in (5, LINES - 1):
+            log.keep()
+    log.write("a\nb\x1b[2J\u2028c" + "x" * 10_000)
+    log.keep()
+    log.keep()
+    assert log_length(store, JOB, 1) == LINES + 12
+    assert len(list(store.list(f"runs/{JOB}/1/log/"))) == 2
+    found = [line.partition(" ")[2] for line in log_lines(store, JOB, 1)]
+    assert found[: LINES + 10] == [f"line {number}" for number in range(LINES + 10)]
+    assert found[-2] == "a"
+    assert found[-1].startswith("b [2J cxxx")
+    assert len(found[-1]) < 5000
+    assert [line.partition(" ")[2] for line in log_lines(store, JOB, 1, skip=LINES + 9)][:2] == [
+        f"line {LINES + 9}",
+        "a",
+    ]
+    assert list(log_lines(store, JOB, 1, skip=10 * LINES)) == []
+    add_last_words(order, "it died\nof something", "failed")
+    assert [line.partition(" ")[2] for line in log_lines(store, JOB, 1)][-3:] == ["it died", "of something", "failed"]
+    assert log_length(store, JOB, 1) == LINES + 15
+    assert (log_length(store, JOB, 2), list(log_lines(store, JOB, 2))) == (0, [])
+
+
+def test_a_log_waits_for_the_storage(make_order: MakeOrder, store: Store, tmp_path: Path) -> None:
+    log = AttemptLog(make_order())
+    log.write("one")
+    folder = tmp_path / "storage"
+    folder.rename(tmp_path / "away")
+    folder.write_text("no folder")
+    log.keep()
+    log.write("two")
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+    log.keep()
+    assert [line.partition(" ")[2] for line in log_lines(store, JOB, 1)] == ["one", "two"]

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import Json, show, tell
+from swapmeet.cli.options import Json, not_empty, show, tell
 from swapmeet.cli.tables import duration, fields, moment, plain, table
-from swapmeet.following import PAGE, follow, job_path, newer
+from swapmeet.following import PAGE, follow, job_path
 
 if TYPE_CHECKING:
     from swapmeet.client import Client
 
 app = typer.Typer(help="Fine-tuning jobs of a running server (SWAPMEET_URL, SWAPMEET_API_KEY).", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(help="The job's id, ftjob-…")]
+JobId = Annotated[str, typer.Argument(help="The job's id, ftjob-…", callback=not_empty)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit code 1 if it fails.")]
 METRICS = {"train_loss": "loss", "valid_loss": "validation loss", "full_valid_loss": "full validation loss"}
 
@@ -83,14 +83,27 @@ def events(
 
 
 @app.command()
-def logs(job: JobId, follow: Follow = False, json: Json = False) -> None:
-    """All that a job told from its beginning, with the figures that it measured; with --json a line for each."""
+def logs(
+    job: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt only.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="The last lines of each attempt only.")] = None,
+    follow: Follow = False,
+    json: Json = False,
+) -> None:
+    """What a job's attempts wrote down: settings, versions, every step, and how they ended, with the traceback."""
+    if follow and attempt is not None:
+        raise typer.BadParameter(
+            "--follow goes on through all attempts. Leave one of them out.", param_hint="--attempt"
+        )
     with _client() as client:
         if follow:
-            _follow(client, job, json)
-            return
-        for event in newer(client, job, set()):
-            print(json_.dumps(event) if json else event_line(event), flush=True)
+            _follow_log(client, job, tail, json)
+        elif json:
+            attempts = range(1, client.call("GET", job_path(job))["attempts"] + 1) if attempt is None else [attempt]
+            found = [(each, client.log(job, each, tail).split("\n")[:-1]) for each in attempts]
+            show({"logs": [{"attempt": each, "lines": lines} for each, lines in found]}, "", json)
+        else:
+            _print_log(client.log(job, attempt, tail))
 
 
 @app.command()
@@ -125,6 +138,28 @@ def _follow(client: "Client", job: str, json: bool) -> None:
             print(json_.dumps(found) if json else event_line(found), flush=True)
         elif found["status"] != "succeeded":
             raise typer.Exit(1)
+
+
+def _follow_log(client: "Client", job: str, tail: int | None, json: bool) -> None:
+    """Print an attempt's lines as they come, each attempt's below its number; exit code 1 unless the job succeeds."""
+    attempt = 0
+    for found in client.follow_log(job, tail, tell):
+        if json:
+            print(json_.dumps({"attempt": found.attempt, "line": found.line}), flush=True)
+            continue
+        if found.attempt != attempt:
+            attempt = found.attempt
+            print(f"--- attempt {attempt} ---")
+        print(plain(found.line), flush=True)
+    if client.call("GET", job_path(job))["status"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _print_log(text: str) -> None:
+    for line in text.split("\n")[:-1]:
+        print(plain(line))
+    if not text:
+        tell("No attempt has written anything yet; `swapmeet jobs events` shows what happened.")
 
 
 def event_line(event: dict[str, Any]) -> str:

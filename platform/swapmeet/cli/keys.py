@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import Json, show, tell
+from swapmeet.cli.options import Json, not_empty, show, tell
 from swapmeet.cli.remote import Tenant, connect, day, given, moment, path_of
 
 app = typer.Typer(help="API keys of a running server: create, list, revoke, rotate.", no_args_is_help=True)
 
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-KeyId = Annotated[str, typer.Argument(help="The key's id, key-…")]
+KeyId = Annotated[str, typer.Argument(help="The key's id, key-…", callback=not_empty)]
 
 
 @app.command("create")

@@ -17,6 +17,13 @@ RegistryUrl = Annotated[
 BaseName = Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")]
 
 
+def not_empty(text: str) -> str:
+    """An argument that names one thing, where nothing would be the path of all of them."""
+    if not text.strip():
+        raise typer.BadParameter("It is empty, as a variable may be that was not set. Name one.")
+    return text
+
+
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: its text for people, or all of it as one JSON line."""
     print(json.dumps(result) if as_json else text, flush=True)

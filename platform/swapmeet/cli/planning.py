@@ -11,7 +11,7 @@ from swapmeet.cli.options import Json, show, tell
 from swapmeet.cli.run_options import RunOptions, server_of, takes_run_options
 from swapmeet.settings import load_settings
 from swapmeet_training.errors import SpecError
-from swapmeet_training.plan import Placement, named, own_hardware, plan_job, this_machine
+from swapmeet_training.plan import Placement, fitting, named, own_hardware, planned_job, this_machine
 
 
 @takes_run_options
@@ -59,7 +59,10 @@ def _made(
     nodes = [] if gpu or memory else [this_machine()]
     settings = {name: value for name, value in run.settings.items() if name not in ("data", "validation")}
     data, held_out = run.settings["data"], run.settings.get("validation")
-    made = plan_job(_folder(run.base, options), settings, data, held_out, nodes, hardware, resources.gpus or 1.0)
+    planned = planned_job(_folder(run.base, options), settings, data, held_out, hardware)
+    if run.parent:
+        planned = planned.having(parent=Path(run.parent))
+    made = fitting(planned, nodes, resources.gpus or 1.0)
     return run.base, (made.at_speed(speed) if speed else made).as_dict()
 
 

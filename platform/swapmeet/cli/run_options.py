@@ -29,7 +29,10 @@ class RunOptions:
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="A run in YAML, as a job's request has it; options override it.")
     ] = None
-    base: Annotated[str | None, typer.Option(help="A base: short name, transformers folder, or Hub id.")] = None
+    base: Annotated[
+        str | None,
+        typer.Option(help="A base: short name, transformers folder, or Hub id; or TENANT/NAME:3 to go on from."),
+    ] = None
     name: Annotated[str | None, typer.Option(help="TENANT/NAME to publish as.")] = None
     validation: Annotated[Path | None, typer.Option(help="Held-out examples, in the same form.")] = None
     method: Annotated[str | None, typer.Option(help="supervised, or dpo to learn from preferences.")] = None

@@ -63,7 +63,7 @@ def submit(client: "Client", job: Wanted, follow: bool, json: bool) -> None:
     if json:
         show(ended, "", json)
     if ended["status"] != "succeeded":
-        reason = (ended.get("error") or {}).get("message") or "swapmeet jobs logs ID shows what happened."
+        reason = (ended.get("error") or {}).get("message") or "swapmeet jobs events ID shows what happened."
         tell(f"swapmeet: {made['id']} {ended['status']}. {plain(reason)}".replace("ID", made["id"]))
         raise typer.Exit(1)
 

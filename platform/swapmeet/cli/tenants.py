@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import Json, show
+from swapmeet.cli.options import Json, not_empty, show
 from swapmeet.cli.remote import connect, given, moment, path_of
 
 app = typer.Typer(help="Tenants of a running server: create, list, show, set.", no_args_is_help=True)
@@ -20,7 +20,7 @@ def _amount(text: str) -> int | None:
 
 
 Limit = Annotated[str | None, typer.Option(metavar="NUMBER|none")]
-Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+Name = Annotated[str, typer.Argument(help="The tenant's name.", callback=not_empty)]
 
 
 @app.command()

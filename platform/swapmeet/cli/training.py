@@ -37,7 +37,7 @@ def _here(options: RunOptions, json: bool) -> None:
         raise RequestRefused(f"{options.file}: here, where no server knows the tenant, name it: TENANT/NAME.")
     settings = load_settings(home=options.home, registry=options.registry)
     follow = tell if options.follow else lambda _: None
-    published = train_and_publish(settings, run.base, run.settings, run.resources, options.alias, follow)
+    published = train_and_publish(settings, run.base, run.settings, run.resources, options.alias, follow, run.parent)
     result = {
         "name": published.version.name,
         "version": published.version.version,

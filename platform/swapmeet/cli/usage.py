@@ -28,6 +28,8 @@ def usage(
     json: Json = False,
 ) -> None:
     """What was used: tokens, GPU-seconds, storage."""
+    if csv and json:
+        raise typer.BadParameter("CSV and JSON are two forms of the same. Keep one of them.", param_hint="--csv")
     query = {
         "start": start,
         "end": end,

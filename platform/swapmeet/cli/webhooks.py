@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import typer
 
-from swapmeet.cli.options import Json, show
+from swapmeet.cli.options import Json, not_empty, show
 from swapmeet.cli.tables import moment, plain, table
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Webhooks: URLs that a running server tells of jobs' ends.", no_args_is_help=True)
 ROUTE = "/v1/webhooks"
-WebhookId = Annotated[str, typer.Argument(help="The webhook's id, whep_…")]
+WebhookId = Annotated[str, typer.Argument(help="The webhook's id, whep_…", callback=not_empty)]
 
 
 def _client() -> "Client":

@@ -50,6 +50,8 @@ def _sentence(finding: Any, known: Mapping[str, Sequence[str]]) -> str:
     if kind == "union_tag_invalid":
         return f"{path}.type should be one of {finding['ctx']['expected_tags']}."
     wanted = OPENING.sub("", ENDING.sub("", finding["msg"]))
+    if isinstance(finding["input"], str):
+        wanted = re.sub(r"\bitem(s?)$", r"character\1", wanted)
     wanted = wanted[:1].lower() + wanted[1:] if not wanted.startswith("'") else wanted
     return f"{path or 'The request'} is {_shown(finding['input'])} but should {wanted}."
 

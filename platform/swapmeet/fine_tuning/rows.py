@@ -11,13 +11,14 @@ from swapmeet.errors import NotFound, RequestRefused
 from swapmeet.files import Files
 from swapmeet.files.files import present
 from swapmeet.fine_tuning.hyperparameters import run_settings
-from swapmeet.fine_tuning.models import Models, adapter_name, inherit
+from swapmeet.fine_tuning.models import Models, Origin, adapter_name, inherit
 from swapmeet.fine_tuning.request import JobRequest
 from swapmeet.fine_tuning.settling import require_usable, settle
 from swapmeet.ids import made_at, new_id
 from swapmeet.integrations import check_integrations
 from swapmeet.settings import Settings
-from swapmeet_registry import canonical
+from swapmeet_registry import InvalidName, canonical
+from swapmeet_registry import NotFound as NoModel
 
 
 class JobRequests:
@@ -53,11 +54,11 @@ class JobRequests:
             idempotency_key: tells jobs apart that are wanted alike; without it, what is asked twice is meant once.
 
         Raises:
-            RequestRefused: a file, the suffix or a name can not be used; every mistake is told.
-            NotFound: there is no such model.
+            RequestRefused: there is no such model, or a file, the suffix or a name can not be used; every mistake is
+                told.
         """
-        origin = self.models.find(request.model, visible)
         mistakes: list[RequestRefused] = []
+        origin = self._origin(request.model, visible, mistakes)
         training = self._file("training_file", request.training_file, tenant, request.kind, mistakes)
         validation = self._file("validation_file", request.validation_file, tenant, request.kind, mistakes)
         now = self.clock()
@@ -106,6 +107,13 @@ class JobRequests:
         if training is not None and all(file.status == "processed" for file in checked):
             settle(row, training, validation)
         return row
+
+    def _origin(self, model: str, visible: Callable[[str], bool], mistakes: list[RequestRefused]) -> Origin:
+        try:
+            return self.models.find(model, visible)
+        except (NoModel, InvalidName, RequestRefused) as error:
+            mistakes.append(RequestRefused(str(error), "model", error.code))
+            return Origin("")
 
     def _file(
         self, field: str, file_id: str | None, tenant: str, method: str, mistakes: list[RequestRefused]

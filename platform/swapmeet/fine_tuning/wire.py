@@ -48,6 +48,7 @@ def job_object(job: JobRow) -> dict[str, Any]:
         "step": job.step,
         "total_steps": job.total_steps,
         "waits_for": job.waits_for,
+        "attempts": job.attempt,
     }
 
 

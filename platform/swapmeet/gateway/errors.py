@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from swapmeet.files.rules import shortened
+
 log = logging.getLogger("swapmeet.gateway")
 
 LEFT = 499
@@ -153,16 +155,26 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
         message = "; ".join(f"{where}: {what}" if where else what for where, what in mistakes)
         return JSONResponse(error_body(message, "invalid_request", 400, mistakes[0][0] or None), 400)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "http_error")
-        body = error_body(str(error.detail), code, error.status_code)
+        body = error_body(_of_route(request, error), code, error.status_code)
         return JSONResponse(body, error.status_code, error.headers)
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     for kind in (*known, Exception):
         app.add_exception_handler(kind, ours)
+
+
+def _of_route(request: Request, error: HTTPException) -> str:
+    """What is wrong with a request that no route takes; what other errors say."""
+    path = shortened(request.url.path)
+    if error.status_code == 404:
+        return f"There is nothing at {path}. /docs lists what there is; the base URL ends in /v1."
+    if error.status_code == 405:
+        return f"{path} does not take {request.method}, but {(error.headers or {}).get('allow', 'nothing')}."
+    return str(error.detail)
 
 
 def _where(error: Any) -> str:

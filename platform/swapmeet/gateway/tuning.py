@@ -23,7 +23,7 @@ from swapmeet.queue.placing import lent
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
-from swapmeet_registry.stores import open_store
+from swapmeet_registry.stores import Store, open_store
 
 FILE_THREADS = 4
 """So many files are written or read through at once; routes that only look something up never wait for them."""
@@ -70,9 +70,10 @@ class Jobs(Protocol):
 class Tuning:
     """Files, uploads, what checks them, jobs, what plans them, the cluster's machines, and a folder for what arrives.
 
-    `machines` has the GPUs that jobs may have.
+    `machines` has the GPUs that jobs may have; `store` has what their attempts leave.
     """
 
+    store: Store
     files: Files
     uploads: Uploads
     validator: Validator
@@ -90,11 +91,13 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
     """All of it for a platform with these settings; nothing runs in the background yet."""
     spool = settings.folder / "cache" / "uploads"
     library = BaseLibrary(settings.folder)
-    files = Files(database, open_store(settings.storage_url))
+    store = open_store(settings.storage_url)
+    files = Files(database, store)
     hosted = set() if "/" in settings.base else {settings.base}  # a folder has its name among the records
     models = Models(registry, lambda: hosted | {record.name for record in library.records()})
     cluster, running = RayDispatcher(settings.storage_url), select(JobRow).where(JobRow.state == State.RUNNING)
     return Tuning(
+        store=store,
         files=files,
         uploads=Uploads(files, spool),
         validator=Validator(files, spool),

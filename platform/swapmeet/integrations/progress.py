@@ -15,8 +15,8 @@ from swapmeet.integrations.sink import Run
 
 MOST_EVENTS = 500
 """Of one batch."""
-CLAIM = timedelta(seconds=120)
-"""Longer than any batch takes; a relay that goes on renews its claim with each."""
+CLAIM = timedelta(seconds=30)
+"""How long a relay may be silent before others take its sinks; it renews its claims as long as it lives."""
 LATEST = timedelta(hours=1)
 """How long after its job's end a sink that fails is tried."""
 ENDED = ("succeeded", "failed", "cancelled")
@@ -140,6 +140,11 @@ class Progress:
                 )
 
         self._database.write(note)
+
+    def renew(self) -> None:
+        """Have the claims of this relay's last from now on."""
+        own = update(SinkRow).where(SinkRow.claimed_by == self._relay, SinkRow.closed_at.is_(None))
+        self._database.write(lambda session: session.execute(own.values(claimed_until=now() + CLAIM)))
 
     def let_go(self) -> None:
         """Leave all sinks of this relay's to others."""

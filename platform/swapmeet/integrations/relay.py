@@ -15,7 +15,7 @@ from swapmeet.database import Database
 from swapmeet.database.tables import EventRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import PlatformError, SinkFailed
-from swapmeet.integrations.progress import Batch, Key, Progress
+from swapmeet.integrations.progress import CLAIM, Batch, Key, Progress
 from swapmeet.integrations.sink import Point, Run, Sink, open_sink
 from swapmeet.settings import Settings
 
@@ -50,7 +50,7 @@ class Relay:
         self._opening = opening
         self._open: dict[Key, Sink] = {}
         self._under_way: dict[Key, Future[None]] = {}
-        self._attach_at = 0.0
+        self._attach_at = self._renew_at = 0.0
 
     def run_once(self) -> None:
         """Send all that is there to be sent, and let go of it."""
@@ -63,6 +63,7 @@ class Relay:
         with ThreadPoolExecutor(WORKERS, "integrations") as pool:
             while not stop.wait(POLL_SECONDS):
                 try:
+                    self._renew()
                     self._start(pool)
                 except PlatformError as error:
                     log.warning("no metrics are sent at present: %s", error)
@@ -77,6 +78,11 @@ class Relay:
         for key in self._progress.due():
             if key not in self._under_way:
                 self._under_way[key] = pool.submit(self._step, key)
+
+    def _renew(self) -> None:
+        if (self._open or self._under_way) and time.monotonic() >= self._renew_at:
+            self._progress.renew()
+            self._renew_at = time.monotonic() + CLAIM.total_seconds() / 3
 
     def _step(self, key: Key) -> None:
         """One batch of one sink. Whatever happens in it ends here."""

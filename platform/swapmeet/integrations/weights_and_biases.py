@@ -11,6 +11,17 @@ from swapmeet.errors import SinkFailed
 from swapmeet.integrations.request import Wandb
 from swapmeet.integrations.sink import Point, Run
 
+SETTINGS = {
+    "console": "off",
+    "silent": True,
+    "init_timeout": 30,
+    **dict.fromkeys(("disable_git", "disable_code", "disable_job_creation"), True),
+    **dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True),
+    "x_save_requirements": False,
+    "host": "swapmeet",
+}
+"""It sends what a job measured, and nothing of the server that runs it: neither load, code, paths nor packages."""
+
 
 class WandbSink:
     """One run under the job's id, with the operator's key (`WANDB_API_KEY`).
@@ -39,14 +50,14 @@ class WandbSink:
                 reinit="create_new",  # others' runs in this process stay as they are
                 dir=str(folder),
                 config={"job": run.job, "model": run.model, "adapter": run.adapter},
-                settings=package.Settings(console="off", silent=True),
+                settings=package.Settings(**SETTINGS),
             )
 
     def log(self, points: Sequence[Point]) -> None:
         """Hand points to the package, which sends them; it drops those of steps that it has had."""
         with _errors():
             for point in points:
-                self._run.log(dict(point.values), step=point.step)
+                self._run.log({**point.values, "_timestamp": point.at.timestamp()}, step=point.step)
 
     def end(self, state: str, at: datetime) -> None:  # noqa: ARG002 - it notes its own moment
         """Send what is left; anything but success is an exit code of 1."""

@@ -4,8 +4,8 @@ jobs.py       what callers may do with a job
 states.py     the states and every move between them, pure
 ending.py     ends of attempts and jobs, with usage and webhooks, in one transaction
 events.py     what is told of a job, each thing once
-publishing.py  checkpoints and results become models
-logs.py       what attempts left to read
+publishing.py checkpoints and results become models
+logs.py       what attempts leave to read
 leftovers.py  what they left in the storage, removed in time
 """
 

@@ -54,7 +54,9 @@ def move(session: Session, row: JobRow, how: Move, announce: Announce = announce
 
 
 def fail(session: Session, row: JobRow, code: str, message: str, announce: Announce, param: str | None = None) -> None:
-    """End a job by an error, with the sentence that explains it."""
+    """End a job by an error, with the sentence that explains it, and where there is a log, with how to read it."""
+    if row.attempt:
+        message = f"{message} Its log: swapmeet jobs logs {row.id}"
     if move(session, row, Move.FAIL, announce):
         row.error = {"code": code, "message": message, "param": param}
         tell(session, row.id, "failed", f"The job failed: {message}", level="error", data=dict(row.error))

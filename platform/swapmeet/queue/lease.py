@@ -21,8 +21,9 @@ from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
+from swapmeet.database.clock import present
 from swapmeet.database.tables import LeaseRow
-from swapmeet.database.tables.base import Moment, now
+from swapmeet.database.tables.base import Moment
 from swapmeet.errors import DatabaseFailed, LeaseLost
 
 log = logging.getLogger("swapmeet.queue")
@@ -148,46 +149,37 @@ class Lease:
     def _is_open(self, session: Session) -> bool:
         """Whether nobody has it."""
         row = session.get(LeaseRow, self.name)
-        return row is None or self._has_run_out(row, _present(session))
+        return row is None or self._has_run_out(row, present(session))
 
-    def _has_run_out(self, row: LeaseRow, present: datetime) -> bool:
+    def _has_run_out(self, row: LeaseRow, moment: datetime) -> bool:
         seen = (row.holder, row.term, row.expires_at)
         if seen != self._seen:
             self._seen, self._seen_at = seen, _elapsed()
-        return row.expires_at <= present or _elapsed() >= self._seen_at + VALID
+        return row.expires_at <= moment or _elapsed() >= self._seen_at + VALID
 
     def _take(self, session: Session) -> int | None:
         """The term in which it leads, until a lease from now; None if another does."""
         row = session.get(LeaseRow, self.name, with_for_update=True)
         if row is None:
-            session.execute(_NEW, {"name": self.name, "expires_at": _present(session)})
+            session.execute(_NEW, {"name": self.name, "expires_at": present(session)})
             row = session.get_one(LeaseRow, self.name, with_for_update=True)
-        present = _present(session)
-        if row.holder != self._holder and not self._has_run_out(row, present):
+        moment = present(session)
+        if row.holder != self._holder and not self._has_run_out(row, moment):
             return None
-        if row.holder != self._holder or row.expires_at <= present:
+        if row.holder != self._holder or row.expires_at <= moment:
             row.term += 1
-        row.holder, row.expires_at = self._holder, present + timedelta(seconds=VALID)
+        row.holder, row.expires_at = self._holder, moment + timedelta(seconds=VALID)
         return row.term
 
     def _give_back(self, session: Session) -> None:
         row = session.get(LeaseRow, self.name, with_for_update=True)
         if row and row.holder == self._holder:
-            row.expires_at = _present(session)
+            row.expires_at = present(session)
 
 
 _NEW = text(
     "INSERT INTO leases (name, holder, term, expires_at) VALUES (:name, '', 0, :expires_at) ON CONFLICT DO NOTHING"
 ).bindparams(bindparam("expires_at", type_=Moment))
-
-
-def _present(session: Session) -> datetime:
-    """The database's present moment, also within a transaction that had to wait."""
-    if session.get_bind().dialect.name != "postgresql":
-        return now()
-    moment = session.scalar(select(func.clock_timestamp()))
-    assert isinstance(moment, datetime)
-    return moment
 
 
 def _elapsed() -> float:

@@ -1,8 +1,8 @@
 """The operator's first key, without which nobody could make others."""
 
-import os
 from pathlib import Path
 
+from swapmeet.private_file import write_private
 from swapmeet.tenancy.caller import OPERATOR
 from swapmeet.tenancy.tenancy import Tenancy
 
@@ -20,8 +20,5 @@ def operator_key(tenancy: Tenancy, home: Path) -> str:
             return key
     tenancy.tenants.ensure(OPERATOR)
     key = tenancy.keys.create(OPERATOR, ["owner"], name="admin.key").key
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.touch(mode=0o600)
-    partial.write_text(key + "\n")
-    partial.replace(path)
+    write_private(path, key, replace=True)
     return key

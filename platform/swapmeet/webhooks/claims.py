@@ -1,14 +1,19 @@
-"""Who delivers what: claims in SQL, one per webhook, so that nobody delivers beside another and order stays."""
+"""Who delivers what: claims in SQL, one per webhook, so that nobody delivers beside another and order stays.
 
+A claim is short, and renewed as long as its deliverer lives: one that is killed holds nothing up for longer than that.
+"""
+
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import Select, and_, delete, func, or_, select
+from sqlalchemy import Select, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from swapmeet.database import Database
+from swapmeet.database.clock import present
 from swapmeet.database.tables import DeliveryRow, WebhookRow
 from swapmeet.database.tables.base import now
 
@@ -30,12 +35,13 @@ class Claims:
 
     Args:
         database: where they are.
-        lasts: how long a claim lasts, in seconds; longer than any attempt.
+        lasts: how long a claim lasts that is not renewed, in seconds.
     """
 
     def __init__(self, database: Database, lasts: float) -> None:
         self._database = database
         self._lasts = timedelta(seconds=lasts)
+        self._renew_at = 0.0
 
     def take(self, *, first_only: bool = False, without: Collection[str] = ()) -> Claim | None:
         """A delivery that is due and nobody's, or None; those tried least often come first.
@@ -44,10 +50,24 @@ class Claims:
             first_only: only what was never tried.
             without: tenants that are left out.
         """
-        if self._database.read(lambda session: session.scalar(_due(now(), first_only, without))) is None:
+        if self._database.read(lambda session: session.scalar(_due(present(session), first_only, without))) is None:
             return None  # most looks find nothing, and need not wait for whoever writes
         token = uuid4().hex
         return self._database.write(lambda session: self._take(session, token, first_only, without))
+
+    def renew(self, claims: Collection[Claim]) -> None:
+        """Have claims last from now on, if it is time to; those that are another's by now stay so."""
+        if not claims:
+            self._renew_at = time.monotonic() + self._lasts.total_seconds() / 3
+        elif time.monotonic() >= self._renew_at:
+            tokens = [claim.token for claim in claims]
+
+            def note(session: Session) -> None:
+                own = update(WebhookRow).where(WebhookRow.claimed_by.in_(tokens))
+                session.execute(own.values(claimed_until=present(session) + self._lasts))
+
+            self._database.write(note)
+            self._renew_at = time.monotonic() + self._lasts.total_seconds() / 3
 
     def forget(self) -> None:
         """Delete what ended long ago."""
@@ -81,7 +101,7 @@ class Claims:
         self._database.write(note)
 
     def _take(self, session: Session, token: str, first_only: bool, without: Collection[str]) -> Claim | None:
-        at = now()
+        at = present(session)
         found = session.scalar(_due(at, first_only, without).with_for_update(of=WebhookRow, skip_locked=True))
         if found is None:
             return None

@@ -39,8 +39,8 @@ class Backoff:
 class Deliverer:
     """Delivers events to webhooks: at least once, in order for each, and none waits for another.
 
-    Any number may run, in any processes, over one database. One that is killed in the middle leaves a claim that runs
-    out after `claim_seconds`; then the event is sent again, under the same `webhook-id`.
+    Any number may run, in any processes, over one database. What one was sending that is killed is sent again by
+    another, or by its successor, after `claim_seconds`, under the same `webhook-id`.
 
     Args:
         database: where webhooks and deliveries are.
@@ -48,7 +48,7 @@ class Deliverer:
         sender: how events are sent.
         workers: so many at once; retries take half of these places at most, and one tenant a quarter.
         backoff: when a failed delivery is tried again.
-        claim_seconds: longer than any attempt, resolving the host's name included.
+        claim_seconds: how long it may be silent before others take over what it was sending.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Deliverer:
         *,
         workers: int = 32,
         backoff: Backoff | None = None,
-        claim_seconds: float = 90.0,
+        claim_seconds: float = 6.0,
     ) -> None:
         self._secret_key = secret_key
         self._sender = sender or Sender()
@@ -75,6 +75,7 @@ class Deliverer:
         attempts = 0
         with ThreadPoolExecutor(self._workers, "webhooks") as pool:
             while True:
+                self._renew()
                 started = self._start(pool)
                 attempts += started
                 if not started and not self._under_way:
@@ -84,14 +85,19 @@ class Deliverer:
     def serve(self, stop: threading.Event) -> None:
         """Deliver until told to stop, then wait for the attempts under way."""
         with ThreadPoolExecutor(self._workers, "webhooks") as pool:
-            while not stop.is_set():
+            while self._under_way or not stop.is_set():
                 try:
-                    self._start(pool)
-                    self._forget()
+                    self._renew()
+                    if not stop.is_set():
+                        self._start(pool)
+                        self._forget()
                 except PlatformError as error:
                     log.warning("no webhooks are delivered at present: %s", error)
-                    stop.wait(1)
+                    time.sleep(1)
                 self._pause()
+
+    def _renew(self) -> None:
+        self._claims.renew(list(self._under_way.values()))
 
     def _pause(self) -> None:
         self._wake.wait(POLL_SECONDS)

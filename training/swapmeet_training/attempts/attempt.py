@@ -17,9 +17,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swapmeet_training.attempts.apart import Process, Raised, apart
+from swapmeet_training.attempts.log import add_last_words, said
 from swapmeet_training.attempts.telling import Answer, Failed, Last, Order, Telling
 from swapmeet_training.attempts.training import train
-from swapmeet_training.attempts.worker import keep_log, log_line, own_fault
+from swapmeet_training.attempts.worker import own_fault
 from swapmeet_training.errors import RunFailed, WorkerLost
 from swapmeet_training.foreign import as_ours
 
@@ -36,7 +37,6 @@ class Attempt:
         self._order = order
         self._lock = threading.Lock()
         self._told: deque[tuple[int, Telling]] = deque()
-        self._log: list[str] = []
         self._number = 0
         self._over = self._stop = False
         self._process: Process | None = None
@@ -66,7 +66,6 @@ class Attempt:
                 return
             self._number += 1
             self._told.append((self._number, telling))
-            self._log.append(log_line(telling))
             self._over = isinstance(telling, Last)
 
     def _run(self) -> None:
@@ -77,7 +76,7 @@ class Attempt:
             error = raised
         failure = _failure(self._order, error)
         if not self._over:  # the process did not come to say how it ended, nor to keep its log
-            keep_log(self._order, [*self._log, str(error), log_line(failure)])
+            add_last_words(self._order, str(error), said(failure))
         self._take(failure)
         while time.monotonic() - self._polled < IDLE_SECONDS:
             time.sleep(1)

@@ -1,10 +1,9 @@
 """The worker's side of an attempt: files from the storage, the run, checkpoints into the storage. No Ray in here."""
 
-import contextlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import RegistryError, StoreError
 from swapmeet_registry.stores import Store, open_store
+from swapmeet_training.attempts.log import AttemptLog, beginning, said
 from swapmeet_training.attempts.run_storage import Contents, RunStorage, fetch_object, step_of
 from swapmeet_training.attempts.scratch import SCRATCH, scratch_folder
 from swapmeet_training.attempts.telling import (
@@ -37,7 +37,6 @@ from swapmeet_training.spec import FineTune, fine_tune
 
 HISTORY = "history.jsonl"
 """Beside each checkpoint: all progress until then, so that nothing is missing where a process died before telling."""
-LOG = "log.txt"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 PASSING = (StoreError, StorageFull, DeviceMissing, RunFailed, WorkerLost)
 """Errors that another attempt may not meet."""
@@ -54,21 +53,22 @@ def work(order: Order, say: Say, stop: Callable[[], bool]) -> None:
         say: told everything, in order, from this thread.
         stop: asked at every step's boundary whether to save a checkpoint and end.
     """
-    log: list[str] = []
+    with AttemptLog(order) as log:
 
-    def note_and_say(telling: Telling) -> None:
-        log.append(log_line(telling))
-        if isinstance(telling, Last):
-            keep_log(order, log)
-        say(telling)
+        def note_and_say(telling: Telling) -> None:
+            log.write(said(telling))
+            if isinstance(telling, Last):
+                log.keep()  # whoever hears of the end finds all of it
+            say(telling)
 
-    try:
-        with scratch_folder(order.home / SCRATCH, f"{order.job}-{order.attempt}") as scratch:
-            _Attempt(order, scratch, note_and_say).train(stop)
-    except Exception as error:
-        ours = as_ours(order.adapter, error)
-        log.append(traceback.format_exc())
-        note_and_say(Failed(ours.code, str(ours), own=own_fault(ours)))
+        log.write(beginning(order))
+        try:
+            with scratch_folder(order.home / SCRATCH, f"{order.job}-{order.attempt}") as scratch:
+                _Attempt(order, scratch, note_and_say).train(stop)
+        except Exception as error:
+            ours = as_ours(order.adapter, error)
+            log.write(traceback.format_exc())
+            note_and_say(Failed(ours.code, str(ours), own=own_fault(ours)))
 
 
 class _Attempt:
@@ -255,19 +255,6 @@ def peak_memory(device: str) -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-
-
-def log_line(telling: Telling) -> str:
-    """What was told, as a line of the log, with the time."""
-    text = telling.progress if isinstance(telling, Stepped) else telling
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}"
-
-
-def keep_log(order: Order, lines: Sequence[str]) -> None:
-    """Leave an attempt's log in the storage; where that is away, what matters of it was told."""
-    runs = RunStorage(open_store(order.storage, used=True), order.job)
-    with contextlib.suppress(StoreError):
-        runs.put(runs.key(order.attempt, LOG), "\n".join([*lines, ""]).encode())
 
 
 def own_fault(error: TrainingError | RegistryError) -> bool:
