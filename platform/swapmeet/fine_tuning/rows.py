@@ -11,7 +11,7 @@ from swapmeet.errors import NotFound, RequestRefused
 from swapmeet.files import Files
 from swapmeet.files.files import present
 from swapmeet.fine_tuning.hyperparameters import run_settings
-from swapmeet.fine_tuning.models import Models, adapter_name, inherit
+from swapmeet.fine_tuning.models import Models, Origin, adapter_name, inherit
 from swapmeet.fine_tuning.request import JobRequest
 from swapmeet.fine_tuning.settling import require_usable, settle
 from swapmeet.ids import made_at, new_id
@@ -42,6 +42,7 @@ class JobRequests:
         key: str,
         visible: Callable[[str], bool],
         idempotency_key: str | None = None,
+        origin: Origin | None = None,
     ) -> JobRow:
         """A new job, validating its files; settled already where they have been checked.
 
@@ -51,12 +52,13 @@ class JobRequests:
             key: the id of the API key that asked.
             visible: whether the caller may go on from an adapter.
             idempotency_key: tells jobs apart that are wanted alike; without it, what is asked twice is meant once.
+            origin: what the model's name means, where that was looked up before.
 
         Raises:
             RequestRefused: a file, the suffix or a name can not be used; every mistake is told.
             NotFound: there is no such model.
         """
-        origin = self.models.find(request.model, visible)
+        origin = origin or self.models.find(request.model, visible)
         mistakes: list[RequestRefused] = []
         training = self._file("training_file", request.training_file, tenant, request.kind, mistakes)
         validation = self._file("validation_file", request.validation_file, tenant, request.kind, mistakes)

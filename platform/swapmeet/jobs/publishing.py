@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
+from swapmeet.jobs.logs import LOG
 from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, NotFound, Provenance, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
@@ -50,9 +51,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished run that became a version, and the file with its figures, whose bytes are stored already."""
+    """A finished run, the version that it became, and the file with its figures, whose bytes are stored already.
 
-    version: Version
+    That of a sweep becomes one at the sweep's end, if it is the best.
+    """
+
+    version: Version | None
     file: FileRow
 
 
@@ -83,18 +87,18 @@ class Publisher:
         others = self._database.read(lambda session: list(session.scalars(query)))
         dropped = _unlisted(others, step, saved)
         for row in dropped:
-            self._withdraw(row.model, "Newer checkpoints of the same job took its place.")
+            self.withdraw(row.model, "Newer checkpoints of the same job took its place.")
         _delete_old(runs, saved)
         return Model(name, version.digest, tuple(row.id for row in dropped))
 
     def result(self, job: JobRow, finished: Finished) -> Outcome:
-        """Make a finished adapter the next version of its name, and store the file with its figures.
+        """Store the file with a finished run's figures, and make its adapter, unless it is a sweep's, the next version.
 
         Raises:
             RegistryError: it can not be published.
         """
         runs = RunStorage(self._store, job.id)
-        version = self._push(runs, job, finished.adapter, job.adapter, job.id)
+        version = None if job.sweep else self._push(runs, job, finished.adapter, job.adapter, job.id)
         query = select(EventRow).where(EventRow.job == job.id, EventRow.type == "metrics").order_by(EventRow.number)
         figures = self._database.read(lambda session: list(session.scalars(query)))
         return Outcome(version, self._store_figures(job, figures))
@@ -104,6 +108,20 @@ class Publisher:
         runs = RunStorage(self._store, job.id)
         for key in list(runs.checkpoints()):
             runs.drop(key)
+
+    def kept(self, job: JobRow, adapter: str) -> Version:
+        """Make the adapter of a sweep's best job, which lies in the storage, the next version of its name.
+
+        Raises:
+            RegistryError: it can not be published.
+        """
+        return self._push(RunStorage(self._store, job.id), job, adapter, job.adapter, job.id)
+
+    def discard(self, job: str) -> None:
+        """Delete what a job's attempts left in the storage, but for their logs."""
+        left = [key for key in self._store.list(f"runs/{job}/") if not key.endswith(f"/{LOG}")]
+        for key in sorted(left, key=lambda key: not key.endswith(".json")):  # so that nothing looks whole and is not
+            self._store.delete(key)
 
     def _push(self, runs: RunStorage, job: JobRow, key: str, name: str, run: str) -> Version:
         base = self._library.find(job.base)
@@ -115,7 +133,8 @@ class Publisher:
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
             return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
 
-    def _withdraw(self, name: str, reason: str) -> None:
+    def withdraw(self, name: str, reason: str) -> None:
+        """Make a checkpoint no model any more."""
         try:
             for version in self._registry.show(name).versions:
                 if not version.yanked:

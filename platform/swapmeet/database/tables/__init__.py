@@ -4,6 +4,7 @@ from swapmeet.database.tables.base import Table
 from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
 from swapmeet.database.tables.integrations import SinkRow
 from swapmeet.database.tables.jobs import CheckpointRow, EventRow, JobRow, LeaseRow, PermissionRow
+from swapmeet.database.tables.sweeps import SweepRow, SweepRunRow
 from swapmeet.database.tables.tenancy import AuditRow, KeyRow, TenantRow, UsageRow
 from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
 
@@ -19,6 +20,8 @@ __all__ = [
     "PartRow",
     "PermissionRow",
     "SinkRow",
+    "SweepRow",
+    "SweepRunRow",
     "Table",
     "TenantRow",
     "UploadRow",
