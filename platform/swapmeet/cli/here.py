@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swapmeet.cli.options import tell
 from swapmeet.cli.run_options import OF_THE_QUEUE, RunOptions
 from swapmeet.errors import RequestRefused
 from swapmeet_training import DataError, Resources, check_file
+
+if TYPE_CHECKING:
+    from swapmeet.cli.job_request import Wanted
+    from swapmeet.fine_tuning.request import JobRequest
+    from swapmeet.sweeps.request import Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,37 @@ def run_here(options: RunOptions) -> Run:
     return Run(options.base, options.settings(), options.resources())
 
 
+def sweep_here(options: RunOptions) -> tuple["Sweep", list[Run]] | None:
+    """The sweep that a command line's file asks for, if it does, and what each configuration asks of this machine.
+
+    Raises:
+        RequestRefused, DataError: each says what to do.
+    """
+    from swapmeet.cli.job_request import wanted
+
+    job = wanted(options) if options.file is not None else None
+    if job is None or job.sweep is None:
+        return None
+    return job.sweep, [_run(job, request, options) for request in job.sweep.requests]
+
+
 def _of_file(options: RunOptions) -> Run:
     from swapmeet.cli.job_request import wanted
-    from swapmeet.fine_tuning.hyperparameters import resolve, run_settings
 
     job = wanted(options)
-    request, data = job.request, job.files["training_file"]
+    if job.sweep is not None:
+        raise RequestRefused(
+            f"{options.file}: sweep is for a server, where each configuration is a job. Name one: --url URL. "
+            "`swapmeet plan` with the same file tells here what it would need."
+        )
     _tell_what_is_left_out(job.fields)
+    return _run(job, job.request, options)
+
+
+def _run(job: "Wanted", request: "JobRequest", options: RunOptions) -> Run:
+    from swapmeet.fine_tuning.hyperparameters import resolve, run_settings
+
+    data = job.files["training_file"]
     lora = request.lora.model_dump(mode="json")
     asked = resolve(request.asked, _examples(data), request.lora.gradient_accumulation)
     settings = run_settings(asked, lora, request.kind, request.seed or 0)

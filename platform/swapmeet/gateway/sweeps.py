@@ -6,18 +6,16 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from swapmeet.fine_tuning.mistakes import Mistake
 from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.fine_tuning import After, IdempotencyKey, Limit, object_of, plan_of
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
 from swapmeet.planning import Refusal
-from swapmeet.sweeps.mistakes import of_configurations
 from swapmeet.sweeps.request import Sweep, SweepRequest, parse_sweep
 from swapmeet.sweeps.rows import NewSweep, rows_of
 from swapmeet.sweeps.runs import Tried
-from swapmeet.sweeps.totals import Plan, Unplanned, alike, totals
+from swapmeet.sweeps.totals import Plan, Unplanned, plan_all
 from swapmeet.sweeps.wire import sweep_event_object, sweep_object
 from swapmeet.tenancy import visible
 
@@ -69,7 +67,7 @@ async def events(
 ) -> dict[str, Any]:
     """What happened to a sweep's jobs, newest first, but for their steps."""
     rows, more = await run_in_threadpool(backend.sweeps.events, caller.tenant, sweep_id, after, limit)
-    return page([sweep_event_object(row) for row in rows], more)
+    return page([sweep_event_object(*row) for row in rows], more)
 
 
 def _submit(backend: Tuning, wanted: Sweep, caller: Caller, idempotency_key: str | None) -> Tried:
@@ -84,19 +82,11 @@ def _rows(backend: Tuning, wanted: Sweep, caller: Caller, idempotency_key: str |
 
 
 def _plan(backend: Tuning, wanted: Sweep, caller: Caller) -> dict[str, Any]:
-    """Each plan that there is to be made once: most options change nothing of what a run needs."""
     new = _rows(backend, wanted, caller)
-    made: dict[tuple[Any, ...], Plan | Unplanned] = {}
-    plans = []
-    for row in new.jobs:
-        key = alike(row.settings)
-        if key not in made:
-            answer = plan_of(backend, row, caller)
-            made[key] = Unplanned(answer.code, answer.message) if isinstance(answer, Refusal) else answer.plan
-        plans.append(made[key])
-    refused = [[Mistake("", plan.message)] if isinstance(plan, Unplanned) else [] for plan in plans]
-    if all(refused):
-        code = next(plan.code for plan in plans if isinstance(plan, Unplanned))
-        raise of_configurations(refused, new.configurations, code)
-    found = totals(new.configurations, plans)
+
+    def plan_one(place: int) -> Plan | Unplanned:
+        answer = plan_of(backend, new.jobs[place], caller)
+        return Unplanned(answer.code, answer.message) if isinstance(answer, Refusal) else answer.plan
+
+    found = plan_all(new.configurations, [row.settings for row in new.jobs], plan_one)
     return {"object": "fine_tuning.sweep.plan", "model": new.row.model, "adapter": new.row.adapter, **found}

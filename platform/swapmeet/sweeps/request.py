@@ -93,8 +93,8 @@ class SweepOptions(Strict):
         cls, configurations: list[dict[str, Any]] | None, info: ValidationInfo
     ) -> list[dict[str, Any]] | None:
         if "grid" in info.data and (info.data["grid"] is None) == (configurations is None):
-            how = "is missing, and so is grid, which both" if configurations is None else "and grid both"
-            raise unfitting(f"{how} say what to try. Give one of the two.")
+            how = "and grid are both missing" if configurations is None else "and grid are both given"
+            raise unfitting(f"{how}. Say in one of the two what to try.")
         for each in configurations or ():
             _require_options(each)
         if twice := _twice(configurations or []):

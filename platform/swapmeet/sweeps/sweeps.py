@@ -133,23 +133,26 @@ class Sweeps:
 
     def events(
         self, tenant: str | None, sweep: str, after: str | None = None, limit: int = 20
-    ) -> tuple[list[EventRow], bool]:
+    ) -> tuple[list[tuple[EventRow, int]], bool]:
         """What was told of all its jobs, but for their steps: newest first, from the event that follows `after`.
+
+        Each with the number of its configuration.
 
         Raises:
             NotFound: there is no such sweep, or `after` is none of its events.
         """
 
-        def work(session: Session) -> tuple[list[EventRow], bool]:
+        def work(session: Session) -> tuple[list[tuple[EventRow, int]], bool]:
             row = _find(session, tenant, sweep)
-            of_it = select(EventRow).join(JobRow, JobRow.id == EventRow.job).where(JobRow.sweep == row.id)
-            query = of_it.where(EventRow.type == "message").order_by(EventRow.number.desc()).limit(limit + 1)
+            query = select(EventRow, SweepRunRow.number).join(SweepRunRow, SweepRunRow.job == EventRow.job)
+            query = query.where(SweepRunRow.sweep == row.id, EventRow.type == "message")
             if after is not None:
-                last = session.scalar(of_it.where(EventRow.id == after)) if may_be(after) else None
+                last = session.scalar(query.where(EventRow.id == after)) if may_be(after) else None
                 if last is None:
                     raise NotFound(f"{row.id} has no {after[:80]!r} to go on after. Page by the ids that it listed.")
                 query = query.where(EventRow.number < last.number)
-            return cut(session.scalars(query).all(), limit)
+            rows = session.execute(query.order_by(EventRow.number.desc()).limit(limit + 1)).all()
+            return cut([(event, number) for event, number in rows], limit)
 
         return self._database.read(work)
 

@@ -43,9 +43,9 @@ def sweep_object(sweep: Tried) -> dict[str, Any]:
     }
 
 
-def sweep_event_object(event: EventRow) -> dict[str, Any]:
-    """An event of one of a sweep's jobs."""
-    return {**event_object(event), "fine_tuning_job_id": event.job}
+def sweep_event_object(event: EventRow, run: int) -> dict[str, Any]:
+    """An event of one of a sweep's jobs, with the number of its configuration."""
+    return {**event_object(event), "fine_tuning_job_id": event.job, "run": run}
 
 
 def _run_object(run: Run, best: str | None) -> dict[str, Any]:
