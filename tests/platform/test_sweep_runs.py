@@ -1,4 +1,4 @@
-"""A sweep on a real local Ray: its jobs train side by side, a leader is gone in between, the better one is published."""
+"""A sweep on a real local Ray: its jobs train, a leader is gone in between, the better one is published."""
 
 import hashlib
 import json
