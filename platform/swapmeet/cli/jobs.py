@@ -151,6 +151,7 @@ def _described(job: dict[str, Any]) -> str:
             ("error code", error.get("code")),
             ("error param", error.get("param")),
             ("model", job["model"]),
+            ("sweep", job.get("sweep")),
             ("result", job.get("fine_tuned_model")),
             ("result files", ", ".join(job.get("result_files") or [])),
             ("trained tokens", job.get("trained_tokens")),

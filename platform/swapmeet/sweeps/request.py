@@ -55,9 +55,9 @@ class SweepOptions(Strict):
     configurations: Annotated[
         Annotated[list[dict[Text, Value]], Field(min_length=1, max_length=1000)] | None, Field(validate_default=True)
     ] = None
-    metric: Annotated[
-        Literal["valid_loss", "valid_accuracy", "train_loss"], Field(validate_default=True)
-    ] = "valid_loss"
+    metric: Annotated[Literal["valid_loss", "valid_accuracy", "train_loss"], Field(validate_default=True)] = (
+        "valid_loss"
+    )
     max_runs: Annotated[Annotated[int, Field(ge=1, le=MOST_RUNS)] | None, Field(validate_default=True)] = None
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
