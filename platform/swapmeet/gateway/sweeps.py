@@ -1,9 +1,10 @@
 """`/v1/fine_tuning/sweeps`: many configurations in one submission, in the shapes of OpenAI's jobs."""
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from anyio import to_thread
-from fastapi import APIRouter, Request
+from anyio import from_thread, to_thread
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from swapmeet.gateway.authority import Caller
@@ -20,6 +21,8 @@ from swapmeet.sweeps.wire import sweep_event_object, sweep_object
 from swapmeet.tenancy import visible
 
 router = APIRouter(prefix="/v1/fine_tuning/sweeps", tags=["fine-tuning"])
+SweepLimit = Annotated[int, Query(ge=1, le=100)]
+"""Each comes with all its configurations."""
 
 
 @router.post("", openapi_extra=json_body(SweepRequest))
@@ -36,7 +39,7 @@ async def create(
 
 
 @router.get("")
-async def sweeps(caller: Reader, backend: Backend, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+async def sweeps(caller: Reader, backend: Backend, after: After = None, limit: SweepLimit = 20) -> dict[str, Any]:
     """The caller's sweeps, newest first."""
     found, more = await run_in_threadpool(backend.sweeps.page, caller.tenant, after, limit)
     return page([sweep_object(each) for each in found], more)
@@ -46,7 +49,7 @@ async def sweeps(caller: Reader, backend: Backend, after: After = None, limit: L
 async def plan(request: Request, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """What a sweep would need, from the body that would submit it; nothing is recorded, and nothing runs."""
     wanted = parse_sweep(object_of(await request.body()))
-    return await to_thread.run_sync(_plan, backend, wanted, caller, limiter=backend.plans)
+    return await to_thread.run_sync(_plan, backend, wanted, caller, limiter=backend.sweep_plans)
 
 
 @router.get("/{sweep_id}")
@@ -85,7 +88,8 @@ def _plan(backend: Tuning, wanted: Sweep, caller: Caller) -> dict[str, Any]:
     new = _rows(backend, wanted, caller)
 
     def plan_one(place: int) -> Plan | Unplanned:
-        answer = plan_of(backend, new.jobs[place], caller)
+        ask = partial(to_thread.run_sync, plan_of, backend, new.jobs[place], caller, limiter=backend.plans)
+        answer = from_thread.run(ask)  # in turn with those who ask about a job
         return Unplanned(answer.code, answer.message) if isinstance(answer, Refusal) else answer.plan
 
     found = plan_all(new.configurations, [row.settings for row in new.jobs], plan_one)

@@ -33,7 +33,7 @@ JOINING_THREADS = 2
 """So many uploads, of up to 8 GB each, are completed at once; other files need not wait for them."""
 
 PLANS = 2
-"""So many plans are made at once, each in a process."""
+"""So many plans are made at once, each in a process; of sweeps, which need many in turn, as many are under way."""
 
 
 class Jobs(Protocol):
@@ -86,6 +86,7 @@ class Tuning:
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
     plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
+    sweep_plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
     joining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOINING_THREADS))
 
 
