@@ -19,6 +19,7 @@ class Asker:
         self.client = server.client(tenant)
         key = {"authorization": f"Bearer {self.client.api_key}"}
         self.http = httpx.Client(base_url=f"{server.url}/v1/fine_tuning", headers=key, trust_env=False, timeout=60)
+        server.clients.append(self.http)  # to be closed with the others
 
     def __call__(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
         answer = self.http.request(method, path, **more)

@@ -247,6 +247,7 @@ def test_the_best_is_published_and_the_rest_goes(world: World) -> None:
         world.sweeps.cancel("acme", sweep.row.id)
 
 
+@pytest.mark.slow
 def test_whoever_is_killed_wherever_there_is_one_sweep_and_one_adapter(
     local_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
