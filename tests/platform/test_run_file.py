@@ -247,7 +247,7 @@ def test_options_change_what_a_sweep_does_not_try(folder: Path) -> None:
         (4, 3.0, 2),
     ]
     message = refused(folder, SWEPT + "sweep: {grid: {rank: [2, 0], n_epochs: [1]}}", rank=8, epochs=2.0)
-    assert "--rank: the file's sweep tries rank. Leave one of the two out." in message
-    assert "--epochs: the file's sweep tries n_epochs." in message
+    assert "--rank: the file's sweep tries that. Leave one of the two out." in message
+    assert "--epochs: the file's sweep tries that." in message
     assert "Configuration 2 (rank 0, n_epochs 1): lora.rank is 0" in message
     assert "sweep: keeps the best by a validation_file" in refused(folder, SMALL + "sweep: {grid: {rank: [2]}}")

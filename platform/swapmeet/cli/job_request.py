@@ -56,7 +56,9 @@ def wanted(options: RunOptions) -> Wanted:
     mistakes += [f"{name}: {path} is not there. Name a file." for name, path in named.values() if not _is_there(path)]
     files = {field: path for field, (_, path) in named.items()}
     same = len({os.path.realpath(path) for path in files.values()}) < len(files)
-    mistakes += _said_and_tried(said, written)
+    for option in _tried(said, written):
+        said.pop(option)
+        mistakes.append(f"--{option.replace('_', '-')}: the file's sweep tries that. Leave one of the two out.")
     sweep, whole = None, written | {field: "file" if same else field for field in files}
     try:
         sweep = parse_sweep(whole) if whole.get("sweep") is not None else None
@@ -68,14 +70,12 @@ def wanted(options: RunOptions) -> Wanted:
     return Wanted({name: value for name, value in written.items() if name not in files}, files, request, sweep)
 
 
-def _said_and_tried(said: Mapping[str, str], written: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each option that would have no effect, as the file's sweep tries other values."""
+def _tried(said: Mapping[str, str], written: Mapping[str, Any]) -> list[str]:
+    """The options that would have no effect, as the file's sweep tries values of them."""
     grid, listed = _at(written, "sweep.grid"), _at(written, "sweep.configurations")
     places = [grid, *(listed if isinstance(listed, list) else ())]
-    tried = {name for each in places if isinstance(each, dict) for name in each}
-    for option, path in said.items():
-        if (name := path.rpartition(".")[2]) in tried:
-            yield f"--{option.replace('_', '-')}: the file's sweep tries {name}. Leave one of the two out."
+    names = {name for each in places if isinstance(each, dict) for name in each}
+    return [option for option, path in said.items() if path.rpartition(".")[2] in names]
 
 
 def _apply(options: RunOptions, written: dict[str, Any]) -> dict[str, str]:
