@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 import httpx
 
 from swapmeet.errors import ApiError, NotConfigured
-from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent
+from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent, sweep_path
 from swapmeet.settings import load_settings
 from swapmeet.uploading import Watch, unwatched, upload
 
@@ -128,6 +128,26 @@ class Client:
     def follow_log(self, job: str, tail: int | None = None, tell: Tell = silent) -> Iterator[LogLine]:
         """The lines of a job's attempts as they come, until it has ended; see `log`."""
         return follow_log(self, job, tail, tell)
+
+    def create_sweep(self, request: Mapping[str, Any], tell: Tell = silent) -> dict[str, Any]:
+        """A sweep: the fields of a job, and under `sweep` what to try; lost answers make no second one."""
+        return patiently(lambda: self.call("POST", "/v1/fine_tuning/sweeps", dict(request)), tell)
+
+    def sweep(self, sweep: str) -> dict[str, Any]:
+        """A sweep, with its configurations and what they measured under `runs`."""
+        return self.call("GET", sweep_path(sweep))
+
+    def sweeps(self) -> Iterator[dict[str, Any]]:
+        """All sweeps, newest first."""
+        return self.listed("/v1/fine_tuning/sweeps")
+
+    def cancel_sweep(self, sweep: str) -> dict[str, Any]:
+        """End a sweep and all its jobs; nothing is published."""
+        return self.call("POST", sweep_path(sweep, "cancel"))
+
+    def sweep_events(self, sweep: str, tell: Tell = silent) -> Iterator[dict[str, Any]]:
+        """All that is told of a sweep's jobs, as `events`; the last one is the sweep itself."""
+        return follow(self, sweep, tell, sweep_path)
 
     def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
         """The object that one of the API's calls answers with.

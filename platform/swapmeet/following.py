@@ -19,6 +19,8 @@ PATIENCE_SECONDS = 300.0
 PAGE = 100
 T = TypeVar("T")
 Tell = Callable[[str], None]
+Path = Callable[..., str]
+"""The route of a job or a sweep by its id, and of what is below it."""
 
 
 def silent(_: str) -> None:
@@ -30,7 +32,12 @@ def job_path(job: str, *more: str) -> str:
     return "/".join(["/v1/fine_tuning/jobs", quote(job, safe=""), *more])
 
 
-def newer(client: "Client", job: str, seen: set[str]) -> list[dict[str, Any]]:
+def sweep_path(sweep: str, *more: str) -> str:
+    """A sweep's route."""
+    return "/".join(["/v1/fine_tuning/sweeps", quote(sweep, safe=""), *more])
+
+
+def newer(client: "Client", job: str, seen: set[str], path: Path = job_path) -> list[dict[str, Any]]:
     """A job's events that were not seen yet, oldest first; they are from now on.
 
     Reads back until a page has something known, and not just to the newest known: of two that are told at once, the
@@ -39,7 +46,7 @@ def newer(client: "Client", job: str, seen: set[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     query: dict[str, Any] = {"limit": PAGE}
     while True:
-        page = client.call("GET", job_path(job, "events"), query=query)
+        page = client.call("GET", path(job, "events"), query=query)
         events = page["data"]
         found += [event for event in events if event["id"] not in seen]
         if not events or not page.get("has_more") or any(event["id"] in seen for event in events):
@@ -49,21 +56,22 @@ def newer(client: "Client", job: str, seen: set[str]) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def follow(client: "Client", job: str, tell: Tell) -> Iterator[dict[str, Any]]:
+def follow(client: "Client", job: str, tell: Tell, path: Path = job_path) -> Iterator[dict[str, Any]]:
     """All of a job's events, oldest first, until the job has ended; then, last, the job itself.
 
     Args:
         client: of the server that runs it.
         job: its id.
         tell: is told, once each time, that the server does not answer.
+        path: `sweep_path`, to follow a sweep instead.
 
     Raises:
         ApiError: the server refuses, or has not answered for five minutes.
     """
     seen: set[str] = set()
     while True:
-        state = patiently(lambda: client.call("GET", job_path(job)), tell)  # first: what is told by its end is told
-        yield from patiently(lambda: newer(client, job, seen), tell)
+        state = patiently(lambda: client.call("GET", path(job)), tell)  # first: what is told by its end is told
+        yield from patiently(lambda: newer(client, job, seen, path), tell)
         if state["status"] in ENDED:
             yield state
             return

@@ -291,6 +291,8 @@ class Platform:
         ended = self.do(who, "POST", "fine_tuning/jobs", json=job | {"suffix": "ended"})["id"]
         self.do(who, "POST", f"fine_tuning/jobs/{ended}/cancel")
         own["job"] = self.do(who, "POST", "fine_tuning/jobs", json=job | {"metadata": {"team": who}})["id"]
+        tried = {"validation_file": own["held_out"], "suffix": "tried", "sweep": {"grid": {"rank": [2, 4]}}}
+        own["sweep"] = self.do(who, "POST", "fine_tuning/sweeps", json=job | tried)["id"]
         for kind in ("webhook", "endpoint"):
             (told,) = self.do(who, "GET", f"webhooks/{own[kind]}/deliveries")["data"]
             own[f"{kind}_delivery"] = told["id"]
@@ -309,6 +311,8 @@ class Platform:
         open_store(f"file://{self.home}/storage").put(
             f"runs/{own['job']}/1/log/000001.txt", log, hashlib.sha256(log).hexdigest()
         )
+        told = self.do(who, "GET", f"fine_tuning/sweeps/{own['sweep']}/events?limit=1")
+        own["sweep_event"] = told["data"][0]["id"]
         own["audit"] = self.do(who, "GET", "audit?limit=1")["data"][0]["id"]
         return own
 

@@ -19,7 +19,7 @@ import pytest
 from swapmeet import Client, following, uploading
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import FileRow, JobRow, TenantRow
+from swapmeet.database.tables import FileRow, JobRow, SweepRow, SweepRunRow, TenantRow
 from swapmeet.errors import ApiError
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.listener import event_loop, listening
@@ -333,7 +333,7 @@ def test_a_file_describes_the_run(run: Run, server: Any, data: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_server_plans(run: Run, server: Any, data: Path, tiny_llama: Path) -> None:
+def test_a_server_plans(run: Run, server: Any, data: Path, held_out: Path, tiny_llama: Path, tmp_path: Path) -> None:
     BaseLibrary(server.tuning.requests.settings.folder).add(str(tiny_llama), name="tiny")
     done = run("plan", data, "--base", "tiny", "--rank", 4)
     assert done.code == 0, done.err
@@ -343,3 +343,104 @@ def test_a_server_plans(run: Run, server: Any, data: Path, tiny_llama: Path) -> 
     assert (told["base"], told["object"], told["settings"]["rank"]) == ("tiny", "fine_tuning.plan", 16)
     assert (jobs(server), files(server)) == ([], [])
     assert run("plan", data, "--base", "tiny", "--gpu", "H100").code == 2
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    told = json.loads(run("plan", "-f", tmp_path / "sweep.yaml", "--json").out)
+    assert (told["base"], told["object"], len(told["runs"])) == ("tiny", "fine_tuning.sweep.plan", 4)
+    assert told["steps"] == sum(each["steps"] for each in told["runs"]) > 0
+    shown = run("plan", "-f", tmp_path / "sweep.yaml", "--local", "--home", server.tuning.requests.settings.folder)
+    assert "one after the other" in shown.out, shown.err
+    assert len([line for line in shown.out.splitlines() if "\t" in line]) == 4
+    assert (jobs(server), files(server)) == ([], [])
+
+
+SWEEP = "base: tiny\nname: acme/x\ntraining_file: dates.jsonl\nvalidation_file: held-out.jsonl\n"
+SWEEP += "sweep: {grid: {rank: [2, 4], learning_rate: [1e-3, 1e-2]}}\n"
+
+
+def end_sweep(server: Any) -> threading.Thread:
+    """What the queue would do: the third configuration is the best."""
+
+    def work() -> None:
+        until = time.monotonic() + 60
+        while not (found := rows(server.tuning, SweepRow)) and time.monotonic() < until:
+            time.sleep(0.02)
+
+        def write(session: Any) -> None:
+            sweep = session.get(SweepRow, found[0].id)
+            for run in session.query(SweepRunRow).order_by(SweepRunRow.number):
+                session.get(JobRow, run.job).state = "failed" if run.number == 4 else "succeeded"
+                run.metrics = {} if run.number == 4 else {"valid_loss": abs(run.number - 3) + 0.25}
+                tell(session, run.job, "measured", f"Number {run.number} is trained")
+                if run.number == 3:
+                    sweep.best, sweep.fine_tuned_model, sweep.state = run.job, "acme/x:1", "succeeded"
+
+        server.tuning.files.database.write(write)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_sweep_is_submitted_followed_and_shown(
+    run: Run, server: Any, data: Path, held_out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    queue = end_sweep(server)
+    done = run("train", "-f", tmp_path / "sweep.yaml", "--follow", "--alpha", 3)
+    queue.join()
+    assert done.code == 0, done.err
+    sweep, *told = done.out.splitlines()
+    assert sweep.startswith("ftsweep-")
+    assert "[3] Number 3 is trained" in done.out
+    made = jobs(server)
+    assert (len(made), len({job.id for job in made}), {job.sweep for job in made}) == (4, 4, {sweep})
+    assert {(job.adapter, job.settings["alpha"]) for job in made} == {("acme/x", 3.0)}
+    assert len({job.seed for job in made}) == 1
+    table = [line.split("\t") for line in told[-4:]]
+    assert [row[:6] for row in table] == [
+        ["*", "3", "4", "0.001", "0.2500", "succeeded"],
+        ["", "2", "2", "0.01", "1.2500", "succeeded"],
+        ["", "1", "2", "0.001", "2.2500", "succeeded"],
+        ["", "4", "4", "0.01", "", "failed"],
+    ]
+    shown = run("sweeps", "show", sweep).out
+    assert "result          acme/x:1" in shown
+    assert shown.splitlines()[-4:] == told[-4:]
+    found = json.loads(run("sweeps", "show", sweep, "--json").out)
+    assert (found["object"], found["status"], found["counts"]) == (
+        "fine_tuning.sweep", "succeeded", {"succeeded": 3, "failed": 1},
+    )  # fmt: skip
+    assert [each["best"] for each in found["runs"]] == [False, False, True, False]
+    assert run("sweeps", "list").out.split("\t")[:3] == [sweep, "succeeded", "4 of 4"]
+    assert "[1] Number 1 is trained" in run("sweeps", "events", sweep, "--limit", 4).out
+    assert json.loads(run("jobs", "show", made[0].id, "--json").out)["sweep"] == sweep
+
+
+def test_a_sweep_is_cancelled_and_refused(run: Run, server: Any, data: Path, held_out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    sweep = run("train", "-f", path).out.strip()
+    assert run("train", "-f", path).out.strip() != sweep, "its files are others"
+    assert run("sweeps", "cancel", sweep).out == f"{sweep} is cancelled\n"
+    assert {job.state for job in jobs(server) if job.sweep == sweep} == {"cancelled"}
+    told = run("sweeps", "cancel", "ftsweep-0")
+    assert (told.code, told.err) == (1, "swapmeet: There is no sweep ftsweep-0. Check its id.\n")
+    assert "sweep is for a server" in run("train", "-f", path, "--local").err
+
+
+def test_python_sweeps(server: Any, data: Path, held_out: Path) -> None:
+    with Client() as client:
+        files = {
+            name: client.upload(path)["id"] for name, path in (("training_file", data), ("validation_file", held_out))
+        }
+        for file in files.values():
+            client.checked(file)
+        body = {"model": "tiny", **files, "sweep": {"configurations": [{"rank": 2}, {"n_epochs": 1}]}}
+        made = client.create_sweep(body)
+        assert client.create_sweep(body)["id"] == made["id"], "it was asked for once, as far as anybody can tell"
+        assert [each["id"] for each in client.sweeps()] == [made["id"]]
+        assert client.cancel_sweep(made["id"])["status"] == "cancelled"
+        *events, last = client.sweep_events(made["id"])
+        assert last == client.sweep(made["id"])
+    assert {event["run"] for event in events} == {1, 2}
+    assert "Created fine-tuning job" in events[0]["message"]

@@ -33,12 +33,13 @@ class Id:
 
 PARAMETERS = {
     "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "permission": "permission",
-    "project_id": "tenant", "tenant": "tenant", "upload_id": "upload",
+    "project_id": "tenant", "sweep_id": "sweep", "tenant": "tenant", "upload_id": "upload",
 }  # fmt: skip
 """Parameters that are ids, and of what."""
 AFTER = {
     "audit": "audit", "checkpoints": "checkpoint", "events": "event", "files": "file", "jobs": "job", "keys": "key",
-    "permissions": "permission", "tenants": "tenant", "webhook_endpoints": "endpoint", "webhooks": "webhook",
+    "permissions": "permission", "sweeps": "sweep", "tenants": "tenant", "webhook_endpoints": "endpoint",
+    "webhooks": "webhook",
 }  # fmt: skip
 """What a list goes on after, by the last part of its path."""
 PLAIN = {
@@ -49,6 +50,7 @@ PLAIN = {
 CHAT = [{"role": "user", "content": "Hello"}]
 JOB = {"model": Id("model"), "training_file": Id("file"), "validation_file": Id("held_out")}
 JOB |= {"lora": {"name": Id("adapter")}}
+SWEEP = {**JOB, "sweep": {"grid": {"rank": [2, 4]}}}
 HOOK = {"url": "http://127.0.0.1:9/"}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": {"model": Id("model"), "messages": CHAT},
@@ -56,6 +58,8 @@ BODIES: dict[str, Any] = {
     "/v1/fine_tuning/checkpoints/{model}/permissions": {"project_ids": [FRIEND]},  # sharing takes names of tenants
     "/v1/fine_tuning/jobs": JOB,
     "/v1/fine_tuning/plan": JOB,
+    "/v1/fine_tuning/sweeps": SWEEP,
+    "/v1/fine_tuning/sweeps/plan": SWEEP,
     "/v1/keys": {"scopes": ["infer"], "tenant": Id("tenant")},
     "/v1/keys/{key}/rotate": {},
     "/v1/tenants": {"name": Id("tenant")},
@@ -84,7 +88,7 @@ FIELDS = {
     "max_tokens", "md5", "messages", "metadata", "method", "mime_type", "min_p", "modalities", "model", "n", "name",
     "parallel_tool_calls", "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "purpose",
     "quotas", "repetition_penalty", "response_format", "return_token_ids", "safety_identifier", "scopes", "seed",
-    "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended",
+    "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended", "sweep",
     "temperature", "tenant", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "training_file", "url", "user",
     "validation_file", "verbosity", "weight",
 }  # fmt: skip
@@ -176,6 +180,8 @@ def kind_of(path: str, name: str) -> str | None:
         return hook
     if name == "delivery" or (name == "after" and last == "deliveries"):
         return f"{hook}_delivery"
+    if name == "after" and path.endswith("/{sweep_id}/events"):
+        return "sweep_event"
     known = AFTER.get(last) if name == "after" else PARAMETERS.get(name)
     assert known, f"say of what {name} in {path} is an id, or that it is none"
     return known
@@ -248,11 +254,11 @@ def test_nobody_learns_of_or_changes_what_is_another_s(
 ) -> None:
     own, mine = owned
     every = operations(platform.client.get("/openapi.json").json())
-    assert len(every) > 55
+    assert len(every) > 60
     before = state_of(platform, own)
     assert {row.split()[0] for row in before if not row.startswith("/")} >= {
-        "api_keys", "audit", "checkpoint_permissions", "files", "job_checkpoints", "job_events", "jobs", "tenants",
-        "upload_parts", "uploads", "webhook_deliveries", "webhooks",
+        "api_keys", "audit", "checkpoint_permissions", "files", "job_checkpoints", "job_events", "jobs", "sweep_runs",
+        "sweeps", "tenants", "upload_parts", "uploads", "webhook_deliveries", "webhooks",
     }  # fmt: skip
     secret = [OWNER, *(value for kind, value in own.items() if kind != "audit")]
     tried = 0

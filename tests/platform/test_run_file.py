@@ -266,3 +266,30 @@ for name in ("sqlalchemy", "fastapi", "torch", "ray", "alembic", "cryptography")
 import swapmeet.cli, swapmeet.cli.job_request, swapmeet.cli.submission, swapmeet.client
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SWEPT = "base: tiny\ntraining_file: train.jsonl\nvalidation_file: held-out.jsonl\n"
+
+
+def test_the_example_of_a_sweep_is_whole() -> None:
+    job = wanted(RunOptions(file=EXAMPLE.with_name("sweep.yaml")))
+    assert job.sweep is not None
+    assert (job.sweep.options.combinations, len(job.sweep.requests)) == (12, 8)
+    assert {request.lora.name for request in job.sweep.requests} == {"acme/dates"}
+    assert "sweep" in job.fields
+    with pytest.raises(RequestRefused, match="sweep is for a server, where each configuration is a job"):
+        run_here(RunOptions(file=EXAMPLE.with_name("sweep.yaml")))
+
+
+def test_options_change_what_a_sweep_does_not_try(folder: Path) -> None:
+    sweep = asked(folder, SWEPT + "sweep: {grid: {rank: [2, 4]}}", alpha=3.0, epochs=2.0).sweep
+    assert sweep is not None
+    assert [(each.lora.rank, each.lora.alpha, each.asked["n_epochs"]) for each in sweep.requests] == [
+        (2, 3.0, 2),
+        (4, 3.0, 2),
+    ]
+    message = refused(folder, SWEPT + "sweep: {grid: {rank: [2, 0], n_epochs: [1]}}", rank=8, epochs=2.0)
+    assert "--rank: the file's sweep tries that. Leave one of the two out." in message
+    assert "--epochs: the file's sweep tries that." in message
+    assert "Configuration 2 (rank 0, n_epochs 1): lora.rank is 0" in message
+    assert "sweep: keeps the best by a validation_file" in refused(folder, SMALL + "sweep: {grid: {rank: [2]}}")

@@ -35,7 +35,7 @@ ORDER = ["get", "post", "delete"]
 def known(own: dict[str, str]) -> dict[str, str]:
     """By parameter or field: what a tenant has."""
     same = {name: own[name] for name in ("key", "model", "permission", "webhook")}
-    named = {f"{kind}_id": own[kind] for kind in ("file", "job", "upload")}
+    named = {f"{kind}_id": own[kind] for kind in ("file", "job", "sweep", "upload")}
     return same | named | {"name": own["tenant"], "delivery": own["webhook_delivery"], "training_file": own["file"]}
 
 
@@ -105,7 +105,7 @@ def test_nothing_breaks_and_no_key_is_where_none_belongs(platform: Any, caplog: 
     platform.add(DEVELOPER, "developer")
     schema = schemathesis.openapi.from_dict(platform.client.get("/openapi.json").json())
     operations = sorted((each.ok() for each in schema.get_all_operations()), key=lambda each: ORDER.index(each.method))
-    assert len(operations) > 55
+    assert len(operations) > 60
     for who in (DEVELOPER, OPERATOR):
         for operation in operations:
             takes = operation.path_parameters or operation.query or operation.headers or operation.body
@@ -119,9 +119,10 @@ def test_nothing_breaks_and_no_key_is_where_none_belongs(platform: Any, caplog: 
 def out_of_place(platform: Any) -> None:
     """Send secrets as what they are not."""
     for secret in list(platform.secrets):
-        for path in ("files/{}", "fine_tuning/jobs/{}", "webhooks/{}", "models/x/{}", "keys/{}", "uploads/{}/cancel"):
-            platform.ask(OPERATOR, "GET", "/v1/" + path.format(secret))
-        for path in ("files", "fine_tuning/jobs", "webhooks", "keys", "audit"):
+        for path in ("files", "fine_tuning/jobs", "fine_tuning/sweeps", "webhooks", "models/x", "keys"):
+            platform.ask(OPERATOR, "GET", f"/v1/{path}/{secret}")
+        platform.ask(OPERATOR, "GET", f"/v1/uploads/{secret}/cancel")
+        for path in ("files", "fine_tuning/jobs", "fine_tuning/sweeps", "webhooks", "keys", "audit"):
             platform.ask(OPERATOR, "GET", f"/v1/{path}", params={"after": secret})
         platform.ask(OPERATOR, "GET", "/v1/models", headers={"x-request-id": secret})
         platform.ask(OPERATOR, "DELETE", f"/v1/models/admin/{secret}")

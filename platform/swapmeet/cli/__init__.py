@@ -14,6 +14,7 @@ from swapmeet.cli import (
     keys,
     planning,
     server,
+    sweeps,
     tenants,
     training,
     usage,
@@ -38,6 +39,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(webhooks.app, name="webhook")
 
 

@@ -15,7 +15,10 @@ from swapmeet_registry.bases import CATALOGUE, BaseLibrary
 from swapmeet_training import DataError, Resources, check_file
 
 if TYPE_CHECKING:
+    from swapmeet.cli.job_request import Wanted
     from swapmeet.fine_tuning.models import Origin
+    from swapmeet.fine_tuning.request import JobRequest
+    from swapmeet.sweeps.request import Sweep
 
 ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*(:.*|@sha256:.*)?", re.DOTALL)
 """What may be an adapter's name; a Hub id may, too."""
@@ -54,14 +57,38 @@ def run_here(options: RunOptions) -> Run:
     return Run(origin.base, settings, options.resources(), origin.parent)
 
 
+def sweep_here(options: RunOptions) -> tuple["Sweep", list[Run]] | None:
+    """The sweep that a command line's file asks for, if it does, and what each configuration asks of this machine.
+
+    Raises:
+        RequestRefused, DataError: each says what to do.
+    """
+    from swapmeet.cli.job_request import wanted
+
+    job = wanted(options) if options.file is not None else None
+    if job is None or job.sweep is None:
+        return None
+    return job.sweep, [_run(job, request, options) for request in job.sweep.requests]
+
+
 def _of_file(options: RunOptions) -> Run:
     from swapmeet.cli.job_request import wanted
+
+    job = wanted(options)
+    if job.sweep is not None:
+        raise RequestRefused(
+            f"{options.file}: sweep is for a server, where each configuration is a job. Name one: --url URL. "
+            "`swapmeet plan` with the same file tells here what it would need."
+        )
+    _tell_what_is_left_out(job.fields)
+    return _run(job, job.request, options)
+
+
+def _run(job: "Wanted", request: "JobRequest", options: RunOptions) -> Run:
     from swapmeet.fine_tuning.hyperparameters import resolve, run_settings
     from swapmeet.fine_tuning.models import inherit
 
-    job = wanted(options)
-    request, data = job.request, job.files["training_file"]
-    _tell_what_is_left_out(job.fields)
+    data = job.files["training_file"]
     origin = _origin(_base(request.model, options), options)
     lora = inherit(request.lora.model_dump(mode="json"), origin)
     asked = resolve(request.asked, _examples(data), request.lora.gradient_accumulation)

@@ -15,6 +15,7 @@ from swapmeet.cli.tables import plain
 from swapmeet.errors import RequestRefused
 from swapmeet.fine_tuning.request import JobRequest, parse_request
 from swapmeet.fine_tuning.run_file import read_run_file
+from swapmeet.sweeps.request import Sweep, parse_sweep
 
 OPENAI = {"base": "model", "seed": "seed", "metadata": "metadata"}
 HYPERPARAMETERS = {"epochs": "n_epochs", "batch_size": "batch_size", "beta": "beta"}
@@ -32,11 +33,13 @@ class Wanted:
         fields: as they were written, without the files.
         files: what there is to be uploaded, by field.
         request: all of it, checked; in place of files' ids it has words of no meaning.
+        sweep: what is to be tried, if the file says so; `request` is then the first configuration's.
     """
 
     fields: Mapping[str, Any]
     files: Mapping[str, Path]
     request: JobRequest
+    sweep: Sweep | None = None
 
 
 def wanted(options: RunOptions) -> Wanted:
@@ -53,13 +56,26 @@ def wanted(options: RunOptions) -> Wanted:
     mistakes += [f"{name}: {path} is not there. Name a file." for name, path in named.values() if not _is_there(path)]
     files = {field: path for field, (_, path) in named.items()}
     same = len({os.path.realpath(path) for path in files.values()}) < len(files)
+    for option in _tried(said, written):
+        said.pop(option)
+        mistakes.append(f"--{option.replace('_', '-')}: the file's sweep tries that. Leave one of the two out.")
+    sweep, whole = None, written | {field: "file" if same else field for field in files}
     try:
-        request = parse_request(written | {field: "file" if same else field for field in files})
+        sweep = parse_sweep(whole) if whole.get("sweep") is not None else None
+        request = sweep.requests[0] if sweep else parse_request({**whole, "sweep": None})
     except RequestRefused as error:
         mistakes.append(_by_options(str(error), said))
     if mistakes:
         raise RequestRefused((f"{options.file}: " if options.file else "") + " ".join(mistakes))
-    return Wanted({name: value for name, value in written.items() if name not in files}, files, request)
+    return Wanted({name: value for name, value in written.items() if name not in files}, files, request, sweep)
+
+
+def _tried(said: Mapping[str, str], written: Mapping[str, Any]) -> list[str]:
+    """The options that would have no effect, as the file's sweep tries values of them."""
+    grid, listed = _at(written, "sweep.grid"), _at(written, "sweep.configurations")
+    places = [grid, *(listed if isinstance(listed, list) else ())]
+    names = {name for each in places if isinstance(each, dict) for name in each}
+    return [option for option, path in said.items() if path.rpartition(".")[2] in names]
 
 
 def _apply(options: RunOptions, written: dict[str, Any]) -> dict[str, str]:

@@ -163,11 +163,12 @@ def _print_log(text: str) -> None:
 
 
 def event_line(event: dict[str, Any]) -> str:
-    """An event for people, with the figures that it measured."""
+    """An event for people, with the figures that it measured; of a sweep, with the number of its configuration."""
     data = event.get("data") or {}
     figures = [f"{said} {data[name]:.4g}" for name, said in METRICS.items() if isinstance(data.get(name), int | float)]
     measured = f"  [{', '.join(figures)}]" if figures else ""
-    return f"{moment(event['created_at'])}  {event['level']:5}  {plain(event['message'])}{measured}"
+    which = f"[{event['run']}] " if "run" in event else ""
+    return f"{moment(event['created_at'])}  {event['level']:5}  {which}{plain(event['message'])}{measured}"
 
 
 def _described(job: dict[str, Any]) -> str:
@@ -185,6 +186,7 @@ def _described(job: dict[str, Any]) -> str:
             ("error code", error.get("code")),
             ("error param", error.get("param")),
             ("model", job["model"]),
+            ("sweep", job.get("sweep")),
             ("result", job.get("fine_tuned_model")),
             ("result files", ", ".join(job.get("result_files") or [])),
             ("trained tokens", job.get("trained_tokens")),

@@ -1,17 +1,25 @@
 """`swapmeet plan`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.here import run_here
+from swapmeet.cli.here import Run, run_here, sweep_here
 from swapmeet.cli.options import Json, show, tell
 from swapmeet.cli.run_options import RunOptions, server_of, takes_run_options
+from swapmeet.cli.tables import table as columns
 from swapmeet.settings import load_settings
-from swapmeet_training.errors import SpecError
+from swapmeet_training.errors import SpecError, TrainingError
 from swapmeet_training.plan import Placement, fitting, named, own_hardware, planned_job, this_machine
+
+if TYPE_CHECKING:
+    from swapmeet.sweeps.request import Sweep
+
+if TYPE_CHECKING:
+    from swapmeet.sweeps.request import Sweep
 
 
 @takes_run_options
@@ -23,7 +31,7 @@ def plan(
     speed: Annotated[float | None, typer.Option(help="Tokens a second that such a run was measured at.")] = None,
     json: Json = False,
 ) -> None:
-    """Tell what `train` with the same arguments would need. Runs nothing."""
+    """Tell what `train` with the same arguments would need: a run, or all of a sweep. Runs nothing."""
     given = {"gpu": gpu, "memory": memory, "price": price, "speed": speed}
     if server_of(options):
         if own := [f"--{name}" for name, value in given.items() if value is not None]:
@@ -33,7 +41,7 @@ def plan(
         base, made = _asked(options)
     else:
         base, made = _made(options, gpu, memory, price or 0.0, speed)
-    show({"base": base} | made, table(base, made), json)
+    show({"base": base} | made, sweep_table(base, made) if "runs" in made else table(base, made), json)
 
 
 def _asked(options: RunOptions) -> tuple[str, dict[str, Any]]:
@@ -43,7 +51,8 @@ def _asked(options: RunOptions) -> tuple[str, dict[str, Any]]:
 
     job = wanted(options)
     with connected(options, job) as client, uploaded(client, job, keep=False) as body:
-        return job.request.model, client.call("POST", "/v1/fine_tuning/plan", body)
+        path = "/v1/fine_tuning/sweeps/plan" if job.sweep else "/v1/fine_tuning/plan"
+        return job.request.model, client.call("POST", path, body)
 
 
 def _made(
@@ -51,7 +60,28 @@ def _made(
 ) -> tuple[str, dict[str, Any]]:
     """A plan for this machine, or for the GPU that is named."""
     _require_positive(memory=memory, price=price, speed=speed)
+    if found := sweep_here(options):
+        sweep, runs = found
+        return runs[0].base, _all_of(sweep, runs, lambda run: _plan(run, options, gpu, memory, price, speed))
     run = run_here(options)
+    return run.base, _plan(run, options, gpu, memory, price, speed)
+
+
+def _all_of(sweep: "Sweep", runs: Sequence[Run], plan: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+    from swapmeet.sweeps.totals import Unplanned, plan_all
+
+    def plan_one(place: int) -> dict[str, Any] | Unplanned:
+        try:
+            return plan(runs[place])
+        except TrainingError as error:
+            return Unplanned(error.code, str(error))
+
+    return plan_all(sweep.configurations, [run.settings for run in runs], plan_one)
+
+
+def _plan(
+    run: Run, options: RunOptions, gpu: str | None, memory: float | None, price: float, speed: float | None
+) -> dict[str, Any]:
     resources = run.resources
     hardware = replace(named(gpu) if gpu else own_hardware(resources.gpus, resources.cpus), price=price)
     if memory:
@@ -63,7 +93,7 @@ def _made(
     if run.parent:
         planned = planned.having(parent=Path(run.parent))
     made = fitting(planned, nodes, resources.gpus or 1.0)
-    return run.base, (made.at_speed(speed) if speed else made).as_dict()
+    return (made.at_speed(speed) if speed else made).as_dict()
 
 
 def table(base: str, plan: dict[str, Any]) -> str:
@@ -89,6 +119,36 @@ def table(base: str, plan: dict[str, Any]) -> str:
     if plan["placement"]:
         rows.append(("place", str(Placement(**plan["placement"]))))
     return "\n".join([*(f"{name:14}{value}" for name, value in rows), *plan["words"]])
+
+
+def sweep_table(base: str, plan: dict[str, Any]) -> str:
+    """The plan of a sweep for people, from `swapmeet.sweeps.totals.plan_all`: a line for each run, and the sum."""
+    runs, priced = plan["runs"], bool(plan["price"])
+    options = list(dict.fromkeys(name for run in runs for name in run["configuration"]))
+    figures = ("steps", "tokens", "memory", "time", *(("cost",) if priced else ()))
+    rows = [
+        (run["number"], *(run["configuration"].get(name) for name in options), *_figures(run, len(figures), priced))
+        for run in runs
+    ]
+    refused = sum(run["error"] is not None for run in runs)
+    together = [
+        ("base", base),
+        ("runs", f"{len(runs) - refused:,}" + (f"; {refused} can not be run as they are" if refused else "")),
+        ("steps", f"{plan['steps']:,}"),
+        ("tokens", f"{plan['trained_tokens']:,}"),
+        ("memory", f"{_gb(plan['memory']['peak'])} at most, of {_gb(plan['hardware']['memory'])}"),
+        ("time", f"{_time(plan['seconds'])} on {plan['hardware']['name']}, one after the other"),
+        *((("cost", f"{plan['cost']:,.2f} at {plan['price']:g} an hour"),) if priced else ()),
+    ]
+    lines = (f"{name:14}{value}" for name, value in together)
+    return "\n".join([columns(("run", *options, *figures), rows), "", *lines, *plan["words"]])
+
+
+def _figures(run: dict[str, Any], count: int, priced: bool) -> tuple[str, ...]:
+    if run["error"]:
+        return (run["error"]["message"], *[""] * (count - 1))
+    found = (f"{run['steps']:,}", f"{run['trained_tokens']:,}", _gb(run["memory"]["peak"]), _time(run["seconds"]))
+    return (*found, f"{run['cost']:,.2f}") if priced else found
 
 
 def _folder(base: str, options: RunOptions) -> Path:

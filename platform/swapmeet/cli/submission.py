@@ -16,6 +16,7 @@ from swapmeet.cli.jobs import event_line
 from swapmeet.cli.options import show, tell
 from swapmeet.cli.reports import described, output
 from swapmeet.cli.run_options import RunOptions, server_of
+from swapmeet.cli.sweeps import runs_table
 from swapmeet.cli.tables import plain
 from swapmeet.errors import ApiError, RequestRefused
 from swapmeet.uploading import LARGEST_PIECE, Watch
@@ -51,19 +52,21 @@ def connected(options: RunOptions, job: Wanted) -> "Client":
 
 
 def submit(client: "Client", job: Wanted, follow: bool, json: bool) -> None:
-    """Make the job and print its id; follow it, if wanted, and exit with 1 unless it succeeds."""
+    """Make the job or sweep and print its id; follow it, if wanted, and exit with 1 unless it succeeds."""
     with uploaded(client, job) as body:
-        made = client.create_job(body, tell)
+        made = client.create_sweep(body, tell) if job.sweep else client.create_job(body, tell)
     if not follow:
         show(made, made["id"], json)
         return
     if not json:
         print(made["id"], flush=True)
-    ended = _followed(client, made["id"], json)
-    if json:
-        show(ended, "", json)
+    told = client.sweep_events(made["id"], tell) if job.sweep else client.events(made["id"], tell)
+    ended = _followed(told, made["id"], "sweeps" if job.sweep else "jobs", json)
+    if json or job.sweep:
+        show(ended, runs_table(ended) if job.sweep else "", json)
     if ended["status"] != "succeeded":
-        reason = (ended.get("error") or {}).get("message") or "swapmeet jobs events ID shows what happened."
+        shows = "sweeps show ID" if job.sweep else "jobs logs ID"
+        reason = (ended.get("error") or {}).get("message") or f"swapmeet {shows} shows what happened."
         tell(f"swapmeet: {made['id']} {ended['status']}. {plain(reason)}".replace("ID", made["id"]))
         raise typer.Exit(1)
 
@@ -135,23 +138,23 @@ def _progress(path: Path) -> Iterator[Watch]:
         yield lambda sent, size: progress.update(task, completed=sent, total=size)
 
 
-def _followed(client: "Client", job: str, json: bool) -> dict[str, Any]:
-    """The job at its end, its events told as they come; who leaves before is told how to come back."""
+def _followed(told: Iterator[dict[str, Any]], job: str, kind: str, json: bool) -> dict[str, Any]:
+    """The job, or sweep, at its end, its events told as they come; who leaves before is told how to come back."""
     try:
-        for found in client.events(job, tell):
-            if found["object"] == "fine_tuning.job":
+        for found in told:
+            if "status" in found:
                 return found
             print(event_line(found), file=sys.stderr if json else sys.stdout, flush=True)
     except KeyboardInterrupt:
-        tell(_how_to_come_back(job))
+        tell(_how_to_come_back(job, kind))
         raise typer.Exit(INTERRUPTED) from None
     except ApiError as error:
-        raise ApiError(f"{error} {_how_to_come_back(job)}", error.status, error.code) from error
+        raise ApiError(f"{error} {_how_to_come_back(job, kind)}", error.status, error.code) from error
     raise AssertionError("events end with the job")
 
 
-def _how_to_come_back(job: str) -> str:
-    return f"{job} goes on. Follow it: swapmeet jobs events {job} --follow. End it: swapmeet jobs cancel {job}"
+def _how_to_come_back(job: str, kind: str) -> str:
+    return f"{job} goes on. Follow it: swapmeet {kind} events {job} --follow. End it: swapmeet {kind} cancel {job}"
 
 
 def _is_folder(model: str) -> bool:

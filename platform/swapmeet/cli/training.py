@@ -11,7 +11,10 @@ from swapmeet.settings import load_settings
 
 @takes_run_options
 def train(options: RunOptions, json: Json = False) -> None:
-    """Fine-tune a base with QLoRA: on the server of SWAPMEET_URL as a job, or here, to publish the adapter."""
+    """Fine-tune a base with QLoRA: on the server of SWAPMEET_URL as a job, or here, to publish the adapter.
+
+    A file with a `sweep` is one job for each configuration, on a server, of which the best is published.
+    """
     if server_of(options):
         _there(options, json)
     else:

@@ -34,12 +34,12 @@ def _form(value: Any) -> str:
     return "word" if isinstance(value, str) else "names"
 
 
-def _given(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """OpenAI lets null stand for what is not given."""
     return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
-WithoutNulls = BeforeValidator(_given)
+WithoutNulls = BeforeValidator(without_nulls)
 Text = Annotated[str, AfterValidator(_sound)]
 Word = Annotated[Literal["auto"], Tag("word")]
 Choice = Discriminator(_which)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,14 @@ TAGS = {"number", "names", "word"}
 """What pydantic puts into a path to say which of two forms it tried."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What is wrong with the field at `path`, which may be empty, and what to do."""
+
+    path: str
+    sentence: str
+
+
 def refusal(error: ValidationError, known: Mapping[str, Sequence[str]]) -> RequestRefused:
     """Every mistake in one error, whose `param` is the first wrong field.
 
@@ -24,10 +33,15 @@ def refusal(error: ValidationError, known: Mapping[str, Sequence[str]]) -> Reque
         error: what was found.
         known: the fields that there are, by the path of the object that has them.
     """
-    found = error.errors(include_url=False)
-    sentences = dict.fromkeys(_sentence(finding, known) for finding in found[:MOST])
-    more = f" And {len(found) - MOST} more." if len(found) > MOST else ""
-    return RequestRefused(" ".join(sentences) + more, _path(found[0]) or None)
+    found, count = mistakes_of(error, known), error.error_count()
+    more = f" And {count - MOST} more." if count > MOST else ""
+    return RequestRefused(" ".join(each.sentence for each in found) + more, found[0].path or None)
+
+
+def mistakes_of(error: ValidationError, known: Mapping[str, Sequence[str]]) -> list[Mistake]:
+    """The first of what was found, each once; see `refusal`."""
+    findings = error.errors(include_url=False)[:MOST]
+    return list(dict.fromkeys(Mistake(_path(finding), _sentence(finding, known)) for finding in findings))
 
 
 def _path(finding: Any) -> str:

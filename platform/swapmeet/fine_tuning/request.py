@@ -165,15 +165,15 @@ def parse_request(given: Mapping[str, Any]) -> JobRequest:
         raise refusal(error, _FIELDS) from None
 
 
-def _fields(model: type[BaseModel], path: str = "") -> dict[str, tuple[str, ...]]:
+def fields_of(model: type[BaseModel], path: str = "") -> dict[str, tuple[str, ...]]:
     """The fields of a model and of the models in it, by path."""
     found = {path: tuple(model.model_fields)}
     for name, field in model.model_fields.items():
         for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
             inner = getattr(inner, "__origin__", inner)  # out of Annotated
             if isinstance(inner, type) and issubclass(inner, BaseModel):
-                found |= _fields(inner, f"{path}.{name}".lstrip("."))
+                found |= fields_of(inner, f"{path}.{name}".lstrip("."))
     return found
 
 
-_FIELDS = _fields(JobRequest)
+_FIELDS = fields_of(JobRequest)

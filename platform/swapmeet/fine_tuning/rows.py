@@ -43,6 +43,7 @@ class JobRequests:
         key: str,
         visible: Callable[[str], bool],
         idempotency_key: str | None = None,
+        origin: Origin | None = None,
     ) -> JobRow:
         """A new job, validating its files; settled already where they have been checked.
 
@@ -52,13 +53,14 @@ class JobRequests:
             key: the id of the API key that asked.
             visible: whether the caller may go on from an adapter.
             idempotency_key: tells jobs apart that are wanted alike; without it, what is asked twice is meant once.
+            origin: what the model's name means, where that was looked up before.
 
         Raises:
             RequestRefused: there is no such model, or a file, the suffix or a name can not be used; every mistake is
                 told.
         """
         mistakes: list[RequestRefused] = []
-        origin = self._origin(request.model, visible, mistakes)
+        origin = origin or self._origin(request.model, visible, mistakes)
         training = self._file("training_file", request.training_file, tenant, request.kind, mistakes)
         validation = self._file("validation_file", request.validation_file, tenant, request.kind, mistakes)
         now = self.clock()

@@ -18,7 +18,10 @@ METRICS = (
 
 
 def job_object(job: JobRow) -> dict[str, Any]:
-    """A job. Besides OpenAI's: `status` may be `paused`; `waits_for` says why it waits, and about how long."""
+    """A job. Besides OpenAI's: `status` may be `paused`; `waits_for` says why it waits, and about how long.
+
+    One of a `sweep` has a `fine_tuned_model` only once the sweep has ended, and if it is the best.
+    """
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -40,6 +43,7 @@ def job_object(job: JobRow) -> dict[str, Any]:
         "estimated_finish": None if job.state in FINISHED else seconds(job.estimated_finish),
         "metadata": job.job_metadata,
         "suffix": job.suffix,
+        "sweep": job.sweep,
         "adapter": job.adapter,
         "base": job.base,
         "parent": job.parent,

@@ -10,7 +10,7 @@ from fastapi.concurrency import contextmanager_in_threadpool
 
 from swapmeet.client import HEALTHY
 from swapmeet.errors import PlatformError
-from swapmeet.gateway import administration, files, fine_tuning, inference, job_logs, metrics, uploads
+from swapmeet.gateway import administration, files, fine_tuning, inference, job_logs, metrics, sweeps, uploads
 from swapmeet.gateway.authority import may
 from swapmeet.gateway.body_limit import BodyLimit
 from swapmeet.gateway.errors import ANSWERS, InvalidApiKey, install_error_handlers
@@ -58,7 +58,8 @@ def create_app(
     app.include_router(administration.router)
     if tuning is not None:
         app.state.tuning = tuning
-        for each in (files.router, uploads.router, fine_tuning.router, job_logs.router, fine_tuning.planning):
+        tuned = (fine_tuning.router, job_logs.router, sweeps.router, fine_tuning.planning)
+        for each in (files.router, uploads.router, *tuned):
             app.include_router(each)
     app.include_router(metrics.router, dependencies=[] if metrics_public else [Depends(may("metrics"))])
 

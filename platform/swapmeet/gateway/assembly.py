@@ -44,7 +44,7 @@ def assemble(
     """
     registry, database = Registry(settings.registry_url), Database(settings.database_url)
     services = Services(registry, Tenancy(database), base, replicas, Admission(settings.caller_requests))
-    tuning = build_tuning(settings, database, registry, Jobs(database, announce))
+    tuning = build_tuning(settings, database, registry, Jobs(database, announce), announce)
     app = create_app(
         services,
         meter,

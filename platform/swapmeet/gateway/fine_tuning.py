@@ -17,7 +17,7 @@ from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
-from swapmeet.planning import Refusal, needs_of, places, question_of
+from swapmeet.planning import Answer, Refusal, needs_of, places, question_of
 from swapmeet.tenancy import visible
 from swapmeet_registry import canonical
 
@@ -38,7 +38,7 @@ async def create(
 
     Who wants two jobs alike sends an `idempotency-key` of its own with each.
     """
-    wanted = parse_request(_object(await request.body()))
+    wanted = parse_request(object_of(await request.body()))
     return job_object(await run_in_threadpool(_submit, backend, wanted, caller, idempotency_key))
 
 
@@ -108,12 +108,25 @@ async def checkpoints(
 @planning.post("/plan", openapi_extra=json_body(JobRequest))
 async def plan(request: Request, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """What a job would need, from the same body that would submit it; nothing is recorded, and nothing runs."""
-    wanted = parse_request(_object(await request.body()))
+    wanted = parse_request(object_of(await request.body()))
     return await to_thread.run_sync(_plan, backend, wanted, caller, limiter=backend.plans)
 
 
 def _plan(backend: Tuning, wanted: JobRequest, caller: Caller) -> dict[str, Any]:
     row = _row(backend, wanted, caller)
+    answer = plan_of(backend, row, caller)
+    if isinstance(answer, Refusal):
+        raise RequestRefused(answer.message, None, answer.code)
+    needs = needs_of(row.resources, answer.plan, backend.machines())
+    return {"object": "fine_tuning.plan", "model": row.model, "adapter": row.adapter, **answer.plan, "resources": needs}
+
+
+def plan_of(backend: Tuning, row: JobRow, caller: Caller) -> Answer:
+    """What a job would need that is not recorded.
+
+    Raises:
+        RequestRefused: its files are not checked yet.
+    """
     if "epochs" not in row.settings:
         raise RequestRefused(f"{row.training_file} is still being checked. Ask again shortly.", "training_file")
     training = backend.files.get(caller.tenant, row.training_file)
@@ -121,14 +134,15 @@ def _plan(backend: Tuning, wanted: JobRequest, caller: Caller) -> dict[str, Any]
     machines = backend.machines()
     embedded = not backend.requests.settings.ray_address and len(machines) == 1
     found = places(row.resources, machines, embedded=embedded)
-    answer = backend.planner(question_of(row, training, validation, found))
-    if isinstance(answer, Refusal):
-        raise RequestRefused(answer.message, None, answer.code)
-    needs = needs_of(row.resources, answer.plan, machines)
-    return {"object": "fine_tuning.plan", "model": row.model, "adapter": row.adapter, **answer.plan, "resources": needs}
+    return backend.planner(question_of(row, training, validation, found))
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
+    """A body as the object that it must be.
+
+    Raises:
+        RequestRefused: it is none.
+    """
     try:
         return canonical.decode(body)
     except ValueError as error:

@@ -16,11 +16,13 @@ from swapmeet.database.tables import CheckpointRow, EventRow, JobRow
 from swapmeet.files import Files, Sweeper, Uploads, Validator
 from swapmeet.fine_tuning import JobRequests, Models
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.jobs.ending import Announce, announce_nothing
 from swapmeet.jobs.states import State
 from swapmeet.planning import Planner
 from swapmeet.queue.dispatcher import Machine, RayDispatcher
 from swapmeet.queue.placing import lent
 from swapmeet.settings import Settings
+from swapmeet.sweeps.sweeps import Sweeps
 from swapmeet_registry import Registry
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.stores import Store, open_store
@@ -31,7 +33,7 @@ JOINING_THREADS = 2
 """So many uploads, of up to 8 GB each, are completed at once; other files need not wait for them."""
 
 PLANS = 2
-"""So many plans are made at once, each in a process."""
+"""So many plans are made at once, each in a process; of sweeps, which need many in turn, as many are under way."""
 
 
 class Jobs(Protocol):
@@ -68,9 +70,9 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Files, uploads, what checks them, jobs, what plans them, the cluster's machines, and a folder for what arrives.
+    """Files, uploads, what checks them, jobs, sweeps, what plans them, machines, and a folder for what arrives.
 
-    `machines` has the GPUs that jobs may have; `store` has what their attempts leave.
+    `machines` are the cluster's, with the GPUs that jobs may have; `store` has what their attempts leave.
     """
 
     store: Store
@@ -78,16 +80,20 @@ class Tuning:
     uploads: Uploads
     validator: Validator
     jobs: Jobs
+    sweeps: Sweeps
     requests: JobRequests
     planner: Planner
     machines: Callable[[], Sequence[Machine]]
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
     plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
+    sweep_plans: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PLANS))
     joining: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(JOINING_THREADS))
 
 
-def build_tuning(settings: Settings, database: Database, registry: Registry, jobs: Jobs) -> Tuning:
+def build_tuning(
+    settings: Settings, database: Database, registry: Registry, jobs: Jobs, announce: Announce = announce_nothing
+) -> Tuning:
     """All of it for a platform with these settings; nothing runs in the background yet."""
     spool = settings.folder / "cache" / "uploads"
     library = BaseLibrary(settings.folder)
@@ -102,6 +108,7 @@ def build_tuning(settings: Settings, database: Database, registry: Registry, job
         uploads=Uploads(files, spool),
         validator=Validator(files, spool),
         jobs=jobs,
+        sweeps=Sweeps(database, announce),
         requests=JobRequests(files, models, settings),
         planner=Planner(settings),
         machines=lambda: lent(cluster.machines(), database.read(lambda session: list(session.scalars(running)))),

@@ -59,14 +59,7 @@ class Jobs:
                 return earlier
             if tenant.stored_bytes is not None:
                 require_storage(session, row.tenant, 0, "What a run would keep")
-            job = _copy(row)  # so that the caller's row is still its own if this is tried again
-            session.add(job)
-            job.state, job.wanted = State.VALIDATING, Wanted.RUN
-            session.flush()
-            tell(session, job.id, "created", f"Created fine-tuning job: {job.id}")
-            note(session, by, "job.create", job.id, detail=f"{job.method} on {job.model}, as {job.adapter}")
-            tell(session, job.id, "validating", f"Validating training file: {job.training_file}")
-            return job
+            return add_job(session, row, by)
 
         return self._database.write(work)
 
@@ -101,11 +94,11 @@ class Jobs:
                 last = _find(session, tenant, after)
                 same = (JobRow.created_at == last.created_at) & (JobRow.id < last.id)
                 query = query.where(or_(JobRow.created_at < last.created_at, same))
-            if not all(map(_may_be, [*(metadata or {}).keys(), *(metadata or {}).values()])):
+            if not all(map(may_be, [*(metadata or {}).keys(), *(metadata or {}).values()])):
                 return [], False
             for key, value in (metadata or {}).items():
                 query = query.where(_has(session, key, value))
-            return _cut(session.scalars(query).all(), limit)
+            return cut(session.scalars(query).all(), limit)
 
         return self._database.read(work)
 
@@ -173,28 +166,37 @@ class Jobs:
             query = select(table).where(table.job == job).order_by(table.number.desc()).limit(limit + 1)
             if after is not None:
                 known = select(table.number).where(table.job == job, table.id == after)
-                last = session.scalar(known) if _may_be(after) else None
+                last = session.scalar(known) if may_be(after) else None
                 if last is None:
                     raise JobNotFound(f"{job} has no {after[:80]!r} to go on after. Page by the ids that it listed.")
                 query = query.where(table.number < last)
-            return _cut(session.scalars(query).all(), limit)
+            return cut(session.scalars(query).all(), limit)
 
         return self._database.read(work)
 
 
-def _copy(row: JobRow) -> JobRow:
+def add_job(session: Session, row: JobRow, by: Caller | None) -> JobRow:
+    """Record a new job in the caller's transaction, which may be tried again."""
     set_ = inspect(row).dict
-    return JobRow(**{column.key: set_[column.key] for column in inspect(JobRow).column_attrs if column.key in set_})
+    given = {column.key: set_[column.key] for column in inspect(JobRow).column_attrs if column.key in set_}
+    job = JobRow(**given)  # a copy, so that the caller's row is still its own
+    session.add(job)
+    job.state, job.wanted = State.VALIDATING, Wanted.RUN
+    session.flush()
+    tell(session, job.id, "created", f"Created fine-tuning job: {job.id}")
+    note(session, by, "job.create", job.id, detail=f"{job.method} on {job.model}, as {job.adapter}")
+    tell(session, job.id, "validating", f"Validating training file: {job.training_file}")
+    return job
 
 
 def _find(session: Session, tenant: str | None, job: str, *, lock: bool = False) -> JobRow:
-    row = session.get(JobRow, job, with_for_update=lock) if _may_be(job) else None
+    row = session.get(JobRow, job, with_for_update=lock) if may_be(job) else None
     if row is None or tenant not in (None, row.tenant):
         raise JobNotFound(f"There is no fine-tuning job {shown(job)}. Check its id.")
     return row
 
 
-def _may_be(text: str) -> bool:
+def may_be(text: str) -> bool:
     """Whether the database can be asked for a text: PostgreSQL refuses some, and then it is no job's anyway."""
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
@@ -214,5 +216,6 @@ def _has(session: Session, key: str, value: str) -> ColumnElement[bool]:
     return exists(select(literal(1)).select_from(each).where(each.c.key == key, each.c.value == value))
 
 
-def _cut(rows: Sequence[Any], limit: int) -> tuple[list[Any], bool]:
+def cut(rows: Sequence[Any], limit: int) -> tuple[list[Any], bool]:
+    """The first of rows, and whether there are more."""
     return list(rows[:limit]), len(rows) > limit

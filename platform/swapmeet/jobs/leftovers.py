@@ -8,11 +8,11 @@ at, and then goes. Jobs that have not ended are left alone, and a job that has e
 import logging
 from datetime import timedelta
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import JobRow
+from swapmeet.database.tables import JobRow, SweepRow
 from swapmeet.database.tables.base import now
 from swapmeet.jobs.events import tell
 from swapmeet.jobs.states import State
@@ -39,7 +39,9 @@ def clear(database: Database, store: Store, kept: timedelta | None) -> None:
     if kept is not None:
         failed = JobRow.state.in_([State.FAILED, State.CANCELLED])
         ended = or_(ended, and_(failed, JobRow.finished_at < now() - max(kept, SETTLED)))
-    query = select(JobRow.id, JobRow.state).where(JobRow.cleared_at.is_(None), ended).order_by(JobRow.finished_at)
+    undecided = exists().where(SweepRow.id == JobRow.sweep, SweepRow.finished_at.is_(None))  # may need its adapter
+    query = select(JobRow.id, JobRow.state).where(JobRow.cleared_at.is_(None), ended, ~undecided)
+    query = query.order_by(JobRow.finished_at)
     done: set[str] = set()
     while True:
         rows = database.read(lambda session: session.execute(query.limit(AT_ONCE)).all())
@@ -59,11 +61,17 @@ def kept_bytes(runs: RunStorage) -> int:
     return sum(entry.size for each in found for entry in (*each.files, each.history) if entry)
 
 
-def _clear(database: Database, store: Store, job: str, *, whole: bool) -> None:
+def clear_copies(store: Store, job: str, *, whole: bool = False) -> bool:
+    """Remove a job's checkpoints and adapter from the storage, or all that is there; whether there was something."""
     prefix = f"runs/{job}/"
     removed = [key for key in store.list(prefix) if whole or _is_copy(key.removeprefix(prefix))]
     for key in removed:  # sorted, so a manifest goes before the files that it names
         store.delete(key)
+    return bool(removed)
+
+
+def _clear(database: Database, store: Store, job: str, *, whole: bool) -> None:
+    removed = clear_copies(store, job, whole=whole)
 
     def note(session: Session) -> None:
         row = session.get_one(JobRow, job, with_for_update=True)

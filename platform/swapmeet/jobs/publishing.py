@@ -17,7 +17,7 @@ from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
-from swapmeet.jobs.leftovers import kept_bytes
+from swapmeet.jobs.leftovers import clear_copies, kept_bytes
 from swapmeet.settings import Settings
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
@@ -57,12 +57,23 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished run that became a version, and the file with its figures, whose bytes are stored already."""
+    """A finished run, the version that it became, and the file with its figures, whose bytes are stored already.
 
-    version: Version
+    That of a sweep becomes one at the sweep's end, if it is the best.
+    """
+
+    version: Version | None
     file: FileRow
     bytes: int = 0
     """Of the version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The version that a sweep's best adapter became, and its bytes."""
+
+    version: Version
+    bytes: int
 
 
 class Publisher:
@@ -94,29 +105,29 @@ class Publisher:
         others = self._database.read(lambda session: list(session.scalars(query)))
         dropped = _unlisted(others, step, saved)
         for row in dropped:
-            self._withdraw(row.model, "Newer checkpoints of the same job took its place.")
+            self.withdraw(row.model, "Newer checkpoints of the same job took its place.")
         size = self._registry.manifest(version).size
         return Model(name, version.digest, tuple(row.id for row in dropped), size, kept_bytes(runs))
 
     def result(self, job: JobRow, finished: Finished) -> Outcome:
-        """Make a finished adapter the next version of its name, and store the file with its figures.
+        """Store the file with a finished run's figures, and make its adapter, unless it is a sweep's, the next version.
 
         Raises:
             RegistryError: it can not be published.
         """
         runs = RunStorage(self._store, job.id)
-        version = self._push(runs, job, finished.adapter, job.adapter, job.id)
+        version = None if job.sweep else self._push(runs, job, finished.adapter, job.adapter, job.id)
         query = select(EventRow).where(EventRow.job == job.id, EventRow.type == "metrics").order_by(EventRow.number)
         figures = self._database.read(lambda session: list(session.scalars(query)))
         file = self._store_figures(job, figures)
-        return Outcome(version, file, self._registry.manifest(version).size)
+        return Outcome(version, file, self._registry.manifest(version).size if version else 0)
 
     def withdraw_unlisted(self, job: JobRow) -> None:
         """Leave no checkpoint of a job that was cancelled or failed a model that was published but never listed."""
         query = select(CheckpointRow.step).where(CheckpointRow.job == job.id)
         listed = set(self._database.read(lambda session: list(session.scalars(query))))
         for step in {step_of(key) for key in RunStorage(self._store, job.id).checkpoints()} - listed:
-            self._withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.")
+            self.withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.")
 
     def forget(self, job: JobRow) -> None:
         """Delete the checkpoints of a job that succeeded: nothing goes on from them."""
@@ -136,6 +147,19 @@ class Publisher:
         except QuotaExceeded as error:
             raise Refused(str(error)) from error
 
+    def kept(self, job: JobRow, adapter: str) -> Kept:
+        """Make the adapter of a sweep's best job, which lies in the storage, the next version of its name.
+
+        Raises:
+            RegistryError: it can not be published.
+        """
+        version = self._push(RunStorage(self._store, job.id), job, adapter, job.adapter, job.id)
+        return Kept(version, self._registry.manifest(version).size)
+
+    def discard(self, job: str) -> None:
+        """Delete the checkpoints and the adapter that a job's attempts left in the storage."""
+        clear_copies(self._store, job)
+
     def _push(self, runs: RunStorage, job: JobRow, key: str, name: str, run: str) -> Version:
         base = self._library.find(job.base)
         with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
@@ -146,7 +170,8 @@ class Publisher:
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
             return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
 
-    def _withdraw(self, name: str, reason: str) -> None:
+    def withdraw(self, name: str, reason: str) -> None:
+        """Make a checkpoint no model any more."""
         try:
             for version in self._registry.show(name).versions:
                 if not version.yanked:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from sqlalchemy.orm import Session
 
-from swapmeet.database.tables import JobRow
+from swapmeet.database.tables import JobRow, SweepRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import DatabaseFailed, LeaseLost
 from swapmeet.jobs.ending import Announce, spent
@@ -33,8 +33,8 @@ Numbered = tuple[int, Telling]
 
 
 @contextmanager
-def apart(row: JobRow) -> Iterator[None]:
-    """Do something for a job; whatever goes wrong in it stops no other's."""
+def apart(row: JobRow | SweepRow) -> Iterator[None]:
+    """Do something for a job or a sweep; whatever goes wrong in it stops no other's."""
     try:
         yield
     except (LeaseLost, DatabaseFailed):

@@ -15,6 +15,7 @@ from swapmeet.jobs.publishing import Model, Outcome, insert_once
 from swapmeet.jobs.states import Move, State
 from swapmeet.queue.comparing import compared
 from swapmeet.queue.starting import started
+from swapmeet.sweeps.measuring import note_measured
 from swapmeet.tenancy.stocktaking import note_published
 from swapmeet_registry import RegistryError
 from swapmeet_training.attempts.run_storage import step_of
@@ -151,10 +152,14 @@ def _finished(session: Session, row: JobRow, finished: Finished, made: Made, ann
         return
     assert isinstance(made, Outcome)
     row.step, row.trained_tokens = finished.steps, max(row.trained_tokens, finished.trained_tokens)
-    row.fine_tuned_model, row.result_file = str(made.version), made.file.id
+    row.result_file = made.file.id
     insert_once(session, made.file)
-    note_published(session, row.tenant, made.bytes)
-    tell(session, row.id, "model", f"New fine-tuned model created: {made.version}", data={"model": str(made.version)})
+    if made.version is None:
+        note_measured(session, row, finished)
+    else:
+        note_published(session, row.tenant, made.bytes)
+        model = row.fine_tuned_model = str(made.version)
+        tell(session, row.id, "model", f"New fine-tuned model created: {model}", data={"model": model})
     told, figures = compared(row.plan, finished)
     tell(session, row.id, "succeeded", f"The job has successfully completed{told}", data=figures)
     move(session, row, Move.SUCCEED, announce)

@@ -27,6 +27,7 @@ from swapmeet.queue.recording import lose
 from swapmeet.queue.records import Promise, Start, Wait
 from swapmeet.queue.validating import Settle, Unfit, Validator, settle_nothing
 from swapmeet.settings import Settings
+from swapmeet.sweeps.settling import Settler
 
 log = logging.getLogger("swapmeet.queue")
 
@@ -78,6 +79,7 @@ class Scheduler:
         self._chores = Chores()
         self._publisher = Publisher(settings, database)
         self._listener = Listener(self._leading, self._cluster, self._chores, self._publisher, announce)
+        self._settler = Settler(self._leading, self._chores, self._publisher, announce)
         self._promises: dict[str, Promise] = {}
         self._parking: set[tuple[str, int]] = set()
         self._leaving = False
@@ -92,6 +94,7 @@ class Scheduler:
         attempts = self._cluster.attempts()  # before the rows: each of these was in a row before it was started
         running = self._recover(attempts, self._leading.rows(State.RUNNING))
         self._listener.listen(running)
+        self._settler.settle()
         self._obey(self._leading.rows(State.RUNNING))
         if not self._leaving:
             self._validate(self._leading.rows(State.VALIDATING))

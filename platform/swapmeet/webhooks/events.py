@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from swapmeet.database.tables import DeliveryRow, WebhookRow
 from swapmeet.database.tables.base import now
 
-EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+ENDS = ("succeeded", "failed", "cancelled")
+EVENTS = tuple(f"fine_tuning.{what}.{end}" for what in ("job", "sweep") for end in ENDS)
 
 LASTS = timedelta(hours=24)
 """How long an event is delivered again before it is given up."""
@@ -26,7 +27,7 @@ def announce(session: Session, tenant: str, type: str, data_id: str) -> None:  #
         session: the caller's, in a transaction that writes.
         tenant: whose webhooks.
         type: one of `EVENTS`.
-        data_id: the job's id.
+        data_id: the id of the job or sweep.
     """
     assert type in EVENTS, type
     rows = select(WebhookRow).where(WebhookRow.tenant == tenant).order_by(WebhookRow.id).with_for_update()

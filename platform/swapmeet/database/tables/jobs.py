@@ -54,6 +54,7 @@ class JobRow(Table):
     integrations: Mapped[list[Any]]
     suffix: Mapped[str | None] = mapped_column(String(64))
     sweep: Mapped[str | None] = mapped_column(String(64), index=True)
+    """The sweep that the job tries a configuration of: which adapter is published, is decided at the sweep's end."""
     priority: Mapped[int] = mapped_column(default=0)
     deadline: Mapped[datetime | None]
 

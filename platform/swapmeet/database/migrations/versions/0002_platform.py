@@ -176,6 +176,51 @@ def upgrade() -> None:
         batch_op.create_index("ix_jobs_cleared_at_finished_at", ["cleared_at", "finished_at"], unique=False)
 
     op.create_table(
+        "sweeps",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("created_by", sa.String(length=40), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("request_digest", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=300), nullable=False),
+        sa.Column("base", sa.String(length=200), nullable=False),
+        sa.Column("adapter", sa.String(length=130), nullable=False),
+        sa.Column("training_file", sa.String(length=64), nullable=False),
+        sa.Column("validation_file", sa.String(length=64), nullable=True),
+        sa.Column("method", sa.String(length=20), nullable=False),
+        sa.Column("metric", sa.String(length=20), nullable=False),
+        sa.Column("options", sa.JSON(), nullable=False),
+        sa.Column("combinations", sa.BigInteger(), nullable=False),
+        sa.Column("metadata", sa.JSON(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("best", sa.String(length=64), nullable=True),
+        sa.Column("fine_tuned_model", sa.String(length=220), nullable=True),
+        sa.Column("error", sa.JSON(), nullable=True),
+        sa.Column("cleared_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name=op.f("fk_sweeps_tenant")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sweeps")),
+    )
+    with op.batch_alter_table("sweeps", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_sweeps_state"), ["state"], unique=False)
+        batch_op.create_index("ix_sweeps_tenant_created_at_id", ["tenant", "created_at", "id"], unique=False)
+        batch_op.create_index("ix_sweeps_tenant_request_digest", ["tenant", "request_digest"], unique=False)
+
+    op.create_table(
+        "sweep_runs",
+        sa.Column("sweep", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("job", sa.String(length=64), nullable=False),
+        sa.Column("configuration", sa.JSON(), nullable=False),
+        sa.Column("metrics", sa.JSON(), nullable=False),
+        sa.Column("adapter", sa.String(length=200), nullable=True),
+        sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_sweep_runs_job"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["sweep"], ["sweeps.id"], name=op.f("fk_sweep_runs_sweep"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("sweep", "number", name=op.f("pk_sweep_runs")),
+        sa.UniqueConstraint("job", name=op.f("uq_sweep_runs_job")),
+    )
+
+    op.create_table(
         "uploads",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("tenant", sa.String(length=64), nullable=False),
