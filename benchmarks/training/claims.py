@@ -4,11 +4,11 @@
 
 Every method sees the same batches in the same order for the same seed, and is judged by its loss on unseen examples
 and by the share of them that it would answer exactly. Two methods differ by noise alone if 0 lies within the 95 %
-interval (Student's t) of their difference, paired by task and seed. Learning rates were chosen on another seed with
-`--rate`. What has
-adapters runs in the service's own loop; full fine-tuning, which the service does not offer, in a plain one with its
-batches, loss and optimizer: weights in fp32, products in bf16. With `--results`, runs that stand in the file are not
-made again, and several processes may share one. Seconds are of CPU time. Ends with one JSON line.
+interval (Student's t) of their difference, paired by task and seed. What has adapters runs in the service's own loop
+with the demo's learning rate; full fine-tuning, which the service does not offer, in a plain one with its batches, loss
+and optimizer, at a rate found with `--rate` on another seed: weights in fp32, products in bf16. With `--results`, runs
+that stand in the file are not made again, and several processes may share one. Seconds are of CPU time. Ends with one
+JSON line.
 """
 
 import argparse
