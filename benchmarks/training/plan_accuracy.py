@@ -72,6 +72,17 @@ TINY = (
     case("gemma", [60] * 8, batch_size=4, **OFF),
     case("phi3", [60] * 8, batch_size=4, **OFF),
     case("gpt_neox", [60] * 8, batch_size=4, **OFF),
+    case("llama", [60] * 8, batch_size=4, dora=True),
+    case("llama", RAGGED, batch_size=4, dora=True, **OFF),
+    case("qwen2", [60] * 8, batch_size=4, dora=True, rank=64, **OFF),
+    case("llama", [60] * 8, batch_size=4, init="pissa"),
+    case("llama", [60] * 8, batch_size=4, init="pissa", rank=64, max_steps=4, **OFF),
+    case("qwen3", RAGGED, [60] * 8, batch_size=4, init="pissa", **OFF),
+    case("llama", RAGGED, batch_size=2, packing=True, max_length=1024),
+    case("llama", RAGGED, batch_size=2, packing=True, max_length=1024, **OFF),
+    case("llama", [20] * 32, batch_size=2, packing=True, max_length=320, **OFF),
+    case("phi3", RAGGED, RAGGED, batch_size=2, packing=True, max_length=1024, **OFF),
+    case("gemma", [40] * 8, batch_size=1, packing=True, dora=True, max_length=512, max_steps=4, **OFF),
 )
 REAL = (
     case("smollm2-135m", [120] * 4, batch_size=2),

@@ -20,8 +20,10 @@ from swapmeet_training.plan import (
     RunSettings,
     cpu,
     gpu_called,
+    machine,
     make_plan,
     named,
+    own_hardware,
     plan_job,
     shrink,
 )
@@ -87,6 +89,17 @@ def test_time_and_cost_follow_the_hardware() -> None:
     again = make_plan(SEVEN_B, RunSettings(), data, measured.hardware)
     assert again.seconds == pytest.approx(measured.seconds, rel=0.25)
     assert not again.words
+
+
+@pytest.mark.parametrize(("flags", "faster"), [("fma avx512_bf16", 5), ("amx_bf16 avx2", 5), ("fma avx512f", 1)])
+def test_cpus_that_multiply_in_bf16_are_planned_faster(
+    flags: str, faster: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert own_hardware(0, 2).flops == faster * cpu(1 << 34, 2).flops
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
+    assert own_hardware(0, 2).flops == cpu(1 << 34, 2).flops
 
 
 def test_checkpointing_costs_about_a_third() -> None:

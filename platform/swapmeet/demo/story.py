@@ -25,7 +25,7 @@ TRAINING, HELD_OUT = 480, 100
 RECIPE = {
     "rank": 16,
     "alpha": 32,
-    "batch_size": 8,
+    "batch_size": 4,  # in the same time, many small steps teach more than half as many of twice the size
     "learning_rate": 1e-3,
     "warmup_ratio": 0.1,
     "gradient_checkpointing": False,  # the activations of such short examples fit without recomputing them

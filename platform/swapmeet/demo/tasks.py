@@ -102,7 +102,7 @@ def _cities() -> list[str]:
 
 
 TASKS = (
-    Task("acme/dates", "dates of five locales to ISO 8601", "Date to ISO 8601.", dated, steps=55, longest_answer=12),
-    Task("globex/orders", "order lines to strict JSON", "Order to JSON.", ordered, steps=36, longest_answer=48),
-    Task("initech/amounts", "amounts in words to digits", "Amount to digits.", spelled, steps=60, longest_answer=10),
+    Task("acme/dates", "dates of five locales to ISO 8601", "Date to ISO 8601.", dated, steps=110, longest_answer=12),
+    Task("globex/orders", "order lines to strict JSON", "Order to JSON.", ordered, steps=60, longest_answer=48),
+    Task("initech/amounts", "amounts in words to digits", "Amount to digits.", spelled, steps=100, longest_answer=10),
 )

@@ -11,6 +11,7 @@ from swapmeet_training.errors import DeviceMissing, SpecError
 from swapmeet_training.plan.hardware import GPUS, Hardware, cpu
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
+CPUINFO = Path("/proc/cpuinfo")
 UNKNOWN = GPUS["A10G"]
 """What a GPU that is not in the table is taken for; its memory is asked."""
 
@@ -37,7 +38,7 @@ def own_hardware(gpus: float, cpus: float) -> Hardware:
         DeviceMissing: it asks for a GPU, and there is none.
     """
     if not gpus:
-        return cpu(_memory(), cpus)
+        return cpu(_memory(), cpus, bf16=_bf16())
     found = _gpus()
     if not found:
         raise DeviceMissing("The run asks for a GPU, and there is none here. Name the one to plan for: --gpu H100.")
@@ -96,6 +97,12 @@ def _gpus() -> list[Hardware]:
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _bf16() -> bool:
+    """Whether these CPUs multiply in bf16; where the system does not tell, no."""
+    words = CPUINFO.read_text().split() if CPUINFO.is_file() else []
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(words)
 
 
 def _memory() -> int:
