@@ -115,7 +115,7 @@ class Process:
 
 
 def apart(home: Path, function: Callable[..., object], *arguments: object, fork: bool = True) -> Process:
-    """Call `function(line, *arguments)` in a process of its own, with this process's environment.
+    """Call `function(line, *arguments)` in a process of its own, with this process's environment and niceness.
 
     Args:
         home: the platform's folder, which tells the warm process.
@@ -124,7 +124,7 @@ def apart(home: Path, function: Callable[..., object], *arguments: object, fork:
         fork: False starts Python anew in any case, as whatever uses a GPU must.
     """
     process = (_forked(home) if fork else None) or _fresh()
-    process.send((dict(os.environ), function, arguments))
+    process.send((dict(os.environ), os.nice(0), function, arguments))
     return process
 
 
@@ -167,9 +167,10 @@ def serve(number: int) -> None:
     status = 1
     try:
         connection: Connection[Any, Any] = Connection(number)
-        environment, function, arguments = connection.recv()
+        environment, niceness, function, arguments = connection.recv()
         os.environ.clear()
         os.environ.update(environment)
+        os.nice(max(niceness - os.nice(0), 0))  # Ray's processes, engines too, stand behind the server's
         line = Line(connection)
         threading.Thread(target=line.listen, name="line", daemon=True).start()
         try:
