@@ -49,7 +49,7 @@ class Leading:
     def change_all(
         self, rows: Sequence[JobRow], state: State, work: Callable[[Session, JobRow], object]
     ) -> list[JobRow]:
-        """Do something to jobs, locked, many in one transaction; those that it failed at are to be tried alone.
+        """Do something to jobs, oldest first, locked, many in one transaction; those that it failed at are to be tried alone.
 
         Raises:
             LeaseLost: another leads; nothing of the last jobs was written.
@@ -60,7 +60,8 @@ class Leading:
 
             def locked(session: Session, some: Sequence[JobRow] = some) -> None:
                 query = select(JobRow).where(JobRow.id.in_([row.id for row in some]), JobRow.state == state)
-                for found in session.scalars(query.order_by(JobRow.id).with_for_update()).all():
+                held = session.scalars(query.order_by(JobRow.id).with_for_update()).all()
+                for found in sorted(held, key=lambda row: (row.created_at, row.id)):
                     work(session, found)
 
             try:
