@@ -49,7 +49,10 @@ class Leading:
     def change_all(
         self, rows: Sequence[JobRow], state: State, work: Callable[[Session, JobRow], object]
     ) -> list[JobRow]:
-        """Do something to jobs, oldest first, locked, many in one transaction; those that it failed at are to be tried alone.
+        """Do something to jobs, locked, oldest first, many in one transaction.
+
+        Returns:
+            Those that it failed at, to be tried alone.
 
         Raises:
             LeaseLost: another leads; nothing of the last jobs was written.
