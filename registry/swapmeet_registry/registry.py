@@ -10,29 +10,29 @@ that it names is there.
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from swapmeet_registry.admission import Admitted, admit
 from swapmeet_registry.contents import Contents
-from swapmeet_registry.errors import NotFound, Refused
+from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
-from swapmeet_registry.head import Head, Record
+from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.names import LATEST, AdapterName, Reference, require_settable_alias
+from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.stores import Store, open_store
-from swapmeet_registry.version import AliasMove, Listing, Version
+from swapmeet_registry.version import Listing, Version
 
 _log = logging.getLogger(__name__)
 
 
-class Registry:
+class Registry(Life):
     """Adapters by name, in a local folder or an S3 bucket.
 
     Picklable, and safe to use from several threads and processes at once.
@@ -47,7 +47,7 @@ class Registry:
     def __init__(self, url: str | Store) -> None:
         self.store = open_store(url) if isinstance(url, str) else url
         self._contents = Contents(self.store)
-        self._heads = Heads(self.store)
+        super().__init__(Heads(self.store))
 
     def push(
         self,
@@ -96,11 +96,12 @@ class Registry:
 
         Raises:
             InvalidName: the reference is misspelt.
-            NotFound: there is no such version, or it was yanked; a yanked version answers to its digest only.
+            NotFound: there is none, or it was deleted, or yanked; a yanked version answers to its digest only.
+            Recalled: it was recalled.
         """
         reference = Reference.parse(ref)
         head = self._heads.get(reference.name)
-        return _version(head, head.resolve(reference))
+        return Version.of(head, head.resolve(reference))
 
     def manifest(self, version: Version) -> Manifest:
         """What a version consists of.
@@ -160,62 +161,11 @@ class Registry:
         Raises:
             NotFound: there is no such adapter.
         """
-        head = self._heads.get(AdapterName.parse(name))
-        latest = {"latest": head.latest.version} if head.latest else {}
-        return Listing(
-            name=head.adapter,
-            versions=tuple(_version(head, record) for record in head.versions),
-            aliases={**head.aliases, **latest},
-            history=tuple(AliasMove(move.alias, move.version, move.at) for move in head.history),
-        )
+        return Listing.of(self._heads.get(AdapterName.parse(name)))
 
     def names(self) -> list[str]:
         """All adapters' names, sorted."""
         return self._heads.names()
-
-    def tag(self, name: str, alias: str, ref: str, expect: int | None = None) -> Version:
-        """Point an alias to a version.
-
-        Args:
-            name: `TENANT/NAME`.
-            alias: any but `latest`.
-            ref: a version of the same adapter: `T/N:3`, or only `3`, another alias or a digest.
-            expect: the version that the alias must point to now; 0: it must not exist yet; None: either.
-
-        Raises:
-            Conflict: the alias points elsewhere than expected.
-            NotFound: there is no such version, or it was yanked.
-        """
-        target = AdapterName.parse(name)
-        reference = Reference.within(target, ref)
-
-        def move(head: Head) -> Head:
-            return head.tag(alias, head.resolve(reference).version, _now(), expect)
-
-        head = self._heads.change(target, move)
-        return _version(head, head.find(Reference(target, alias=alias)))
-
-    def yank(self, ref: str, reason: str) -> Version:
-        """Withdraw a version: from then on only its digest finds it. Its number is not used again.
-
-        Once more is no error, and changes nothing but the reason.
-
-        Args:
-            ref: a version, an alias of it, or its digest.
-            reason: told to whoever asks for the version.
-
-        Raises:
-            NotFound: there is no such version.
-            Refused: the reason is empty, or no version is named: the newest is another after each yank.
-        """
-        reference = Reference.parse(ref)
-        if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
-            raise Refused(f"Which version of {reference.name}? The newest is another after each yank. Name its number.")
-        if not reason.strip():
-            raise Refused("A yank needs a reason, which users of the version will read. Give one.")
-        record = self._heads.get(reference.name).find(reference)
-        head = self._heads.change(reference.name, lambda head: head.yank(record.version, reason.strip()))
-        return _version(head, head.versions[record.version - 1])
 
     def _made_by(self, name: AdapterName, run: str) -> Version | None:
         """The version that a run made, if it was published already."""
@@ -224,7 +174,7 @@ class Registry:
         except NotFound:
             return None
         record = head.published(run)
-        return _version(head, record) if record else None
+        return Version.of(head, record) if record else None
 
     def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None, nonce: str) -> Version:
         """Add the version to the head; the nonce tells a write that took place already from another's."""
@@ -240,7 +190,7 @@ class Registry:
         reached("push.head")
         record = head.published(nonce)
         assert record is not None
-        return _version(head, record)
+        return Version.of(head, record)
 
 
 def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: dict[str, Any]) -> Manifest:
@@ -251,19 +201,10 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
     return Manifest.build(
         **facts | {field: value for field, value in given.items() if value},
         adapter=str(name),
-        created_at=_now(),
+        created_at=now(),
         files=admitted.files,
         lora=admitted.lora,
     )
-
-
-def _version(head: Head, record: Record) -> Version:
-    yanked = record.yanked is not None
-    return Version(head.adapter, record.version, record.digest, record.created_at, yanked, record.yanked)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _warn(warning: str | None) -> None:

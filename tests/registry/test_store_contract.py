@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,6 +115,17 @@ def test_list_gives_the_keys_of_a_prefix_in_order(store: Store) -> None:
     assert list(store.list("a")) == ["a.b", "a/b", "a/c/d", "ab"]
     assert list(store.list("a/c")) == ["a/c/d"]
     assert list(store.list("c")) == []
+
+
+def test_scan_says_size_and_time(store: Store) -> None:
+    before = time.time()
+    put(store, "a/b", b"12345")
+    etag = store.swap("a/c", b"1", None)
+    entries = list(store.scan("a/"))
+    assert [(entry.key, entry.size) for entry in entries] == [("a/b", 5), ("a/c", 1)]
+    assert all(before - 2 <= entry.written_at <= time.time() + 2 for entry in entries)
+    assert entries[1].etag in (etag, None)
+    assert list(store.scan("b")) == []
 
 
 def test_delete(store: Store) -> None:
