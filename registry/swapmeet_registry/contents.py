@@ -24,14 +24,14 @@ class Contents:
             Refused: a file is not what it was when its digest was taken.
         """
         for file in files:
-            self._store.put(f"blobs/sha256/{file.sha256}", folder / file.path, file.sha256)
+            self._store.put(blob_key(file), folder / file.path, file.sha256)
             reached("push.blob")
         reached("push.blobs")
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write a manifest."""
         digest = manifest.digest
-        self._store.put(_manifest_key(digest), manifest.encode(), digest.removeprefix("sha256:"))
+        self._store.put(manifest_key(digest), manifest.encode(), digest.removeprefix("sha256:"))
         reached("push.manifest")
 
     def manifest(self, digest: str, what: str) -> Manifest:
@@ -40,7 +40,7 @@ class Contents:
         Raises:
             Corrupt: it is gone or was changed.
         """
-        stored = self._store.get(_manifest_key(digest))
+        stored = self._store.get(manifest_key(digest))
         found = canonical.digest(stored.data) if stored else "nothing"
         if stored is None or found != digest:
             raise Corrupt(
@@ -55,7 +55,7 @@ class Contents:
         Raises:
             Corrupt: the blob is gone or was changed; the message names the file and both digests.
         """
-        stream = self._store.stream(f"blobs/sha256/{file.sha256}")
+        stream = self._store.stream(blob_key(file))
         digest, size = hashlib.sha256(), 0
         for chunk in stream or ():
             digest.update(chunk)
@@ -72,5 +72,16 @@ class Contents:
             )
 
 
-def _manifest_key(digest: str) -> str:
+def blob_key(file: StoredFile) -> str:
+    """Where a file's bytes are."""
+    return f"blobs/sha256/{file.sha256}"
+
+
+def manifest_key(digest: str) -> str:
+    """Where the manifest with a digest is."""
     return f"manifests/{digest.replace(':', '/')}"
+
+
+def keys_of(manifest: Manifest) -> tuple[str, ...]:
+    """The keys of all that a version consists of."""
+    return (*map(blob_key, manifest.files), manifest_key(manifest.digest))

@@ -24,6 +24,7 @@ class Record(BaseModel):
         yanked: nobody gets it who does not name its digest.
         recalled: nobody gets it, and servers that have it stop serving it.
         deleted: as recalled, and its files are gone sooner or later; its number stays taken.
+        withdrawn_at: when the last of it happened.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,7 @@ class Record(BaseModel):
     yanked: str | None = None
     recalled: str | None = Field(None, exclude_if=lambda reason: reason is None)
     deleted: str | None = Field(None, exclude_if=lambda reason: reason is None)
+    withdrawn_at: Timestamp | None = Field(None, exclude_if=lambda at: at is None)
 
     @property
     def usable(self) -> bool:
@@ -171,9 +173,10 @@ class Head(Document):
             raise NotFound(f"The alias {self.adapter}:{alias} was never set. Nothing is to be undone.")
         return moves[-2].version if len(moves) > 1 else 0
 
-    def withdraw(self, version: int, how: Withdrawal, reason: str) -> Self:
-        """Withdraw a version, which keeps its number; a second time replaces the reason."""
-        records = (r.model_copy(update={how: reason}) if r.version == version else r for r in self.versions)
+    def withdraw(self, version: int, how: Withdrawal, reason: str, at: str) -> Self:
+        """Withdraw a version, which keeps its number; a second time replaces the reason and the time."""
+        change = {how: reason, "withdrawn_at": at}
+        records = (r.model_copy(update=change) if r.version == version else r for r in self.versions)
         return self._with(versions=tuple(records))
 
     def share(self, visibility: Visibility, tenants: tuple[str, ...] = ()) -> Self:

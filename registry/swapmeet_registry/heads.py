@@ -1,8 +1,9 @@
 """The heads in a store: the only objects ever written twice, each by compare-and-swap."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
-from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Refused
+from swapmeet_registry.errors import Conflict, Corrupt, InvalidName, NotFound, Refused
 from swapmeet_registry.head import Head
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.stores import Store
@@ -10,19 +11,21 @@ from swapmeet_registry.stores import Store
 ATTEMPTS = 100
 """How often a change is tried while others change the same head."""
 
-_FOLDER, _SUFFIX = "heads/", ".json"
+_SUFFIX = ".json"
 
 
 class Heads:
     """One small document per adapter name, `heads/TENANT/NAME.json`, so that names do not wait for each other."""
+
+    FOLDER: ClassVar[str] = "heads/"
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def names(self) -> list[str]:
         """The names that have a head, sorted."""
-        keys = self._store.list(_FOLDER)
-        return sorted(key.removeprefix(_FOLDER).removesuffix(_SUFFIX) for key in keys)
+        keys = self._store.list(self.FOLDER)
+        return sorted(_name(key) for key in keys)
 
     def get(self, name: AdapterName) -> Head:
         """A name's head.
@@ -32,6 +35,19 @@ class Heads:
             NotFound: there is none.
         """
         return self._read(name, None)[0]
+
+    def at(self, key: str) -> Head:
+        """The head under a key of a listing.
+
+        Raises:
+            Corrupt: what is stored is not a head of the name in the key.
+            NotFound: there is none any more.
+        """
+        try:
+            name = AdapterName.parse(_name(key))
+        except InvalidName as error:
+            raise Corrupt(f"{key} in {self._store.url} is no head. Move it away.") from error
+        return self.get(name)
 
     def change(self, name: AdapterName, change: Callable[[Head], Head], start: Head | None = None) -> Head:
         """Apply a pure change, again and again until nobody else's write comes in between.
@@ -78,4 +94,8 @@ def absent(name: AdapterName) -> NotFound:
 
 
 def _key(name: AdapterName) -> str:
-    return f"{_FOLDER}{name}{_SUFFIX}"
+    return f"{Heads.FOLDER}{name}{_SUFFIX}"
+
+
+def _name(key: str) -> str:
+    return key.removeprefix(Heads.FOLDER).removesuffix(_SUFFIX)

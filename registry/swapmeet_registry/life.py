@@ -68,7 +68,7 @@ class Life:
     def yank(self, ref: str, reason: str) -> Version:
         """Withdraw a version: from then on only its digest finds it. Its number is not used again.
 
-        Once more is no error, and changes nothing but the reason.
+        Once more is no error, and changes nothing but the reason and the time.
 
         Args:
             ref: a version, an alias of it, or its digest.
@@ -115,7 +115,8 @@ class Life:
         if not reason.strip():
             raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
         record = self._heads.get(reference.name).find(reference)
-        head = self._heads.change(reference.name, lambda head: head.withdraw(record.version, how, reason.strip()))
+        number, why, moment = record.version, reason.strip(), now()
+        head = self._heads.change(reference.name, lambda head: head.withdraw(number, how, why, moment))
         return Version.of(head, head.versions[record.version - 1])
 
     def _change(self, name: str, change: Callable[[Head], Head]) -> Listing:

@@ -4,8 +4,8 @@
     manifests/sha256/HEX        one version each
     heads/TENANT/NAME.json      the versions and aliases of a name
 
-A publish writes them in this order. Until the head is written nobody sees anything; from then on everything
-that it names is there.
+A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until
+the head is written nobody sees anything; from then on everything that it names is there.
 """
 
 import logging
@@ -15,12 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 from swapmeet_registry.admission import Admitted, admit
-from swapmeet_registry.contents import Contents
+from swapmeet_registry.contents import Contents, keys_of
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.intents import Intents
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
@@ -47,6 +48,7 @@ class Registry(Life):
     def __init__(self, url: str | Store) -> None:
         self.store = open_store(url) if isinstance(url, str) else url
         self._contents = Contents(self.store)
+        self._intents = Intents(self.store)
         super().__init__(Heads(self.store))
 
     def push(
@@ -87,9 +89,11 @@ class Registry(Life):
         admitted = admit(Path(folder), base, modules)
         manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
         reached("push.checked")
-        self._contents.write_blobs(admitted.folder, admitted.files)
-        self._contents.write_manifest(manifest)
-        return self._publish(target, manifest, alias, run or uuid4().hex)
+        with self._intents.declared(keys_of(manifest)) as in_time:
+            self._contents.write_blobs(admitted.folder, admitted.files)
+            self._contents.write_manifest(manifest)
+            in_time()
+            return self._publish(target, manifest, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.

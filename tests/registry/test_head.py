@@ -58,14 +58,14 @@ class HeadMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def yank(self, data: st.DataObject) -> None:
         version = data.draw(st.sampled_from(sorted(self.digests)))
-        self.head = self.head.withdraw(version, "yanked", "wrong data")
+        self.head = self.head.withdraw(version, "yanked", "wrong data", TIME)
         self.yanked[version] = "wrong data"
 
     @precondition(lambda self: self.digests)
     @rule(data=st.data(), how=st.sampled_from(["recalled", "deleted"]))
     def withdraw_for_all(self, data: st.DataObject, how: Literal["recalled", "deleted"]) -> None:
         version = data.draw(st.sampled_from(sorted(self.digests)))
-        self.head = self.head.withdraw(version, how, "stolen data")
+        self.head = self.head.withdraw(version, how, "stolen data", TIME)
         self.gone.add(version)
 
     @rule(alias=ALIASES)
@@ -122,13 +122,13 @@ def test_the_same_manifest_is_not_published_twice() -> None:
 
 
 def test_a_yanked_version_says_why_and_how_to_get_it() -> None:
-    head = two_versions().tag("prod", 2, TIME).withdraw(2, "yanked", "leaked names")
+    head = two_versions().tag("prod", 2, TIME).withdraw(2, "yanked", "leaked names", TIME)
     for reference in (Reference(NAME, version=2), Reference(NAME, alias="prod")):
         with pytest.raises(NotFound, match=rf"acme/legal:2 was yanked: leaked names\. .*acme/legal@{digest(2)}"):
             head.resolve(reference)
     assert head.resolve(Reference(NAME)).version == 1
     with pytest.raises(NotFound, match=r"versions 1 to 2 .* Every one of them was withdrawn"):
-        head.withdraw(1, "yanked", "too").resolve(Reference(NAME))
+        head.withdraw(1, "yanked", "too", TIME).resolve(Reference(NAME))
 
 
 def test_unknown_versions_and_aliases_name_what_there_is() -> None:
@@ -165,7 +165,7 @@ def test_where_an_alias_was_before() -> None:
 
 
 def test_recalled_and_deleted_versions_are_for_nobody() -> None:
-    head = two_versions().withdraw(1, "recalled", "poisoned").withdraw(2, "deleted", "asked for")
+    head = two_versions().withdraw(1, "recalled", "poisoned", TIME).withdraw(2, "deleted", "asked for", TIME)
     for reference in (Reference(NAME, version=1), Reference(NAME, digest=digest(1))):
         with pytest.raises(Recalled, match=r"acme/legal:1 was recalled and must not be used: poisoned"):
             head.resolve(reference)

@@ -22,6 +22,7 @@ STATUS = {
     "conflict": 409,
     "insufficient_quota": 429,
     "model_not_found": 404,
+    "model_recalled": 410,
     "job_not_found": 404,
     "invalid_job_state": 400,
     "invalid_name": 404,
