@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Killed(BaseException):
 class Clock:
     """Stands for the module `time`: time passes only when all that is left to do is sleep."""
 
-    now: float = 1_000_000.0
+    now: float = field(default_factory=time.time)
     sleep: Callable[[float], None] = lambda seconds: None
 
     def time(self) -> float:
