@@ -26,8 +26,8 @@ NO_KEYS = ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", ".hidden", "a/.b", "
 
 
 @pytest.fixture
-def store(url: str) -> Store:
-    return open_store(url)
+def store(store_url: str) -> Store:
+    return open_store(store_url)
 
 
 def sha256(data: bytes) -> str:

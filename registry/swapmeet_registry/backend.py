@@ -1,0 +1,194 @@
+"""Where adapters are kept, as the registry sees it: heads that are swapped, and versions' files that are not.
+
+Publishing is one step here, because a place may have a better way to do it than to write one object after the
+other: a Hub takes all files of a version and the new head in one commit. A store of keys is such a place by
+`StoreBackend`; `hf://` addresses are `stores.hub.HubBackend`. `tests/registry/test_backend_contract.py` holds all of
+them to what stands here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from swapmeet_registry.errors import InvalidName
+from swapmeet_registry.fault import reached
+from swapmeet_registry.head import Head
+from swapmeet_registry.manifest import Manifest, StoredFile
+from swapmeet_registry.names import AdapterName
+from swapmeet_registry.stores import Store, Stored, open_store
+from swapmeet_registry.version import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A version whose files are where they must be, but which no head names yet.
+
+    `sources` are the files that still have to go with the head, if the place wants them: names and contents.
+    """
+
+    manifest: Manifest
+    sources: Mapping[str, bytes | Path] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Heads and versions by adapter name.
+
+    Can be pickled, and used by several threads. Whatever fails raises a `StoreError`, and a failed write leaves the old
+    state. Bytes are given as found: whoever asks compares them with their digests.
+
+    Attributes:
+        url: what `open_backend` opens again.
+    """
+
+    @property
+    def url(self) -> str:
+        """What `open_backend` opens again."""
+        ...
+
+    def names(self) -> list[str]:
+        """All names that have a head, sorted."""
+        ...
+
+    def head(self, name: AdapterName) -> Stored | None:
+        """A name's head, and the tag that `swap` expects; or None. Never older than a finished swap."""
+        ...
+
+    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
+        """Bring a version's files near: after this a swap needs little time. Nobody sees anything.
+
+        Raises:
+            Refused: a file is not what it was when its digest was taken.
+        """
+        ...
+
+    def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
+        """Write a head if its tag is `expected`, or, with None, if there is none; with it the staged version, its last.
+
+        Exactly one of several concurrent writers with the same expectation wins.
+
+        Returns:
+            The new tag.
+
+        Raises:
+            Conflict: somebody else's write came first, or may have; a nonce in the head tells.
+        """
+        ...
+
+    def settle(self, name: AdapterName, head: Head) -> None:
+        """Finish what a publisher may have left undone after its swap. Once more does nothing."""
+        ...
+
+    def manifest(self, version: Version) -> bytes | None:
+        """A version's manifest, or None where it is gone."""
+        ...
+
+    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:
+        """A file of a version in pieces, or None where it is gone."""
+        ...
+
+    def place(self, version: Version) -> str:
+        """Where a version is, for messages: what to look at if it is damaged."""
+        ...
+
+    def absence(self, name: AdapterName) -> str:
+        """What to do about a name that has no head, for messages: one sentence or two."""
+        ...
+
+
+class StoreBackend:
+    """Adapters in a store of keys.
+
+        blobs/sha256/HEX            the files' bytes
+        manifests/sha256/HEX        one version each
+        heads/TENANT/NAME.json      the versions and aliases of a name
+
+    A publish writes them in this order. Until the head is written nobody sees anything; from then on everything that it
+    names is there.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def url(self) -> str:
+        """The store's."""
+        return self.store.url
+
+    def names(self) -> list[str]:
+        """See `Backend`."""
+        return sorted(key.removeprefix(_HEADS).removesuffix(_SUFFIX) for key in self.store.list(_HEADS))
+
+    def head(self, name: AdapterName) -> Stored | None:
+        """See `Backend`."""
+        return self.store.get(_head_key(name))
+
+    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:  # noqa: ARG002 - blobs are shared
+        """See `Backend`. Writes even what is there: a damaged blob is mended, none taken on trust."""
+        for file in manifest.files:
+            self.store.put(_blob_key(file), folder / file.path, file.sha256)
+            reached("push.blob")
+        reached("push.blobs")
+        self.store.put(_manifest_key(manifest.digest), manifest.encode(), manifest.digest.removeprefix("sha256:"))
+        reached("push.manifest")
+        return Staged(manifest)
+
+    def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:  # noqa: ARG002
+        """See `Backend`."""
+        return self.store.swap(_head_key(name), head.encode(), expected)
+
+    def settle(self, name: AdapterName, head: Head) -> None:
+        """See `Backend`: the head is the last to be written."""
+
+    def manifest(self, version: Version) -> bytes | None:
+        """See `Backend`."""
+        stored = self.store.get(_manifest_key(version.digest))
+        return stored.data if stored else None
+
+    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:  # noqa: ARG002
+        """See `Backend`."""
+        return self.store.stream(_blob_key(file))
+
+    def place(self, version: Version) -> str:  # noqa: ARG002
+        """See `Backend`."""
+        return self.store.url
+
+    def absence(self, name: AdapterName) -> str:  # noqa: ARG002
+        """See `Backend`."""
+        return "Check its name."
+
+
+def open_backend(url: str | Store) -> Backend:
+    """What is behind `file:///DIR`, `s3://BUCKET/PREFIX` or `hf://ORGANIZATION`. Nothing is read or written yet.
+
+    Raises:
+        InvalidName: the URL is of no known kind.
+    """
+    if not isinstance(url, str):
+        return StoreBackend(url)
+    if urlsplit(url).scheme == "hf":
+        from swapmeet_registry.stores.hub import HubBackend  # huggingface_hub takes long to import
+
+        return HubBackend.open(url)
+    try:
+        return StoreBackend(open_store(url))
+    except InvalidName as error:
+        raise InvalidName(
+            f"{url!r} is not a registry. Write file:///FOLDER, s3://BUCKET/PREFIX or hf://ORGANIZATION."
+        ) from error
+
+
+_HEADS, _SUFFIX = "heads/", ".json"
+
+
+def _head_key(name: AdapterName) -> str:
+    return f"{_HEADS}{name}{_SUFFIX}"
+
+
+def _manifest_key(digest: str) -> str:
+    return f"manifests/{digest.replace(':', '/')}"
+
+
+def _blob_key(file: StoredFile) -> str:
+    return f"blobs/sha256/{file.sha256}"
