@@ -194,5 +194,10 @@ def test_a_store_can_be_pickled_and_opened_by_its_url(store: Store) -> None:
 
 @pytest.mark.parametrize("url", ["", "registry", "/tmp/x", "file://", "file:///", "file://host/x", "s3://", "gs://b/x"])
 def test_an_url_of_no_known_kind_is_refused(url: str) -> None:
-    with pytest.raises(InvalidName, match=r"is not a registry\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+    with pytest.raises(InvalidName, match=r"is not a store\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
         open_store(url)
+
+
+def test_a_hub_is_no_store() -> None:
+    with pytest.raises(InvalidName, match=r"A Hub keeps adapters only\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+        open_store("hf://acme")

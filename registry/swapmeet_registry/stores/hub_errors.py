@@ -74,9 +74,8 @@ def hub_errors(what: str) -> Iterator[None]:
     except RegistryError:
         raise
     except (HTTP_ERROR, hub.OfflineModeIsEnabled, RuntimeError, ValueError) as error:
-        origin = error
-        while isinstance(origin.__cause__, HTTP_ERROR) and not isinstance(origin, hub.HfHubHTTPError):
-            origin = origin.__cause__  # an upload's errors come wrapped
+        wrapped = error.__cause__ if type(error) is RuntimeError else None  # as an upload's errors are
+        origin = wrapped if isinstance(wrapped, HTTP_ERROR) else error
         token = get_token()
         raise _translated(what, origin) from (None if token and token in repr(error) + str(error) else error)
 

@@ -17,6 +17,7 @@ from swapmeet_registry.names import AdapterName
 MAX_NAME = 96
 """Characters that a Hub allows in a repository's name."""
 
+_ORGANIZATION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _HASHED = re.compile(r"adapter-[0-9a-f]{40}")
 
 
@@ -39,6 +40,11 @@ def adapter_name(organization: str, repository: str) -> AdapterName | None:
     except InvalidName:
         return None
     return adapter if repository_name(organization, adapter) == repository else None
+
+
+def is_organization(text: str) -> bool:
+    """Whether an organization or a user could go by this name."""
+    return _ORGANIZATION.fullmatch(text) is not None and _allowed(text)
 
 
 def _allowed(name: str) -> bool:

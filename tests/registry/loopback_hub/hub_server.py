@@ -231,13 +231,8 @@ class LoopbackHub(ThreadingHTTPServer):
         answer = _json(items[at : at + self.page])
         if at + self.page >= len(items):
             return answer
-        rest = "&".join(
-            f"{quote(key)}={quote(value)}"
-            for key, values in request.query.items()
-            for value in values
-            if key != "cursor"
-        )
-        link = f'<{self.address}{request.path}?{rest}&cursor={at + self.page}>; rel="next"'
+        query = request.query | {"cursor": [str(at + self.page)]}
+        link = f'<{self.address}{request.path}?{urlencode(query, doseq=True)}>; rel="next"'
         return Answer(answer.status, answer.body, answer.headers | {"Link": link})
 
     # --- git
@@ -464,6 +459,8 @@ def _ranged(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
     server: LoopbackHub
 
     def handle_request(self) -> None:
@@ -491,6 +488,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(answer.body)
+                self.wfile.flush()
         self.close_connection = self.close_connection or cut
 
     def _body(self) -> Iterator[bytes]:
