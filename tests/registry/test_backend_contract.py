@@ -12,7 +12,7 @@ import pytest
 from swapmeet_registry import AdapterName, Conflict, Fingerprint, InvalidName, Registry, Version
 from swapmeet_registry.backend import Backend, Staged, open_backend
 from swapmeet_registry.head import Head
-from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.registry import _manifest, admit
 
 NAME = AdapterName("acme", "legal")
@@ -47,12 +47,18 @@ def version(manifest: Manifest) -> Version:
     return Version(str(NAME), 1, manifest.digest, NOW)
 
 
-def test_what_is_not_there(backend: Backend, manifest: Manifest) -> None:
+def test_what_is_not_there(backend: Backend) -> None:
     assert backend.head(NAME) is None
     assert backend.names() == []
-    assert backend.manifest(version(manifest)) is None
-    assert backend.blob(version(manifest), manifest.files[0]) is None
     assert backend.absence(NAME).startswith("Check its name")
+
+
+def test_what_is_gone(backend: Backend, manifest: Manifest, staged: Staged) -> None:
+    lost = StoredFile(path="lost.json", size=1, sha256="0" * 64)
+    for at in (Version(str(NAME), 1, "sha256:" + "0" * 64, NOW), Version(str(NAME), 7, "sha256:" + "1" * 64, NOW)):
+        assert backend.manifest(at) is None
+        assert backend.blob(at, lost) is None
+        assert backend.blob(at, lost.model_copy(update={"size": 1 << 30})) is None
 
 
 def test_a_staged_version_is_seen_by_nobody_until_the_swap(

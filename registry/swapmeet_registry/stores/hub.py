@@ -6,6 +6,7 @@
     .swapmeet/manifest.json                                its manifest
     .swapmeet/README.md                                    its own README.md, if it has one
     .swapmeet/head.json                                    all versions and aliases
+    .swapmeet/nonce                                        no two commits are equal
 
 Version 3 is the commit with the tag `v3`. A publish is one commit of all these files, an alias's move one of the head
 alone; both name the commit that they were made for as their parent, so that of two only one goes through. What the
@@ -39,7 +40,7 @@ from swapmeet_registry.provenance import Provenance
 from swapmeet_registry.stores.hub_card import card
 from swapmeet_registry.stores.hub_errors import endpoint
 from swapmeet_registry.stores.hub_names import adapter_name, is_organization, repository_name
-from swapmeet_registry.stores.hub_repository import BRANCH, HubRepository, list_repositories, overtaken, paths
+from swapmeet_registry.stores.hub_repository import BRANCH, NONCE, HubRepository, list_repositories, overtaken, paths
 from swapmeet_registry.stores.protocol import Stored, verified
 from swapmeet_registry.version import Version
 
@@ -125,7 +126,7 @@ class HubBackend:
         files |= _published(staged, repository.name, record.version)
         old = frozenset(filter(_ours, repository.files(parent)[1]))
         return repository.commit(
-            files, old - files.keys(), parent, f"Version {record.version} of {name}", record.digest
+            files, old - files.keys() - {NONCE}, parent, f"Version {record.version} of {name}", record.digest
         )
 
     def settle(self, name: AdapterName, head: Head) -> None:
