@@ -41,7 +41,8 @@ def test_a_publisher_killed_at_any_step(
     publish: Callable[..., Any], url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint
 ) -> None:
     registry = Registry(url)
-    steps = publish(make_adapter(tmp_path / "adapter-0")).stdout.split()[1:]
+    first = publish(make_adapter(tmp_path / "adapter-0")).stdout.split()[1:]
+    steps = [step for step in first if step != "hub.created"]  # the others find the repository
     assert steps.count("push.head") == 1
     outcomes = []
     for number in range(1, len(steps) + 1):
