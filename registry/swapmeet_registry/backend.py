@@ -22,6 +22,14 @@ from swapmeet_registry.version import Version
 
 
 @dataclass(frozen=True, slots=True)
+class LargeFile:
+    """A file that stays where it is until it is sent, with the hex SHA-256 that it must have."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Staged:
     """A version whose files are where they must be, but which no head names yet.
 
@@ -29,7 +37,7 @@ class Staged:
     """
 
     manifest: Manifest
-    sources: Mapping[str, bytes | Path] = field(default_factory=dict)
+    sources: Mapping[str, bytes | LargeFile] = field(default_factory=dict)
 
 
 class Backend(Protocol):

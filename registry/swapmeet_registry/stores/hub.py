@@ -26,10 +26,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
-from huggingface_hub import CommitOperationAdd
-
 from swapmeet_registry import canonical
-from swapmeet_registry.backend import Staged
+from swapmeet_registry.backend import LargeFile, Staged
 from swapmeet_registry.contents import damaged
 from swapmeet_registry.errors import Corrupt, InvalidName, StoreDenied, StoreError
 from swapmeet_registry.fault import reached
@@ -46,8 +44,9 @@ from swapmeet_registry.version import Version
 
 HEAD, MANIFEST, OWN_README = ".swapmeet/head.json", ".swapmeet/manifest.json", ".swapmeet/README.md"
 CARD, CONFIG = "README.md", "adapter_config.json"
-SMALL = 8 << 20
-"""Bytes up to which a file is held in memory, and fetched without being asked about first."""
+SMALL = 16 << 20
+"""Bytes up to which a file is held in memory, and fetched without being asked about first. More than what a Hub takes
+as part of a commit: whatever is not uploaded apart from it can not change meanwhile."""
 VISIBILITIES = ("private", "public", "gated")
 
 _log = logging.getLogger(__name__)
@@ -102,15 +101,16 @@ class HubBackend:
     def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
         """See `Backend`. Uploads the large files, and makes the repository if there is none."""
         repository = self.repository(name)
-        sources = {file.path: _source(folder / file.path, file) for file in manifest.files}
-        if not repository.upload(_additions(manifest, sources)):
+        sources = {_path(file): _source(folder / file.path, file) for file in manifest.files}
+        if not repository.upload(sources):
             repository.create(self.visibility)
             reached("hub.created")
-            if not repository.upload(_additions(manifest, sources)):
+            if not repository.upload(sources):
                 raise StoreError(f"The repository {repository.name} was deleted meanwhile. Push again.")
-        for file in manifest.files:
-            for _ in verified(sources[file.path], file.sha256):  # the uploading client does not look again
-                pass
+        for source in sources.values():
+            if isinstance(source, LargeFile):  # the uploading client does not look again
+                for _ in verified(source.path, source.sha256):
+                    pass
         reached("hub.uploaded")
         return Staged(manifest, sources)
 
@@ -118,7 +118,7 @@ class HubBackend:
         """See `Backend`."""
         repository = self.repository(name)
         parent = expected or _unclaimed(repository)
-        files: dict[str, bytes | Path] = {HEAD: head.encode()}
+        files: dict[str, bytes | LargeFile] = {HEAD: head.encode()}
         if staged is None:
             return repository.commit(files, (), parent, f"Aliases and notes of {name}")
         record = head.versions[-1]
@@ -250,31 +250,22 @@ def _path(file: StoredFile) -> str:
     return OWN_README if file.path == CARD else file.path
 
 
-def _source(path: Path, file: StoredFile) -> bytes | Path:
-    """A small file's checked bytes, so that nothing changes any more; a large file stays where it is."""
-    return path if file.size > SMALL else b"".join(verified(path, file.sha256))
+def _source(path: Path, file: StoredFile) -> bytes | LargeFile:
+    """A small file's checked bytes; a large file stays where it is."""
+    return LargeFile(path, file.sha256) if file.size > SMALL else b"".join(verified(path, file.sha256))
 
 
-def _additions(manifest: Manifest, sources: Mapping[str, bytes | Path]) -> list[CommitOperationAdd]:
-    additions = []
-    for file in manifest.files:
-        addition = CommitOperationAdd(_path(file), sources[file.path])
-        addition.upload_info.sha256 = bytes.fromhex(file.sha256)
-        additions.append(addition)
-    return additions
-
-
-def _published(staged: Staged, repository: str, version: int) -> dict[str, bytes | Path]:
+def _published(staged: Staged, repository: str, version: int) -> dict[str, bytes | LargeFile]:
     """All files of a version's commit but the head."""
     manifest, sources = staged.manifest, staged.sources
-    config, readme = _bytes(sources[CONFIG]), _bytes(sources[CARD]) if CARD in sources else None
+    config, readme = _bytes(sources[CONFIG]), _bytes(sources[OWN_README]) if OWN_README in sources else None
     return {
-        **{_path(file): sources[file.path] for file in manifest.files},
+        **sources,
         MANIFEST: manifest.encode(),
         Provenance.FILE: manifest.provenance().encode(),
         CARD: card(manifest, repository, version, config, readme).encode(),
     }
 
 
-def _bytes(source: bytes | Path) -> bytes:
-    return source if isinstance(source, bytes) else source.read_bytes()
+def _bytes(source: bytes | LargeFile) -> bytes:
+    return source if isinstance(source, bytes) else source.path.read_bytes()

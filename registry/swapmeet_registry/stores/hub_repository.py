@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils._pagination import paginate
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from swapmeet_registry.backend import LargeFile
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.stores import hub_errors as patience
@@ -26,6 +26,8 @@ from swapmeet_registry.stores.protocol import CHUNK, Stored
 
 BRANCH = "main"
 NONCE = ".swapmeet/nonce"
+MAX_GET = 64 << 20
+"""Bytes of a file that is read into memory; more says only that it is not what it should be."""
 TIMEOUT = 60.0
 """Seconds without any byte until a download is given up."""
 
@@ -42,20 +44,18 @@ class HubRepository:
     def get(self, revision: str, path: str) -> Stored | None:
         """A small file and the commit that it was read at, or None where there is no repository, revision or file.
 
+        Of a file that is too large, what fits.
+
         Raises:
             StoreDenied: the repository may not be read.
         """
         with hub_errors(self.name):
             try:
-                answer = patiently(lambda: self._fetch(revision, path))
+                return patiently(lambda: self._fetch(revision, path))
             except hub.GatedRepoError:
                 raise
             except (hub.EntryNotFoundError, hub.RevisionNotFoundError, hub.RepositoryNotFoundError):
                 return None
-        for each in (*answer.history, answer):
-            if commit := each.headers.get("X-Repo-Commit"):
-                return Stored(answer.content, commit)
-        raise StoreError(f"{endpoint()} does not say which commit it serves. Set HF_ENDPOINT to a Hub.")
 
     def refs(self) -> tuple[str | None, dict[str, str]]:
         """The branch's commit, and all tags with their commits, at one moment."""
@@ -110,27 +110,17 @@ class HubRepository:
             if visibility == "gated":
                 patiently(lambda: self._api.update_repo_settings(self.name, gated="manual", private=False))
 
-    def upload(self, additions: list[CommitOperationAdd]) -> bool:
-        """Upload what goes up apart from a commit, whatever the branch's .gitignore says of it.
+    def upload(self, files: Mapping[str, bytes | LargeFile]) -> bool:
+        """Upload what of some files goes up apart from a commit; whatever .gitignore says, they will be in it.
 
         Returns:
             False where there is no such repository.
         """
-
-        def send() -> None:
-            self._api.preupload_lfs_files(
-                self.name, additions, revision=BRANCH, gitignore_content="", free_memory=False
-            )
-
         with hub_errors(self.name), _bars(shown=sys.stderr.isatty()):
-            try:
-                patiently(send)
-            except hub.RepositoryNotFoundError:
-                return False
-        return True
+            return self._upload(_additions(files))
 
     def commit(
-        self, files: Mapping[str, bytes | Path], gone: Collection[str], parent: str, title: str, about: str = ""
+        self, files: Mapping[str, bytes | LargeFile], gone: Collection[str], parent: str, title: str, about: str = ""
     ) -> str:
         """Write and remove files on the branch, which must be at `parent`.
 
@@ -167,7 +157,7 @@ class HubRepository:
 
     def _try_commit(
         self,
-        files: Mapping[str, bytes | Path],
+        files: Mapping[str, bytes | LargeFile],
         gone: Collection[str],
         parent: str,
         title: str,
@@ -175,8 +165,8 @@ class HubRepository:
         pause: float,
     ) -> str | None:
         """The new commit, or None where it did not take place and may be tried again, after a pause."""
-        additions = [CommitOperationAdd(path, source) for path, source in sorted(files.items())]
-        if not self.upload(additions):
+        additions = _additions(files)
+        if not self._upload(additions):
             raise overtaken(self.name)
         try:
             done = self._api.create_commit(
@@ -200,6 +190,18 @@ class HubRepository:
         time.sleep(pause if wait is None else wait)
         return None
 
+    def _upload(self, additions: list[CommitOperationAdd]) -> bool:
+        def send() -> None:
+            self._api.preupload_lfs_files(
+                self.name, additions, revision=BRANCH, gitignore_content="", free_memory=False
+            )
+
+        try:
+            patiently(send)
+        except hub.RepositoryNotFoundError:
+            return False
+        return True
+
     def _landed(self, message: str, parent: str) -> str | None:
         """The commit with this message, if there is one after the parent; None if nothing is.
 
@@ -217,11 +219,17 @@ class HubRepository:
             raise overtaken(self.name)
         return None
 
-    def _fetch(self, revision: str, path: str) -> Any:
-        address = hf_hub_url(self.name, path, revision=revision, endpoint=endpoint())
-        answer = get_session().get(address, headers=_headers(), timeout=TIMEOUT)
-        hf_raise_for_status(answer)
-        return answer
+    def _fetch(self, revision: str, path: str) -> Stored:
+        data = bytearray()
+        with self._stream(revision, path, 0) as answer:
+            for chunk in answer.iter_bytes(CHUNK):
+                data += chunk
+                if len(data) > MAX_GET:
+                    break
+            for each in (*answer.history, answer):
+                if commit := each.headers.get("X-Repo-Commit"):
+                    return Stored(bytes(data), commit)
+        raise StoreError(f"{endpoint()} does not say which commit it serves. Set HF_ENDPOINT to a Hub.")
 
     @contextmanager
     def _stream(self, revision: str, path: str, offset: int) -> Iterator[Any]:
@@ -250,6 +258,17 @@ def paths(model: Any) -> frozenset[str]:
 def overtaken(repository: str) -> Conflict:
     """What is said to whoever built on a commit that is not the newest any more."""
     return Conflict(f"Somebody else committed to {repository} first. Read it again.")
+
+
+def _additions(files: Mapping[str, bytes | LargeFile]) -> list[CommitOperationAdd]:
+    """What to add, anew for each attempt: what one of them learns of the branch is of no use to the next."""
+    additions = []
+    for path, source in sorted(files.items()):
+        addition = CommitOperationAdd(path, source.path if isinstance(source, LargeFile) else source)
+        if isinstance(source, LargeFile):
+            addition.upload_info.sha256 = bytes.fromhex(source.sha256)
+        additions.append(addition)
+    return additions
 
 
 @contextmanager
