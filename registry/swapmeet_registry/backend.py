@@ -6,13 +6,14 @@ other: a Hub takes all files of a version and the new head in one commit. A stor
 them to what stands here.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from swapmeet_registry.errors import InvalidName
+from swapmeet_registry.errors import InvalidName, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
@@ -172,10 +173,12 @@ def open_backend(url: str | Store) -> Backend:
 
     Raises:
         InvalidName: the URL is of no known kind.
+        StoreError: HF_ENDPOINT is no address.
     """
     if not isinstance(url, str):
         return StoreBackend(url)
     if urlsplit(url).scheme == "hf":
+        _require_endpoint(os.environ.get("HF_ENDPOINT", ""))
         from swapmeet_registry.stores.hub import HubBackend  # huggingface_hub takes long to import
 
         return HubBackend.open(url)
@@ -185,6 +188,14 @@ def open_backend(url: str | Store) -> Backend:
         raise InvalidName(
             f"{url!r} is not a registry. Write file:///FOLDER, s3://BUCKET/PREFIX or hf://ORGANIZATION."
         ) from error
+
+
+def _require_endpoint(address: str) -> None:
+    """Refuse what huggingface_hub could not be imported with."""
+    try:
+        _ = urlsplit(address).port
+    except ValueError as error:
+        raise StoreError(f"HF_ENDPOINT is {address!r}, which is no address ({error}). Set it right.") from error
 
 
 _HEADS, _SUFFIX = "heads/", ".json"

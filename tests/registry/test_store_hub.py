@@ -325,6 +325,13 @@ def test_a_hub_that_is_away(registry: Registry, folder: Path, base: Fingerprint,
         registry.resolve(NAME)
 
 
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("http://[bad", "http://127.0.0.1:99999"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(StoreError, match=r"HF_ENDPOINT is .*, which is no address"):
+            Registry("hf://acme")
+
+
 # --- others who write
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_token
 from huggingface_hub import errors as hub
-from huggingface_hub.utils._http import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # loaded when asked for
 
 from swapmeet_registry.errors import RegistryError, StoreDenied, StoreError, StoreFull
 

@@ -12,10 +12,14 @@ from uuid import uuid4
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, hf_hub_url
 from huggingface_hub import errors as hub
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status
-from huggingface_hub.utils._pagination import paginate
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import (  # type: ignore[attr-defined] # its names are loaded when they are asked for
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    hf_raise_for_status,
+    paginate,
+)
 
 from swapmeet_registry.backend import LargeFile
 from swapmeet_registry.errors import Conflict, StoreError
@@ -285,4 +289,4 @@ def _bars(*, shown: bool) -> Iterator[None]:
 
 
 def _headers() -> dict[str, str]:
-    return build_hf_headers(library_name="swapmeet") | {"Accept-Encoding": "identity"}
+    return {**build_hf_headers(library_name="swapmeet"), "Accept-Encoding": "identity"}
