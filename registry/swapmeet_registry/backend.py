@@ -97,6 +97,10 @@ class Backend(Protocol):
         """A file of a version in pieces, or None where it is gone."""
         ...
 
+    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
+        """Size and hex SHA-256 of a version's file as the place itself checked them, where it does: without reading."""
+        ...
+
     def place(self, version: Version) -> str:
         """Where a version is, for messages: what to look at if it is damaged."""
         ...
@@ -158,6 +162,10 @@ class StoreBackend:
     def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:  # noqa: ARG002
         """See `Backend`."""
         return self.store.stream(_blob_key(file))
+
+    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:  # noqa: ARG002
+        """See `Backend`: stores know no digests."""
+        return None
 
     def place(self, version: Version) -> str:  # noqa: ARG002
         """See `Backend`."""

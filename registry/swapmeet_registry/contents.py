@@ -31,6 +31,20 @@ class Contents:
             )
         return Manifest.decode(stored, f"The manifest of {version}")
 
+    def check(self, version: Version, file: StoredFile, *, read: bool) -> None:
+        """Compare a file with its digest: its bytes, or, without `read`, what the place states of them, if it does.
+
+        Raises:
+            Corrupt: it is gone or was changed.
+        """
+        stated = None if read else self._backend.stated(version, file)
+        if stated is None:
+            for _ in self.blob(version, file):
+                pass
+        elif stated != (file.size, file.sha256):
+            found = f"{stated[0]} bytes with sha256:{stated[1]}"
+            raise damaged(version, file, self._backend.place(version), found)
+
     def blob(self, version: Version, file: StoredFile) -> Iterator[bytes]:
         """A file's bytes in pieces; the end comes only if they are the right ones.
 

@@ -257,7 +257,11 @@ def test_a_tampered_file_is_found_and_nothing_is_left(
     changed = {"flip": data[:-1] + bytes([data[-1] ^ 1]), "longer": data + b"\0", "shorter": data[:-1]}.get(damage)
     tampering.file(version, "adapter_model.safetensors", changed)
     found = hashlib.sha256(changed).hexdigest() if changed else "nothing"
-    for attempt in (lambda: registry.verify(NAME), lambda: registry.pull(NAME, tmp_path / "pulled")):
+    for attempt in (
+        lambda: registry.verify(NAME),
+        lambda: registry.verify(NAME, read=False),
+        lambda: registry.pull(NAME, tmp_path / "pulled"),
+    ):
         with pytest.raises(Corrupt, match=rf"adapter_model\.safetensors of acme/legal:1 .*{digest}.*{found}"):
             attempt()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("registry", "hf")) == ["adapter"]

@@ -443,6 +443,18 @@ def test_what_the_hub_lists_with_another_digest_is_not_fetched(
     assert not any(path.startswith("/storage/") for _, path in hub.requests)
 
 
+def test_identity_is_verified_without_fetching_weights(
+    registry: Registry, hub: LoopbackHub, folder: Path, base: Fingerprint
+) -> None:
+    version = registry.push(folder, NAME, base=base)
+    hub.requests.clear()
+    assert registry.verify(NAME, read=False) == version
+    of(hub).tamper("v1", WEIGHTS, b"other")
+    with pytest.raises(Corrupt, match=rf"{WEIGHTS} of acme/legal:1 .* holds 5 bytes with sha256:"):
+        registry.verify(NAME, read=False)
+    assert not any(path.startswith("/storage/") for _, path in hub.requests)
+
+
 def test_a_large_file_that_changes_after_its_upload_is_refused(
     registry: Registry, hub: LoopbackHub, folder: Path, base: Fingerprint, monkeypatch: Any
 ) -> None:

@@ -156,6 +156,12 @@ class HubBackend:
             raise damaged(version, file, self.place(version), f"{listed[0]} bytes with sha256:{listed[1]}")
         return repository.pieces(revision, path)
 
+    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
+        """See `Backend`; a Hub knows the SHA-256 of what was uploaded apart from its commit."""
+        repository = self.repository(AdapterName.parse(version.name))
+        size, sha256 = repository.listed(_revision(repository, version), _path(file)) or (0, None)
+        return (size, sha256) if sha256 is not None else None
+
     def place(self, version: Version) -> str:
         """See `Backend`."""
         repository = self.repository(AdapterName.parse(version.name))
