@@ -24,6 +24,11 @@ STEPS = (
     "s3.put",
     "s3.before_swap",
     "s3.swapped",
+    "hub.created",
+    "hub.uploaded",
+    "hub.before_commit",
+    "hub.committed",
+    "hub.tagged",
 )
 
 

@@ -9,7 +9,8 @@ ignored once it is older than `LIFETIME`; a publisher that takes longer than hal
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
 
@@ -39,26 +40,20 @@ class Intents:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    @contextmanager
-    def declared(self, keys: tuple[str, ...]) -> Iterator[Callable[[], None]]:
-        """An intent for as long as the block runs, which a collection under way has taken note of.
-
-        Yields:
-            what to call before the head is written: it raises a `StoreError` if the intent may not count any more.
-        """
-        started = time.monotonic()
+    def declare(self, keys: tuple[str, ...]) -> "Declared":
+        """Write an intent, and make sure that a collection under way takes note of it."""
         own = f"{FOLDER}{uuid4().hex}.json"
         data = Intent(keys=keys).encode()
+        declared = Declared(self._store, own, time.monotonic())
         self._store.put(own, data, hashlib.sha256(data).hexdigest())
         reached("push.intent")
         try:
             Condemned(self._store).spare(keys)
-            reached("push.spared")
-            yield lambda: _require_young(started)
-        finally:
-            with suppress(StoreError):  # what became of the publish matters more, and it is swept later
-                self._store.delete(own)
-        reached("push.intent_ended")
+        except BaseException:
+            declared.end()
+            raise
+        reached("push.spared")
+        return declared
 
     def protected(self, lifetime: float = LIFETIME) -> set[str]:
         """All keys that intents younger than `lifetime` seconds name.
@@ -83,6 +78,25 @@ class Intents:
         return (entry.key for entry in self._store.scan(FOLDER) if wanted(moment - entry.written_at))
 
 
-def _require_young(started: float) -> None:
-    if time.monotonic() - started > LIFETIME / 2:
-        raise StoreError("Publishing took so long that what was written may be collected. Push again.")
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An intent under `key`, since a moment of this process's clock."""
+
+    store: Store
+    key: str
+    since: float
+
+    def require_young(self) -> None:
+        """To be called before the head is written.
+
+        Raises:
+            StoreError: the intent may not count any more.
+        """
+        if time.monotonic() - self.since > LIFETIME / 2:
+            raise StoreError("Publishing took so long that what was written may be collected. Push again.")
+
+    def end(self) -> None:
+        """Remove it, whatever became of the publish; where the store is away it is swept later."""
+        with suppress(StoreError):
+            self.store.delete(self.key)
+        reached("push.intent_ended")

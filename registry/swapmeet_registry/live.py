@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from swapmeet_registry.contents import Contents
+from swapmeet_registry.errors import Corrupt, InvalidName
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.names import AdapterName
+from swapmeet_registry.store_backend import HEADS, StoreBackend, name_of
 from swapmeet_registry.stores import Entry, Store
+from swapmeet_registry.version import Version
 
 FOLDERS = ("blobs/", "manifests/", "reports/", "signatures/")
 """What is collected: objects under a SHA-256, of their own bytes or of the manifest that they belong to."""
@@ -22,7 +26,8 @@ class Live:
 
     def __init__(self, store: Store, grace: float) -> None:
         self._store, self._grace = store, grace
-        self._heads, self._contents = Heads(store), Contents(store)
+        backend = StoreBackend(store)
+        self._heads, self._contents = Heads(backend), Contents(backend)
         self._seen: dict[str, Entry] = {}
         self._needed: set[bytes] = set()
 
@@ -32,9 +37,9 @@ class Live:
         Raises:
             Corrupt: a head or a manifest is damaged or gone; what it needs can not be known.
         """
-        for entry in self._store.scan(Heads.FOLDER):
+        for entry in self._store.scan(HEADS):
             if self._seen.get(entry.key) != entry:
-                head = self._heads.at(entry.key)
+                head = self._head(entry.key)
                 for record in self._kept(head, now):
                     self._add(head, record)
                 self._seen[entry.key] = entry
@@ -42,6 +47,13 @@ class Live:
     def needs(self, key: str) -> bool:
         """Whether a version needs an object."""
         return _digest(key) in self._needed
+
+    def _head(self, key: str) -> Head:
+        try:
+            name = AdapterName.parse(name_of(key))
+        except InvalidName as error:
+            raise Corrupt(f"{key} in {self._store.url} is no head. Move it away.") from error
+        return self._heads.get(name)
 
     def _kept(self, head: Head, now: float) -> Iterator[Record]:
         for record in head.versions:
@@ -52,7 +64,7 @@ class Live:
     def _add(self, head: Head, record: Record) -> None:
         digest = bytes.fromhex(record.digest.removeprefix("sha256:"))
         if digest not in self._needed:
-            manifest = self._contents.manifest(record.digest, f"{head.adapter}:{record.version}")
+            manifest = self._contents.manifest(Version.of(head, record))
             self._needed.update(bytes.fromhex(file.sha256) for file in manifest.files)
             self._needed.add(digest)
 

@@ -1,11 +1,7 @@
-"""The registry: publish, resolve and fetch versions of adapters, kept in a store.
+"""The registry: publish, resolve and fetch versions of adapters, kept in a folder, a bucket or on a Hub.
 
-    blobs/sha256/HEX            the files' bytes
-    manifests/sha256/HEX        one version each
-    heads/TENANT/NAME.json      the versions and aliases of a name
-
-A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until
-the head is written nobody sees anything; from then on everything that it names is there.
+A publish brings a version's files where they must be, and then writes the head of its name, which lists the versions
+and aliases. Until the head is written nobody sees anything; from then on everything that it names is there.
 """
 
 import logging
@@ -15,41 +11,40 @@ from typing import Any
 from uuid import uuid4
 
 from swapmeet_registry.admission import Admitted, admit
-from swapmeet_registry.contents import Contents, keys_of
+from swapmeet_registry.backend import Staged, open_backend
+from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
-from swapmeet_registry.intents import Intents
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
-from swapmeet_registry.stores import Store, open_store
+from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 
 _log = logging.getLogger(__name__)
 
 
 class Registry(Life):
-    """Adapters by name, in a local folder or an S3 bucket.
+    """Adapters by name, in a local folder, in an S3 bucket, or in the repositories of a Hub's organization.
 
     Picklable, and safe to use from several threads and processes at once.
 
     Args:
-        url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, or an open store.
+        url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `hf://ORGANIZATION`, or an open store.
 
     Raises:
         InvalidName: the URL is of no known kind.
     """
 
     def __init__(self, url: str | Store) -> None:
-        self.store = open_store(url) if isinstance(url, str) else url
-        self._contents = Contents(self.store)
-        self._intents = Intents(self.store)
-        super().__init__(Heads(self.store))
+        self.backend = open_backend(url)
+        self._contents = Contents(self.backend)
+        super().__init__(Heads(self.backend))
 
     def push(
         self,
@@ -89,11 +84,8 @@ class Registry(Life):
         admitted = admit(Path(folder), base, modules)
         manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
         reached("push.checked")
-        with self._intents.declared(keys_of(manifest)) as in_time:
-            self._contents.write_blobs(admitted.folder, admitted.files)
-            self._contents.write_manifest(manifest)
-            in_time()
-            return self._publish(target, manifest, alias, run or uuid4().hex)
+        with self.backend.stage(target, manifest, admitted.folder) as staged:
+            return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
@@ -113,7 +105,7 @@ class Registry(Life):
         Raises:
             Corrupt: the stored manifest is gone or was changed.
         """
-        return self._contents.manifest(version.digest, str(version))
+        return self._contents.manifest(version)
 
     def pull(
         self,
@@ -143,11 +135,15 @@ class Registry(Life):
         manifest = self.manifest(version)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
-        unpack(manifest, Path(folder), lambda file: self._contents.blob(file, str(version)), make_room)
+        unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
         return version
 
-    def verify(self, ref: str) -> Version:
+    def verify(self, ref: str, *, read: bool = True) -> Version:
         """Read every byte of a version and compare it with its digest.
+
+        Args:
+            ref: a reference.
+            read: False takes a Hub's word for the SHA-256 of large files; what is pulled is always read.
 
         Raises:
             Corrupt: something is gone or was changed.
@@ -155,8 +151,7 @@ class Registry(Life):
         """
         version = self.resolve(ref)
         for file in self.manifest(version).files:
-            for _ in self._contents.blob(file, str(version)):
-                pass
+            self._contents.check(version, file, read=read)
         return version
 
     def show(self, name: str) -> Listing:
@@ -169,7 +164,7 @@ class Registry(Life):
 
     def names(self) -> list[str]:
         """All adapters' names, sorted."""
-        return self._heads.names()
+        return self.backend.names()
 
     def _made_by(self, name: AdapterName, run: str) -> Version | None:
         """The version that a run made, if it was published already."""
@@ -178,10 +173,14 @@ class Registry(Life):
         except NotFound:
             return None
         record = head.published(run)
-        return Version.of(head, record) if record else None
+        if record is None:
+            return None
+        self.backend.settle(name, head)
+        return Version.of(head, record)
 
-    def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None, nonce: str) -> Version:
+    def _publish(self, name: AdapterName, staged: Staged, alias: str | None, nonce: str) -> Version:
         """Add the version to the head; the nonce tells a write that took place already from another's."""
+        manifest = staged.manifest
 
         def add(head: Head) -> Head:
             if head.published(nonce):
@@ -190,8 +189,9 @@ class Registry(Life):
             return grown.tag(alias, len(grown.versions), manifest.created_at) if alias else grown
 
         reached("push.before_head")
-        head = self._heads.change(name, add, start=Head(adapter=str(name)))
+        head = self._heads.change(name, add, start=Head(adapter=str(name)), staged=staged)
         reached("push.head")
+        self.backend.settle(name, head)
         record = head.published(nonce)
         assert record is not None
         return Version.of(head, record)

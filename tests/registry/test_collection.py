@@ -12,12 +12,23 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Conflict, Corrupt, Fingerprint, Manifest, Refused, Registry, StoreError
+from swapmeet_registry import (
+    AdapterName,
+    Conflict,
+    Corrupt,
+    Fingerprint,
+    Manifest,
+    Refused,
+    Registry,
+    StoreError,
+    open_store,
+)
 from swapmeet_registry.admission import admit
+from swapmeet_registry.backend import Staged
 from swapmeet_registry.collection import BATCH, Collected, collect
 from swapmeet_registry.condemned import LEASE, Condemned
-from swapmeet_registry.contents import Contents
 from swapmeet_registry.intents import LIFETIME, Intents
+from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Entry, Stored
 from swapmeet_registry.stores.protocol import verified
 
@@ -320,13 +331,14 @@ def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = world.store()
-    write = Contents.write_manifest
+    stage = StoreBackend.stage
 
-    def slow(self: Contents, manifest: Manifest) -> None:
-        write(self, manifest)
+    def slow(self: StoreBackend, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
+        staged = stage(self, name, manifest, folder)
         world.clock.now += LIFETIME
+        return staged
 
-    monkeypatch.setattr(Contents, "write_manifest", slow)
+    monkeypatch.setattr(StoreBackend, "stage", slow)
     with pytest.raises(StoreError, match=r"took so long"):
         world.publish(store)
     assert Registry(store).names() == []
@@ -336,14 +348,15 @@ def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
 @pytest.mark.slow
 def test_live_publishers_beside_collections(make_adapter: Any, tmp_path: Path, base: Fingerprint, url: str) -> None:
     """The same adapters are published, deleted and collected again and again: none is ever damaged."""
-    registry = Registry(url)
+    store = open_store(url)
+    registry = Registry(store)
     folders = [make_adapter(tmp_path / f"adapter-{seed}", seed) for seed in range(3)]
     stop = threading.Event()
 
     def gather() -> int:
         total = 0
         while not stop.is_set():
-            total += collect(registry.store, age=0, grace=0).objects
+            total += collect(store, age=0, grace=0).objects
         return total
 
     def publish(number: int) -> None:
@@ -358,5 +371,5 @@ def test_live_publishers_beside_collections(make_adapter: Any, tmp_path: Path, b
             done.result()
         stop.set()
         assert collector.result() > 0
-    collect(registry.store, age=0, grace=0)
-    assert [*registry.store.list("blobs/"), *registry.store.list("manifests/")] == []
+    collect(store, age=0, grace=0)
+    assert [*store.list("blobs/"), *store.list("manifests/")] == []

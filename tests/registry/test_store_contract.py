@@ -27,8 +27,8 @@ NO_KEYS = ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", ".hidden", "a/.b", "
 
 
 @pytest.fixture
-def store(url: str) -> Store:
-    return open_store(url)
+def store(store_url: str) -> Store:
+    return open_store(store_url)
 
 
 def sha256(data: bytes) -> str:
@@ -206,5 +206,10 @@ def test_a_store_can_be_pickled_and_opened_by_its_url(store: Store) -> None:
 
 @pytest.mark.parametrize("url", ["", "registry", "/tmp/x", "file://", "file:///", "file://host/x", "s3://", "gs://b/x"])
 def test_an_url_of_no_known_kind_is_refused(url: str) -> None:
-    with pytest.raises(InvalidName, match=r"is not a registry\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+    with pytest.raises(InvalidName, match=r"is not a store\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
         open_store(url)
+
+
+def test_a_hub_is_no_store() -> None:
+    with pytest.raises(InvalidName, match=r"A Hub keeps adapters only\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+        open_store("hf://acme")
