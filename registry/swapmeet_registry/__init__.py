@@ -4,14 +4,15 @@
     >>> from swapmeet_registry import Registry
     >>> from swapmeet_registry.fingerprint import fingerprint
     >>> base = fingerprint(Path("models/smollm2-135m"), "smollm2-135m")  # doctest: +SKIP
-    >>> registry = Registry("file:///var/lib/adapters")  # or "s3://bucket/prefix"
+    >>> registry = Registry("file:///var/lib/adapters")  # or "s3://bucket/prefix", "hf://acme"
     >>> version = registry.push(Path("out/adapter"), "acme/legal", base=base, alias="prod")  # doctest: +SKIP
     >>> print(version, version.digest)  # doctest: +SKIP
     acme/legal:1 sha256:90d3…
     >>> registry.pull("acme/legal:prod", Path("legal"), base=base)  # doctest: +SKIP
 
 A publish is atomic, every read is checked against its SHA-256, and a wrong base is refused with both digests.
-Importing this loads neither torch nor boto3; the latter comes with the first `s3://` address.
+Importing this loads neither torch nor boto3 nor huggingface_hub; the latter two come with the first `s3://` or `hf://`
+address.
 """
 
 from swapmeet_registry.errors import (
@@ -22,6 +23,7 @@ from swapmeet_registry.errors import (
     Corrupt,
     InvalidName,
     NotFound,
+    Recalled,
     Refused,
     RegistryError,
     StoreDenied,
@@ -51,6 +53,7 @@ __all__ = [
     "NotFound",
     "Provenance",
     "Quantization",
+    "Recalled",
     "Reference",
     "Refused",
     "Registry",

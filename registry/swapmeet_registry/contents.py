@@ -1,61 +1,57 @@
-"""Blobs and manifests in a store: kept under their SHA-256, and compared with it whenever they are read."""
+"""Versions' manifests and files: kept under their SHA-256, and compared with it whenever they are read."""
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from swapmeet_registry import canonical
+from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import Corrupt
-from swapmeet_registry.fault import reached
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.stores import Store
+from swapmeet_registry.version import Version
 
 
 class Contents:
-    """`blobs/sha256/HEX` and `manifests/sha256/HEX`."""
+    """What a backend gives, and only if it is what it must be."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
-    def write_blobs(self, folder: Path, files: tuple[StoredFile, ...]) -> None:
-        """Write the files of a folder, even those that are there: a damaged blob is mended, none taken on trust.
-
-        Raises:
-            Refused: a file is not what it was when its digest was taken.
-        """
-        for file in files:
-            self._store.put(f"blobs/sha256/{file.sha256}", folder / file.path, file.sha256)
-            reached("push.blob")
-        reached("push.blobs")
-
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Write a manifest."""
-        digest = manifest.digest
-        self._store.put(_manifest_key(digest), manifest.encode(), digest.removeprefix("sha256:"))
-        reached("push.manifest")
-
-    def manifest(self, digest: str, what: str) -> Manifest:
-        """The manifest with a digest; `what` names its version in errors.
+    def manifest(self, version: Version) -> Manifest:
+        """A version's manifest.
 
         Raises:
             Corrupt: it is gone or was changed.
         """
-        stored = self._store.get(_manifest_key(digest))
-        found = canonical.digest(stored.data) if stored else "nothing"
-        if stored is None or found != digest:
+        stored = self._backend.manifest(version)
+        found = canonical.digest(stored) if stored is not None else "nothing"
+        if stored is None or found != version.digest:
             raise Corrupt(
-                f"The manifest of {what} should have the digest {digest}, but {self._store.url} holds {found}. "
-                "Publish the adapter again, or restore the store."
+                f"The manifest of {version} should have the digest {version.digest}, but "
+                f"{self._backend.place(version)} holds {found}. Publish the adapter again, or restore the store."
             )
-        return Manifest.decode(stored.data, f"The manifest of {what}")
+        return Manifest.decode(stored, f"The manifest of {version}")
 
-    def blob(self, file: StoredFile, what: str) -> Iterator[bytes]:
+    def check(self, version: Version, file: StoredFile, *, read: bool) -> None:
+        """Compare a file with its digest: its bytes, or, without `read`, what the place states of them, if it does.
+
+        Raises:
+            Corrupt: it is gone or was changed.
+        """
+        stated = None if read else self._backend.stated(version, file)
+        if stated is None:
+            for _ in self.blob(version, file):
+                pass
+        elif stated != (file.size, file.sha256):
+            found = f"{stated[0]} bytes with sha256:{stated[1]}"
+            raise damaged(version, file, self._backend.place(version), found)
+
+    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes]:
         """A file's bytes in pieces; the end comes only if they are the right ones.
 
         Raises:
             Corrupt: the blob is gone or was changed; the message names the file and both digests.
         """
-        stream = self._store.stream(f"blobs/sha256/{file.sha256}")
+        stream = self._backend.blob(version, file)
         digest, size = hashlib.sha256(), 0
         for chunk in stream or ():
             digest.update(chunk)
@@ -66,11 +62,12 @@ class Contents:
         if stream is None or size > file.size or digest.hexdigest() != file.sha256:
             more = " or more" if size > file.size else ""
             found = f"{size} bytes{more} with sha256:{digest.hexdigest()}" if stream is not None else "nothing"
-            raise Corrupt(
-                f"{file.path} of {what} should have {file.size} bytes with sha256:{file.sha256}, but {self._store.url} "
-                f"holds {found}. Publish the adapter again, or restore the store."
-            )
+            raise damaged(version, file, self._backend.place(version), found)
 
 
-def _manifest_key(digest: str) -> str:
-    return f"manifests/{digest.replace(':', '/')}"
+def damaged(version: Version, file: StoredFile, place: str, found: str) -> Corrupt:
+    """What is said of a version's file that is not what it must be: where it is, and what was found there."""
+    return Corrupt(
+        f"{file.path} of {version} should have {file.size} bytes with sha256:{file.sha256}, but {place} holds {found}. "
+        "Publish the adapter again, or restore the store."
+    )

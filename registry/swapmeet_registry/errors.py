@@ -3,6 +3,7 @@
     RegistryError
     ├── InvalidName          (ValueError)       a name, version, alias or digest is misspelt
     ├── NotFound             (LookupError)      no such adapter, version, alias or digest
+    ├── Recalled             (PermissionError)  the version was recalled: nobody may use it
     ├── Conflict             (RuntimeError)     somebody else wrote first
     ├── Refused              (ValueError)       the adapter's files are unsound or unsupported
     ├── BaseMismatch         (ValueError)       the adapter was trained on other weights
@@ -34,6 +35,12 @@ class NotFound(RegistryError, LookupError):
     """Nothing goes by that name, version, alias or digest."""
 
     code = "model_not_found"
+
+
+class Recalled(RegistryError, PermissionError):
+    """A version was recalled, and must not be used by anybody."""
+
+    code = "model_recalled"
 
 
 class Conflict(RegistryError, RuntimeError):

@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 STEPS = (
     "push.checked",
+    "push.intent",
+    "push.spared",
     "push.blob",
     "push.blobs",
     "push.manifest",
     "push.before_head",
     "push.head",
+    "push.intent_ended",
     "local.locked",
     "local.written",
     "local.synced",
@@ -21,6 +24,11 @@ STEPS = (
     "s3.put",
     "s3.before_swap",
     "s3.swapped",
+    "hub.created",
+    "hub.uploaded",
+    "hub.before_commit",
+    "hub.committed",
+    "hub.tagged",
 )
 
 

@@ -1,28 +1,21 @@
-"""The heads in a store: the only objects ever written twice, each by compare-and-swap."""
+"""The heads of all names: what is written more than once, always by compare-and-swap."""
 
 from collections.abc import Callable
 
+from swapmeet_registry.backend import Backend, Staged
 from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Refused
 from swapmeet_registry.head import Head
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.stores import Store
 
 ATTEMPTS = 100
 """How often a change is tried while others change the same head."""
 
-_FOLDER, _SUFFIX = "heads/", ".json"
-
 
 class Heads:
-    """One small document per adapter name, `heads/TENANT/NAME.json`, so that names do not wait for each other."""
+    """One small document per adapter name, so that names do not wait for each other."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def names(self) -> list[str]:
-        """The names that have a head, sorted."""
-        keys = self._store.list(_FOLDER)
-        return sorted(key.removeprefix(_FOLDER).removesuffix(_SUFFIX) for key in keys)
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     def get(self, name: AdapterName) -> Head:
         """A name's head.
@@ -33,13 +26,20 @@ class Heads:
         """
         return self._read(name, None)[0]
 
-    def change(self, name: AdapterName, change: Callable[[Head], Head], start: Head | None = None) -> Head:
+    def change(
+        self,
+        name: AdapterName,
+        change: Callable[[Head], Head],
+        start: Head | None = None,
+        staged: Staged | None = None,
+    ) -> Head:
         """Apply a pure change, again and again until nobody else's write comes in between.
 
         Args:
             name: whose head.
             change: gives the next head; one that is equal is not written.
             start: what to change where there is no head yet.
+            staged: the version that the change adds.
 
         Raises:
             Conflict: others kept writing.
@@ -51,31 +51,28 @@ class Heads:
             if changed == head:
                 return head
             try:
-                self._store.swap(_key(name), changed.encode(), etag)
+                self._backend.swap(name, changed, etag, staged)
             except Conflict:
                 continue
             return changed
         raise Conflict(f"{name} is being changed by many others at once. Try again later.")
 
     def _read(self, name: AdapterName, start: Head | None) -> tuple[Head, str | None]:
-        stored = self._store.get(_key(name))
+        stored = self._backend.head(name)
         if stored is None:
             if start is None:
-                raise absent(name)
+                raise absent(name, self._backend.absence(name))
             return start, None
+        what = f"heads/{name}.json in {self._backend.url}"
         try:
-            head = Head.decode(stored.data, f"{_key(name)} in {self._store.url}")
+            head = Head.decode(stored.data, what)
         except Refused as error:
             raise Corrupt(str(error)) from error
         if head.adapter != str(name):
-            raise Corrupt(f"{_key(name)} in {self._store.url} is the head of {head.adapter}. Restore it from a copy.")
+            raise Corrupt(f"{what} is the head of {head.adapter}. Restore it from a copy.")
         return head, stored.etag
 
 
-def absent(name: AdapterName) -> NotFound:
+def absent(name: AdapterName, advice: str = "Check its name.") -> NotFound:
     """What is said of a name without a head, and of one that must seem to have none."""
-    return NotFound(f"There is no adapter {name} in this registry. Check its name.")
-
-
-def _key(name: AdapterName) -> str:
-    return f"{_FOLDER}{name}{_SUFFIX}"
+    return NotFound(f"There is no adapter {name} in this registry. {advice}")

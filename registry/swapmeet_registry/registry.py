@@ -1,53 +1,50 @@
-"""The registry: publish, resolve and fetch versions of adapters, kept in a store.
+"""The registry: publish, resolve and fetch versions of adapters, kept in a folder, a bucket or on a Hub.
 
-    blobs/sha256/HEX            the files' bytes
-    manifests/sha256/HEX        one version each
-    heads/TENANT/NAME.json      the versions and aliases of a name
-
-A publish writes them in this order. Until the head is written nobody sees anything; from then on everything
-that it names is there.
+A publish brings a version's files where they must be, and then writes the head of its name, which lists the versions
+and aliases. Until the head is written nobody sees anything; from then on everything that it names is there.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from swapmeet_registry.admission import Admitted, admit
+from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
-from swapmeet_registry.errors import NotFound, Refused
+from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
-from swapmeet_registry.head import Head, Record
+from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.names import LATEST, AdapterName, Reference, require_settable_alias
+from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
-from swapmeet_registry.stores import Store, open_store
-from swapmeet_registry.version import AliasMove, Listing, Version
+from swapmeet_registry.stores import Store
+from swapmeet_registry.version import Listing, Version
 
 _log = logging.getLogger(__name__)
 
 
-class Registry:
-    """Adapters by name, in a local folder or an S3 bucket.
+class Registry(Life):
+    """Adapters by name, in a local folder, in an S3 bucket, or in the repositories of a Hub's organization.
 
     Picklable, and safe to use from several threads and processes at once.
 
     Args:
-        url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, or an open store.
+        url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `hf://ORGANIZATION`, or an open store.
 
     Raises:
         InvalidName: the URL is of no known kind.
     """
 
     def __init__(self, url: str | Store) -> None:
-        self.store = open_store(url) if isinstance(url, str) else url
-        self._contents = Contents(self.store)
-        self._heads = Heads(self.store)
+        self.backend = open_backend(url)
+        self._contents = Contents(self.backend)
+        super().__init__(Heads(self.backend))
 
     def push(
         self,
@@ -87,20 +84,20 @@ class Registry:
         admitted = admit(Path(folder), base, modules)
         manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
         reached("push.checked")
-        self._contents.write_blobs(admitted.folder, admitted.files)
-        self._contents.write_manifest(manifest)
-        return self._publish(target, manifest, alias, run or uuid4().hex)
+        with self.backend.stage(target, manifest, admitted.folder) as staged:
+            return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
 
         Raises:
             InvalidName: the reference is misspelt.
-            NotFound: there is no such version, or it was yanked; a yanked version answers to its digest only.
+            NotFound: there is none, or it was deleted, or yanked; a yanked version answers to its digest only.
+            Recalled: it was recalled.
         """
         reference = Reference.parse(ref)
         head = self._heads.get(reference.name)
-        return _version(head, head.resolve(reference))
+        return Version.of(head, head.resolve(reference))
 
     def manifest(self, version: Version) -> Manifest:
         """What a version consists of.
@@ -108,7 +105,7 @@ class Registry:
         Raises:
             Corrupt: the stored manifest is gone or was changed.
         """
-        return self._contents.manifest(version.digest, str(version))
+        return self._contents.manifest(version)
 
     def pull(
         self,
@@ -138,11 +135,15 @@ class Registry:
         manifest = self.manifest(version)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
-        unpack(manifest, Path(folder), lambda file: self._contents.blob(file, str(version)), make_room)
+        unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
         return version
 
-    def verify(self, ref: str) -> Version:
+    def verify(self, ref: str, *, read: bool = True) -> Version:
         """Read every byte of a version and compare it with its digest.
+
+        Args:
+            ref: a reference.
+            read: False takes a Hub's word for the SHA-256 of large files; what is pulled is always read.
 
         Raises:
             Corrupt: something is gone or was changed.
@@ -150,8 +151,7 @@ class Registry:
         """
         version = self.resolve(ref)
         for file in self.manifest(version).files:
-            for _ in self._contents.blob(file, str(version)):
-                pass
+            self._contents.check(version, file, read=read)
         return version
 
     def show(self, name: str) -> Listing:
@@ -160,62 +160,11 @@ class Registry:
         Raises:
             NotFound: there is no such adapter.
         """
-        head = self._heads.get(AdapterName.parse(name))
-        latest = {"latest": head.latest.version} if head.latest else {}
-        return Listing(
-            name=head.adapter,
-            versions=tuple(_version(head, record) for record in head.versions),
-            aliases={**head.aliases, **latest},
-            history=tuple(AliasMove(move.alias, move.version, move.at) for move in head.history),
-        )
+        return Listing.of(self._heads.get(AdapterName.parse(name)))
 
     def names(self) -> list[str]:
         """All adapters' names, sorted."""
-        return self._heads.names()
-
-    def tag(self, name: str, alias: str, ref: str, expect: int | None = None) -> Version:
-        """Point an alias to a version.
-
-        Args:
-            name: `TENANT/NAME`.
-            alias: any but `latest`.
-            ref: a version of the same adapter: `T/N:3`, or only `3`, another alias or a digest.
-            expect: the version that the alias must point to now; 0: it must not exist yet; None: either.
-
-        Raises:
-            Conflict: the alias points elsewhere than expected.
-            NotFound: there is no such version, or it was yanked.
-        """
-        target = AdapterName.parse(name)
-        reference = Reference.within(target, ref)
-
-        def move(head: Head) -> Head:
-            return head.tag(alias, head.resolve(reference).version, _now(), expect)
-
-        head = self._heads.change(target, move)
-        return _version(head, head.find(Reference(target, alias=alias)))
-
-    def yank(self, ref: str, reason: str) -> Version:
-        """Withdraw a version: from then on only its digest finds it. Its number is not used again.
-
-        Once more is no error, and changes nothing but the reason.
-
-        Args:
-            ref: a version, an alias of it, or its digest.
-            reason: told to whoever asks for the version.
-
-        Raises:
-            NotFound: there is no such version.
-            Refused: the reason is empty, or no version is named: the newest is another after each yank.
-        """
-        reference = Reference.parse(ref)
-        if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
-            raise Refused(f"Which version of {reference.name}? The newest is another after each yank. Name its number.")
-        if not reason.strip():
-            raise Refused("A yank needs a reason, which users of the version will read. Give one.")
-        record = self._heads.get(reference.name).find(reference)
-        head = self._heads.change(reference.name, lambda head: head.yank(record.version, reason.strip()))
-        return _version(head, head.versions[record.version - 1])
+        return self.backend.names()
 
     def _made_by(self, name: AdapterName, run: str) -> Version | None:
         """The version that a run made, if it was published already."""
@@ -224,10 +173,14 @@ class Registry:
         except NotFound:
             return None
         record = head.published(run)
-        return _version(head, record) if record else None
+        if record is None:
+            return None
+        self.backend.settle(name, head)
+        return Version.of(head, record)
 
-    def _publish(self, name: AdapterName, manifest: Manifest, alias: str | None, nonce: str) -> Version:
+    def _publish(self, name: AdapterName, staged: Staged, alias: str | None, nonce: str) -> Version:
         """Add the version to the head; the nonce tells a write that took place already from another's."""
+        manifest = staged.manifest
 
         def add(head: Head) -> Head:
             if head.published(nonce):
@@ -236,11 +189,12 @@ class Registry:
             return grown.tag(alias, len(grown.versions), manifest.created_at) if alias else grown
 
         reached("push.before_head")
-        head = self._heads.change(name, add, start=Head(adapter=str(name)))
+        head = self._heads.change(name, add, start=Head(adapter=str(name)), staged=staged)
         reached("push.head")
+        self.backend.settle(name, head)
         record = head.published(nonce)
         assert record is not None
-        return _version(head, record)
+        return Version.of(head, record)
 
 
 def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: dict[str, Any]) -> Manifest:
@@ -251,19 +205,10 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
     return Manifest.build(
         **facts | {field: value for field, value in given.items() if value},
         adapter=str(name),
-        created_at=_now(),
+        created_at=now(),
         files=admitted.files,
         lora=admitted.lora,
     )
-
-
-def _version(head: Head, record: Record) -> Version:
-    yanked = record.yanked is not None
-    return Version(head.adapter, record.version, record.digest, record.created_at, yanked, record.yanked)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _warn(warning: str | None) -> None:

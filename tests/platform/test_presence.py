@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.requests import Request
 
+from swapmeet.gateway.errors import install_error_handlers
 from swapmeet.gateway.presence import ClientLeft, while_connected
 
 
@@ -69,3 +71,26 @@ def test_cancelling_reaches_the_work() -> None:
         return ended.is_set()
 
     assert asyncio.run(both())
+
+
+def test_who_leaves_while_he_sends_is_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.post("/")
+    async def read(request: Request) -> None:
+        await request.body()
+
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 499
+    assert caplog.records == []

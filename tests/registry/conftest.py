@@ -1,9 +1,12 @@
-"""Adapters without torch, buckets of the real S3 server, and a proxy before it that loses answers."""
+"""Adapters without torch, buckets of the real S3 server, a proxy before it that loses answers, and a loopback Hub."""
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +19,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from swapmeet_registry import Fingerprint
+from swapmeet_registry import AdapterName, Fingerprint, Registry, Version
+from swapmeet_registry.store_backend import StoreBackend
+from swapmeet_registry.stores import hub_names
+
+sys.path.append(str(Path(__file__).with_name("loopback_hub")))
+from hub_repositories import Repository
+from hub_server import LoopbackHub, User
 
 KEY, SECRET = "test", "test"
 PREFIX = "base_model.model."
@@ -111,11 +120,114 @@ def bucket(aws: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(params=["local", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store's URL, once for each kind of store."""
+    return _url(request, tmp_path)
+
+
+@pytest.fixture(params=["local", "s3", "hub"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty registry's URL, once for each kind of store."""
+    """An empty registry's URL, once for each kind of backend."""
+    return _url(request, tmp_path)
+
+
+def _url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return (tmp_path / "registry").as_uri()
-    return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
+    if request.param == "s3":
+        return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
+    request.getfixturevalue("hub")
+    return f"hf://{ORGANIZATION}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """huggingface_hub 2.4 sends large files in a way that its HTTP library is about to give up."""
+    foreign = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(foreign)
+
+
+ORGANIZATION, TOKEN = "Lab-1", "hf_loopbackToken0123456789"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub that the environment points to, with a token that may write to one organization."""
+    import huggingface_hub
+
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # read from the environment only once
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with LoopbackHub() as server:
+        server.users[TOKEN] = User("alice", {ORGANIZATION.lower(): "write"})
+        for name, value in {
+            "HF_ENDPOINT": server.address,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "hf"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield server
+        huggingface_hub.close_session()
+
+
+class Tampering:
+    """What somebody who can write to where a registry's bytes are can do to them."""
+
+    def __init__(self, registry: Registry, hub: Callable[[], LoopbackHub]) -> None:
+        self.backend, self._hub = registry.backend, hub
+
+    def file(self, version: Version, path: str, data: bytes | None) -> None:
+        """Replace a version's file, or remove it."""
+        if isinstance(self.backend, StoreBackend):
+            manifest = Registry(self.backend.store).manifest(version)
+            (sha256,) = [file.sha256 for file in manifest.files if file.path == path]
+            self.key(f"blobs/sha256/{sha256}", data)
+        else:
+            self.repository(version.name).tamper(f"v{version.version}", path, data)
+
+    def manifest(self, version: Version, data: bytes | None) -> None:
+        if isinstance(self.backend, StoreBackend):
+            self.key(f"manifests/{version.digest.replace(':', '/')}", data)
+        else:
+            self.repository(version.name).tamper(f"v{version.version}", ".swapmeet/manifest.json", data)
+
+    def head(self, name: str, data: bytes) -> None:
+        if isinstance(self.backend, StoreBackend):
+            self.key(f"heads/{name}.json", data)
+        else:
+            short = hub_names.repository_name(ORGANIZATION, AdapterName.parse(name))
+            repository = self._hub().repositories.setdefault(
+                f"{ORGANIZATION}/{short}".lower(), Repository(f"{ORGANIZATION}/{short}", private=True)
+            )
+            content = {"path": ".swapmeet/head.json", "content": base64.b64encode(data).decode()}
+            header = {"key": "header", "value": {"summary": "Edit"}}
+            repository.commit("main", [header, {"key": "file", "value": content}], "mallory")
+
+    def key(self, key: str, data: bytes | None) -> None:
+        assert isinstance(self.backend, StoreBackend)
+        if data is None:
+            self.backend.store.delete(key)
+        else:
+            self.backend.store.put(key, data, hashlib.sha256(data).hexdigest())
+
+    def repository(self, name: str) -> Repository:
+        short = hub_names.repository_name(ORGANIZATION, AdapterName.parse(name))
+        return self._hub().repositories[f"{ORGANIZATION}/{short}".lower()]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was ever written."""
+        if isinstance(self.backend, StoreBackend):
+            return list(self.backend.store.list("")) == []
+        return not self._hub().repositories
+
+
+@pytest.fixture
+def tampering(url: str, request: pytest.FixtureRequest) -> Tampering:
+    return Tampering(Registry(url), lambda: request.getfixturevalue("hub"))
 
 
 Answer = tuple[int, bytes]

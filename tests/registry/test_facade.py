@@ -18,18 +18,21 @@ from swapmeet_registry import *
 at_first = sorted(sys.modules)
 open_store("file:///tmp")
 local = sorted(sys.modules)
+Registry("hf://acme")
+hub = sorted(sys.modules)
 open_store("s3://bucket")
-print(json.dumps([at_first, local, sorted(sys.modules)]))
+print(json.dumps([at_first, local, hub, sorted(sys.modules)]))
 """
 
 
-def test_importing_loads_nothing_heavy_and_boto3_comes_with_s3() -> None:
+def test_importing_loads_nothing_heavy_and_clients_come_with_their_addresses() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    at_first, local, with_s3 = json.loads(done.stdout)
+    at_first, local, hub, all_three = json.loads(done.stdout)
     assert "pydantic" in at_first
     assert [name for name in HEAVY if name in at_first] == []
     assert [name for name in HEAVY if name in local] == []
-    assert [name for name in HEAVY if name in with_s3] == ["boto3", "botocore"]
+    assert [name for name in HEAVY if name in hub] == ["huggingface_hub"]
+    assert [name for name in HEAVY if name in all_three] == ["boto3", "botocore", "huggingface_hub"]
 
 
 def test_every_public_name_is_there_once() -> None:

@@ -1,8 +1,10 @@
+from typing import Literal
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swapmeet_registry import AdapterName, Conflict, InvalidName, NotFound, Reference
+from swapmeet_registry import AdapterName, Conflict, InvalidName, NotFound, Recalled, Reference
 from swapmeet_registry.head import Head, Record
 
 NAME = AdapterName("acme", "legal")
@@ -22,6 +24,7 @@ class HeadMachine(RuleBasedStateMachine):
         self.head = Head(adapter=str(NAME))
         self.digests: dict[int, str] = {}
         self.yanked: dict[int, str] = {}
+        self.gone: set[int] = set()
         self.aliases: dict[str, int] = {}
         self.moves = 0
 
@@ -35,11 +38,11 @@ class HeadMachine(RuleBasedStateMachine):
     @rule(alias=ALIASES, data=st.data(), expect=st.none() | st.integers(0, 4))
     def tag(self, alias: str, data: st.DataObject, expect: int | None) -> None:
         version = data.draw(st.integers(1, len(self.digests) + 1))
-        usable = version in self.digests and version not in self.yanked
+        usable = version in self.digests and version not in self.yanked.keys() | self.gone
         expected = expect is None or expect == self.aliases.get(alias, 0)
         try:
             moved = self.head.tag(alias, version, TIME, expect)
-        except NotFound:
+        except (NotFound, Recalled):
             assert not usable
         except Conflict:
             assert usable
@@ -55,25 +58,38 @@ class HeadMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def yank(self, data: st.DataObject) -> None:
         version = data.draw(st.sampled_from(sorted(self.digests)))
-        self.head = self.head.yank(version, "wrong data")
+        self.head = self.head.withdraw(version, "yanked", "wrong data", TIME)
         self.yanked[version] = "wrong data"
+
+    @precondition(lambda self: self.digests)
+    @rule(data=st.data(), how=st.sampled_from(["recalled", "deleted"]))
+    def withdraw_for_all(self, data: st.DataObject, how: Literal["recalled", "deleted"]) -> None:
+        version = data.draw(st.sampled_from(sorted(self.digests)))
+        self.head = self.head.withdraw(version, how, "stolen data", TIME)
+        self.gone.add(version)
+
+    @rule(alias=ALIASES)
+    def untag(self, alias: str) -> None:
+        self.head = self.head.untag(alias, TIME)
+        self.moves += self.aliases.pop(alias, 0) > 0
 
     def resolved(self, reference: Reference) -> Record | None:
         try:
             return self.head.resolve(reference)
-        except NotFound:
+        except (NotFound, Recalled):
             return None
 
     @invariant()
     def every_reference_means_what_the_model_says(self) -> None:
-        usable = [version for version in self.digests if version not in self.yanked]
+        usable = [version for version in self.digests if version not in self.yanked.keys() | self.gone]
         latest = self.resolved(Reference(NAME))
         assert (latest.version if latest else None) == max(usable, default=None)
         assert self.resolved(Reference(NAME, alias="latest")) == latest
         for version, expected in self.digests.items():
-            pinned = self.head.resolve(Reference(NAME, digest=expected))
-            assert (pinned.version, pinned.yanked) == (version, self.yanked.get(version))
-            assert (self.resolved(Reference(NAME, version=version)) is None) == (version in self.yanked)
+            pinned = self.resolved(Reference(NAME, digest=expected))
+            assert (pinned is None) == (version in self.gone)
+            assert pinned is None or (pinned.version, pinned.yanked) == (version, self.yanked.get(version))
+            assert (self.resolved(Reference(NAME, version=version)) is None) == (version not in usable)
         for alias, version in self.aliases.items():
             found = self.resolved(Reference(NAME, alias=alias))
             assert (found.version if found else None) == (version if version in usable else None)
@@ -83,7 +99,7 @@ class HeadMachine(RuleBasedStateMachine):
         assert [record.version for record in self.head.versions] == sorted(self.digests)
         assert len(self.head.history) == self.moves
         replayed = {move.alias: move.version for move in self.head.history}
-        assert replayed == self.aliases == self.head.aliases
+        assert {alias: version for alias, version in replayed.items() if version} == self.aliases == self.head.aliases
         assert Head.decode(self.head.encode(), "it") == self.head
 
 
@@ -106,13 +122,13 @@ def test_the_same_manifest_is_not_published_twice() -> None:
 
 
 def test_a_yanked_version_says_why_and_how_to_get_it() -> None:
-    head = two_versions().tag("prod", 2, TIME).yank(2, "leaked names")
+    head = two_versions().tag("prod", 2, TIME).withdraw(2, "yanked", "leaked names", TIME)
     for reference in (Reference(NAME, version=2), Reference(NAME, alias="prod")):
         with pytest.raises(NotFound, match=rf"acme/legal:2 was yanked: leaked names\. .*acme/legal@{digest(2)}"):
             head.resolve(reference)
     assert head.resolve(Reference(NAME)).version == 1
-    with pytest.raises(NotFound, match=r"versions 1 to 2 .* Every one of them was yanked"):
-        head.yank(1, "too").resolve(Reference(NAME))
+    with pytest.raises(NotFound, match=r"versions 1 to 2 .* Every one of them was withdrawn"):
+        head.withdraw(1, "yanked", "too", TIME).resolve(Reference(NAME))
 
 
 def test_unknown_versions_and_aliases_name_what_there_is() -> None:
@@ -134,3 +150,36 @@ def test_a_move_that_expects_otherwise_says_where_the_alias_points() -> None:
     with pytest.raises(Conflict, match=r"acme/legal:test does not exist, not 1"):
         head.tag("test", 2, TIME, expect=1)
     assert head.tag("prod", 2, TIME, expect=1).aliases == {"prod": 2}
+
+
+def test_where_an_alias_was_before() -> None:
+    head = two_versions()
+    with pytest.raises(NotFound, match=r"acme/legal:prod was never set"):
+        head.before("prod")
+    head = head.tag("prod", 1, TIME)
+    assert head.before("prod") == 0
+    assert head.tag("prod", 2, TIME).before("prod") == 1
+    assert head.untag("prod", TIME).before("prod") == 1
+    with pytest.raises(Conflict, match=r"points to version 1, not 2"):
+        head.untag("prod", TIME, expect=2)
+
+
+def test_recalled_and_deleted_versions_are_for_nobody() -> None:
+    head = two_versions().withdraw(1, "recalled", "poisoned", TIME).withdraw(2, "deleted", "asked for", TIME)
+    for reference in (Reference(NAME, version=1), Reference(NAME, digest=digest(1))):
+        with pytest.raises(Recalled, match=r"acme/legal:1 was recalled and must not be used: poisoned"):
+            head.resolve(reference)
+    for reference in (Reference(NAME, version=2), Reference(NAME, digest=digest(2))):
+        with pytest.raises(NotFound, match=r"acme/legal:2 was deleted: asked for"):
+            head.resolve(reference)
+    assert head.latest is None
+    assert head.publish(digest(3), TIME, "third").versions[-1].version == 3
+
+
+def test_who_may_read() -> None:
+    head = two_versions()
+    assert [head.visible_to(tenant) for tenant in ("acme", "globex")] == [True, False]
+    shared = head.share("shared", ("globex",))
+    assert [shared.visible_to(tenant) for tenant in ("acme", "globex", "initech")] == [True, True, False]
+    assert head.share("public").visible_to("initech")
+    assert shared.share("private").encode() == head.encode()

@@ -45,11 +45,11 @@ def load(base: Path, folder: Path) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_adapter_trained_elsewhere_survives_the_way(
-    url: str, tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path, variant: str
+    store_url: str, tiny_llama: Path, random_lora: Callable[..., Path], tmp_path: Path, variant: str
 ) -> None:
     folder = random_lora(tiny_llama, tmp_path / "trained", **VARIANTS[variant])
     base = fingerprint(tiny_llama, "tiny-llama")
-    registry = Registry(url)
+    registry = Registry(store_url)
     registry.push(folder, "acme/legal", base=base, modules=module_shapes(tiny_llama))
     registry.pull("acme/legal", tmp_path / "pulled", base=base)
     sent, received = load(tiny_llama, folder), load(tiny_llama, tmp_path / "pulled")

@@ -10,8 +10,8 @@ from swapmeet_training.attempts.run_storage import RunStorage
 
 
 @pytest.fixture
-def runs(url: str) -> RunStorage:
-    return RunStorage(open_store(url), "ftjob-1")
+def runs(store_url: str) -> RunStorage:
+    return RunStorage(open_store(store_url), "ftjob-1")
 
 
 @pytest.fixture

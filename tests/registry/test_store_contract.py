@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +27,8 @@ NO_KEYS = ["", "/a", "a/", "a//b", "../a", "a/..", "a/./b", ".hidden", "a/.b", "
 
 
 @pytest.fixture
-def store(url: str) -> Store:
-    return open_store(url)
+def store(store_url: str) -> Store:
+    return open_store(store_url)
 
 
 def sha256(data: bytes) -> str:
@@ -116,6 +117,17 @@ def test_list_gives_the_keys_of_a_prefix_in_order(store: Store) -> None:
     assert list(store.list("c")) == []
 
 
+def test_scan_says_size_and_time(store: Store) -> None:
+    before = time.time()
+    put(store, "a/b", b"12345")
+    etag = store.swap("a/c", b"1", None)
+    entries = list(store.scan("a/"))
+    assert [(entry.key, entry.size) for entry in entries] == [("a/b", 5), ("a/c", 1)]
+    assert all(before - 2 <= entry.written_at <= time.time() + 2 for entry in entries)
+    assert entries[1].etag in (etag, None)
+    assert list(store.scan("b")) == []
+
+
 def test_delete(store: Store) -> None:
     put(store, "a", b"")
     store.delete("a")
@@ -194,5 +206,10 @@ def test_a_store_can_be_pickled_and_opened_by_its_url(store: Store) -> None:
 
 @pytest.mark.parametrize("url", ["", "registry", "/tmp/x", "file://", "file:///", "file://host/x", "s3://", "gs://b/x"])
 def test_an_url_of_no_known_kind_is_refused(url: str) -> None:
-    with pytest.raises(InvalidName, match=r"is not a registry\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+    with pytest.raises(InvalidName, match=r"is not a store\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
         open_store(url)
+
+
+def test_a_hub_is_no_store() -> None:
+    with pytest.raises(InvalidName, match=r"A Hub keeps adapters only\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+        open_store("hf://acme")

@@ -12,7 +12,7 @@ from swapmeet_training import DataError
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 Home = Annotated[Path | None, typer.Option("--home", help="Where Swapmeet keeps its files (SWAPMEET_HOME).")]
 RegistryUrl = Annotated[
-    str | None, typer.Option("--registry", help="Where adapters are kept: file:///DIR or s3://BUCKET/PREFIX.")
+    str | None, typer.Option("--registry", help="Where adapters are kept: file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")
 ]
 BaseName = Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")]
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from swapmeet.files.rules import shortened
 
@@ -24,6 +25,7 @@ STATUS = {
     "conflict": 409,
     "insufficient_quota": 429,
     "model_not_found": 404,
+    "model_recalled": 410,
     "job_not_found": 404,
     "invalid_job_state": 400,
     "invalid_name": 404,
@@ -161,6 +163,10 @@ def install_error_handlers(app: FastAPI, *known: type[Exception]) -> None:
         body = error_body(_of_route(request, error), code, error.status_code)
         return JSONResponse(body, error.status_code, error.headers)
 
+    async def left(_: Request, __: Exception) -> Response:
+        return Response(status_code=LEFT)  # nobody reads it
+
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     for kind in (*known, Exception):

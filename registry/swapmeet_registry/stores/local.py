@@ -8,14 +8,14 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder, write_file
-from swapmeet_registry.stores.protocol import Stored, pieces, require_key, verified
+from swapmeet_registry.stores.protocol import Entry, Stored, pieces, require_key, verified
 
 MARK = ".locks"
 """The folder that the first write makes. Where it is missing, nobody wrote yet, or a disk is not mounted."""
@@ -109,6 +109,13 @@ class LocalStore:
             if not found:
                 self._require_there()
         yield from found
+
+    def scan(self, prefix: str) -> Iterator[Entry]:
+        """See `Store`."""
+        for key in self.list(prefix):
+            with os_errors(f"read {self._path(key)}"), suppress(FileNotFoundError):  # deleted since
+                status = self._path(key).stat()
+                yield Entry(key, status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
         """See `Store`."""

@@ -1,4 +1,4 @@
-"""From a registry's URL to its store."""
+"""From an URL to the store behind it."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,4 +25,5 @@ def open_store(url: str, *, used: bool = False) -> Store:
         from swapmeet_registry.stores.s3 import S3Store  # boto3 takes long to import
 
         return S3Store(parts.netloc, unquote(parts.path).strip("/"))
-    raise InvalidName(f"{url!r} is not a registry. Write file:///FOLDER or s3://BUCKET/PREFIX.")
+    wrong = "is not a store. A Hub keeps adapters only" if parts.scheme == "hf" else "is not a store"
+    raise InvalidName(f"{url!r} {wrong}. Write file:///FOLDER or s3://BUCKET/PREFIX.")

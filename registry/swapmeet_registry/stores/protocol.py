@@ -22,6 +22,20 @@ class Stored:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a listing says of an object: its key, its size in bytes, its etag, and when it was written.
+
+    `written_at` is in seconds since the epoch by the store's clock. The etag is `Stored.etag`'s where listing gives it
+    for nothing; else it is None.
+    """
+
+    key: str
+    size: int
+    written_at: float
+    etag: str | None = None
+
+
 class Store(Protocol):
     """Objects by key.
 
@@ -78,6 +92,10 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys that begin with `prefix`, sorted. Unfinished writes are not among them."""
+        ...
+
+    def scan(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with sizes and times."""
         ...
 
     def delete(self, key: str) -> None:

@@ -25,7 +25,7 @@ from botocore.exceptions import ClientError
 
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
-from swapmeet_registry.stores.protocol import CHUNK, Stored, require_key, verified
+from swapmeet_registry.stores.protocol import CHUNK, Entry, Stored, require_key, verified
 from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, s3_errors, status
 
 if TYPE_CHECKING:
@@ -104,11 +104,17 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
+        yield from (entry.key for entry in self.scan(prefix))
+
+    def scan(self, prefix: str) -> Iterator[Entry]:
+        """See `Store`."""
         root = f"{self.prefix}/" if self.prefix else ""
         with s3_errors(self.bucket):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=root + prefix)
             for page in pages:
-                yield from (item["Key"].removeprefix(root) for item in page.get("Contents", []))
+                for item in page.get("Contents", []):
+                    key, written_at = item["Key"].removeprefix(root), item["LastModified"].timestamp()
+                    yield Entry(key, item["Size"], written_at, _bare(item["ETag"]))
 
     def delete(self, key: str) -> None:
         """See `Store`."""

@@ -1,0 +1,128 @@
+"""What happens to versions once they are published: aliases move, versions are withdrawn, names are shared."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.head import Head, Visibility, Withdrawal
+from swapmeet_registry.heads import Heads
+from swapmeet_registry.names import LATEST, AdapterName, Reference, require_tenant
+from swapmeet_registry.version import Listing, Version
+
+
+class Life:
+    """The changes to heads, each one compare-and-swap of one head. `by` is who does it, for the history."""
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+
+    def tag(self, name: str, alias: str, ref: str, expect: int | None = None, by: str | None = None) -> Version:
+        """Point an alias to a version.
+
+        Args:
+            name: `TENANT/NAME`.
+            alias: any but `latest`.
+            ref: a version of the same adapter: `T/N:3`, or only `3`, another alias or a digest.
+            expect: the version that the alias must point to now; 0: it must not exist yet; None: either.
+            by: who moves it.
+
+        Raises:
+            Conflict: the alias points elsewhere than expected.
+            NotFound: there is no such version, or it was withdrawn.
+            Recalled: it was recalled.
+        """
+        target = AdapterName.parse(name)
+        reference = Reference.within(target, ref)
+
+        def move(head: Head) -> Head:
+            return head.tag(alias, head.resolve(reference).version, now(), expect, by)
+
+        head = self._heads.change(target, move)
+        return Version.of(head, head.find(Reference(target, alias=alias)))
+
+    def untag(self, name: str, alias: str, expect: int | None = None, by: str | None = None) -> Listing:
+        """Remove an alias.
+
+        Raises:
+            Conflict: the alias points elsewhere than expected.
+            NotFound: there is no such adapter.
+        """
+        return self._change(name, lambda head: head.untag(alias, now(), expect, by))
+
+    def undo(self, name: str, alias: str, by: str | None = None) -> Listing:
+        """Point an alias to where it pointed before its last move, or remove it if it was new then.
+
+        Doing so twice changes nothing.
+
+        Raises:
+            Conflict: somebody else moved it at the same time.
+            NotFound: it was never moved, or the version it would point to was withdrawn.
+            Recalled: that version was recalled.
+        """
+        head = self._heads.get(AdapterName.parse(name))
+        version, expect, moment = head.before(alias), head.aliases.get(alias, 0), now()
+        if not version:
+            return self.untag(name, alias, expect, by)
+        return self._change(name, lambda head: head.tag(alias, version, moment, expect, by))
+
+    def yank(self, ref: str, reason: str) -> Version:
+        """Withdraw a version: from then on only its digest finds it. Its number is not used again.
+
+        Once more is no error, and changes nothing but the reason and the time.
+
+        Args:
+            ref: a version, an alias of it, or its digest.
+            reason: told to whoever asks for the version.
+
+        Raises:
+            NotFound: there is no such version.
+            Refused: the reason is empty, or no version is named: the newest is another after each yank.
+        """
+        return self._withdraw(ref, "yanked", reason)
+
+    def recall(self, ref: str, reason: str) -> Version:
+        """Forbid a version to everybody, by whatever name; servers that have it stop serving it. Else as `yank`."""
+        return self._withdraw(ref, "recalled", reason)
+
+    def delete(self, ref: str, reason: str) -> Version:
+        """Delete a version for good: nobody finds it, and its files go with the next collection. Else as `yank`."""
+        return self._withdraw(ref, "deleted", reason)
+
+    def share(self, name: str, visibility: Visibility, tenants: Iterable[str] = ()) -> Listing:
+        """Say who may read an adapter.
+
+        Args:
+            name: `TENANT/NAME`.
+            visibility: `private` for its owner only, `shared` also for `tenants`, `public` for all.
+            tenants: by name.
+
+        Raises:
+            InvalidName: a tenant is misspelt.
+            NotFound: there is no such adapter.
+            Refused: tenants are named that the visibility does not ask for, or none that it does.
+        """
+        named = tuple(require_tenant(tenant) for tenant in tenants)
+        if bool(named) != (visibility == "shared"):
+            raise Refused("Name tenants with the visibility 'shared', and only with it.")
+        return self._change(name, lambda head: head.share(visibility, named))
+
+    def _withdraw(self, ref: str, how: Withdrawal, reason: str) -> Version:
+        reference = Reference.parse(ref)
+        if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
+            raise Refused(
+                f"Which version of {reference.name}? The newest is another once this one is withdrawn. Name its number."
+            )
+        if not reason.strip():
+            raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
+        record = self._heads.get(reference.name).find(reference)
+        number, why, moment = record.version, reason.strip(), now()
+        head = self._heads.change(reference.name, lambda head: head.withdraw(number, how, why, moment))
+        return Version.of(head, head.versions[record.version - 1])
+
+    def _change(self, name: str, change: Callable[[Head], Head]) -> Listing:
+        return Listing.of(self._heads.change(AdapterName.parse(name), change))
+
+
+def now() -> str:
+    """The time as heads and manifests have it: RFC 3339, UTC, to the microsecond."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

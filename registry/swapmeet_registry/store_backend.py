@@ -1,0 +1,108 @@
+"""Adapters in a store of keys: blobs and manifests under their SHA-256, and a head for each name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from swapmeet_registry.backend import Staged
+from swapmeet_registry.fault import reached
+from swapmeet_registry.head import Head
+from swapmeet_registry.intents import Intents
+from swapmeet_registry.manifest import Manifest, StoredFile
+from swapmeet_registry.names import AdapterName
+from swapmeet_registry.stores import Store, Stored
+from swapmeet_registry.version import Version
+
+HEADS, SUFFIX = "heads/", ".json"
+
+
+class StoreBackend:
+    """Adapters in a store of keys.
+
+        blobs/sha256/HEX            the files' bytes
+        manifests/sha256/HEX        one version each
+        heads/TENANT/NAME.json      the versions and aliases of a name
+
+    A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until the
+    head is written nobody sees anything; from then on everything that it names is there.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def url(self) -> str:
+        """The store's."""
+        return self.store.url
+
+    def names(self) -> list[str]:
+        """See `Backend`."""
+        return sorted(map(name_of, self.store.list(HEADS)))
+
+    def head(self, name: AdapterName) -> Stored | None:
+        """See `Backend`."""
+        return self.store.get(head_key(name))
+
+    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:  # noqa: ARG002 - blobs are shared
+        """See `Backend`. Writes even what is there: a damaged blob is mended, none taken on trust."""
+        intent = Intents(self.store).declare((*map(blob_key, manifest.files), manifest_key(manifest.digest)))
+        try:
+            for file in manifest.files:
+                self.store.put(blob_key(file), folder / file.path, file.sha256)
+                reached("push.blob")
+            reached("push.blobs")
+            self.store.put(manifest_key(manifest.digest), manifest.encode(), manifest.digest.removeprefix("sha256:"))
+            reached("push.manifest")
+        except BaseException:
+            intent.end()
+            raise
+        return Staged(manifest, intent=intent)
+
+    def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
+        """See `Backend`."""
+        if staged is not None and staged.intent is not None:
+            staged.intent.require_young()
+        return self.store.swap(head_key(name), head.encode(), expected)
+
+    def settle(self, name: AdapterName, head: Head) -> None:
+        """See `Backend`: the head is the last to be written."""
+
+    def manifest(self, version: Version) -> bytes | None:
+        """See `Backend`."""
+        stored = self.store.get(manifest_key(version.digest))
+        return stored.data if stored else None
+
+    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:  # noqa: ARG002
+        """See `Backend`."""
+        return self.store.stream(blob_key(file))
+
+    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:  # noqa: ARG002
+        """See `Backend`: stores know no digests."""
+        return None
+
+    def place(self, version: Version) -> str:  # noqa: ARG002
+        """See `Backend`."""
+        return self.store.url
+
+    def absence(self, name: AdapterName) -> str:  # noqa: ARG002
+        """See `Backend`."""
+        return "Check its name."
+
+
+def head_key(name: AdapterName) -> str:
+    """Where a name's head is."""
+    return f"{HEADS}{name}{SUFFIX}"
+
+
+def name_of(key: str) -> str:
+    """The name whose head is under a key of a listing."""
+    return key.removeprefix(HEADS).removesuffix(SUFFIX)
+
+
+def manifest_key(digest: str) -> str:
+    """Where the manifest with a digest is."""
+    return f"manifests/{digest.replace(':', '/')}"
+
+
+def blob_key(file: StoredFile) -> str:
+    """Where a file's bytes are."""
+    return f"blobs/sha256/{file.sha256}"
