@@ -30,13 +30,13 @@ class Response:
 def test_nobody_waits_for_a_call_that_ended(
     error: BaseException | None, told: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from swapmeet.gateway import deployment
+    from swapmeet.gateway import replicas
 
-    monkeypatch.setattr(deployment, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(replicas, "LATE_SECONDS", 0.01)
 
     async def work() -> None:
         stream = Stream(Address("127.0.0.1", 1, b""))
-        following = asyncio.create_task(deployment._follow(Response(error), stream))
+        following = asyncio.create_task(replicas._follow(Response(error), stream))
         async with asyncio.timeout(5):
             with pytest.raises(told):
                 await stream.take()

@@ -145,7 +145,7 @@ def test_a_page_is_not_all(run: Run, key_of: Callable[..., str]) -> None:
         (["tenant", "create", "Acme"], 1, "not a tenant's name"),
         (["tenant", "create", "acme", "--stored-bytes", "1.5"], 2, "Give a whole number, or 'none'"),
         (["tenant", "show", "nobody"], 1, "There is no tenant 'nobody'"),
-        (["tenant", "show", "../keys"], 1, "not found"),
+        (["tenant", "show", "../keys"], 1, "there is nothing at"),
         (["tenant", "set", "nobody", "--suspend"], 1, "There is no tenant 'nobody'"),
         (["tenant", "set", "admin", "--suspend"], 1, "can not be suspended"),
         (["key", "create"], 2, "--scope"),

@@ -346,9 +346,11 @@ def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
 
 
 @pytest.mark.slow
-def test_live_publishers_beside_collections(make_adapter: Any, tmp_path: Path, base: Fingerprint, url: str) -> None:
+def test_live_publishers_beside_collections(
+    make_adapter: Any, tmp_path: Path, base: Fingerprint, store_url: str
+) -> None:
     """The same adapters are published, deleted and collected again and again: none is ever damaged."""
-    store = open_store(url)
+    store = open_store(store_url)
     registry = Registry(store)
     folders = [make_adapter(tmp_path / f"adapter-{seed}", seed) for seed in range(3)]
     stop = threading.Event()

@@ -90,21 +90,23 @@ def test_answers_under_pressure_are_those_of_peft(
         max_step_tokens=24,
         max_batch=8,
     )
+    scheduler: Any = engine._scheduler
     outputs: Outputs = {}
-    for turn in range(2):
+    turns = 0
+    while turns < 2 or (scheduler.preemptions == 0 and turns < 6):  # how much meets depends on how long loads take
         for number, prompt in enumerate(PROMPTS):
             for index, mix in enumerate(mixes):
-                name = f"{turn}:{index}:{number}"
-                engine.submit(Request(name, prompt, mix, Sampling(max_tokens=NEW)))
-                collect(engine, outputs)
-    while engine.busy:
-        engine.wait(10)
-        collect(engine, outputs)
+                engine.submit(Request(f"{turns}:{index}:{number}", prompt, mix, Sampling(max_tokens=NEW)))
+                if turns < 2:
+                    collect(engine, outputs)
+        while engine.busy and turns > 0:
+            engine.wait(10)
+            collect(engine, outputs)
+        turns += 1
     for index, mix in enumerate(mixes):
         for number, expected in enumerate(peft_tokens(base, mix_of(mix))):
-            for turn in range(2):
+            for turn in range(turns):
                 assert tokens_of(outputs[f"{turn}:{index}:{number}"]) == expected, (mix, number, turn)
-    scheduler: Any = engine._scheduler
     assert scheduler.preemptions > 0
     assert len(engine.resident) < 3, "adapters had to leave"
     assert scheduler._pages.free == scheduler._pages.count

@@ -1,6 +1,7 @@
 """`swapmeet up|chat`."""
 
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,9 +42,12 @@ def up(
 
     def ready(running: server.Running) -> None:
         text = f"Ready.\n  export SWAPMEET_URL={running.url}\n  export SWAPMEET_API_KEY={running.admin_key}"
-        show({"url": running.url, "admin_key": running.admin_key}, text, json)
+        with redirect_stdout(results):
+            show({"url": running.url, "admin_key": running.admin_key}, text, json)
 
-    server.up(settings, ready, tell)
+    results = sys.stdout
+    with redirect_stdout(sys.stderr):  # Ray tells of its cluster there, in the middle of anything
+        server.up(settings, ready, tell)
 
 
 def chat(
