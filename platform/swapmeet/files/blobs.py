@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -69,11 +69,14 @@ def _checked(chunks: Iterator[bytes], key: str, sha256: str) -> Iterator[bytes]:
 @contextmanager
 def spooled(folder: Path) -> Iterator[IO[bytes]]:
     """A file of this process's own in a folder, open to write within the block, and gone after it."""
-    with ExitStack() as stack:
-        with os_errors(f"write in {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder))
+    with os_errors(f"write in {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 - closed below, whatever it holds
+    try:
         yield stream
+    finally:
+        with suppress(OSError):  # a full disk was told when its bytes were written
+            stream.close()
 
 
 def write_beside(target: Path, chunks: Iterable[bytes]) -> None:
