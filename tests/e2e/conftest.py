@@ -104,6 +104,9 @@ def serving(free_port: Callable[[], int], shared: ExitStack) -> Callable[..., An
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
             errors = process.communicate(timeout=60)[1] if process.returncode is None else ""
+            for pipe in (process.stdout, process.stderr):  # of one whose end a test has waited for
+                assert pipe
+                pipe.close()
         assert process.returncode in (0, -signal.SIGKILL), errors
         assert time.monotonic() - began < 60
 
