@@ -23,6 +23,8 @@ from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
+from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
+from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 
@@ -36,13 +38,15 @@ class Registry(Life):
 
     Args:
         url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `hf://ORGANIZATION`, or an open store.
+        trust: whose signatures versions must bear to be pulled; of nobody, unless given.
 
     Raises:
         InvalidName: the URL is of no known kind.
     """
 
-    def __init__(self, url: str | Store) -> None:
+    def __init__(self, url: str | Store, trust: Trust = OFF) -> None:
         self.backend = open_backend(url)
+        self._signatures = Signatures(self.backend, trust)
         self._contents = Contents(self.backend)
         super().__init__(Heads(self.backend))
 
@@ -130,9 +134,11 @@ class Registry(Life):
             Corrupt: stored bytes differ from their digest.
             NotFound: there is no such version.
             Refused: the folder holds something else.
+            SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
         version = self.resolve(ref) if isinstance(ref, str) else ref
         manifest = self.manifest(version)
+        self._signatures.require(version, manifest)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
         unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
@@ -148,11 +154,54 @@ class Registry(Life):
         Raises:
             Corrupt: something is gone or was changed.
             NotFound: there is no such version.
+            SignatureInvalid: no trusted key signed it, and one is asked for.
         """
         version = self.resolve(ref)
-        for file in self.manifest(version).files:
+        manifest = self.manifest(version)
+        for file in manifest.files:
             self._contents.check(version, file, read=read)
+        self._signatures.require(version, manifest)
         return version
+
+    def sign(self, ref: str, key: Path | PrivateKey) -> Signature:
+        """Sign a version: its name, its manifest and all its files. Once more changes nothing.
+
+        Args:
+            ref: a reference; what it stands for now is signed.
+            key: a private key, or its PEM file where that needs no password.
+
+        Raises:
+            NotFound: there is no such version.
+            SigningKeyInvalid: the file holds no key that can be used.
+        """
+        private = key if isinstance(key, PrivateKey) else PrivateKey(key)
+        version = self.resolve(ref)
+        return self._signatures.sign(version, self.manifest(version), private)
+
+    def add_signature(self, ref: str, bundle: bytes, key: Path) -> Signature:
+        """Keep a signature that an OpenSSF model-signing tool made of the version's folder as it is pulled.
+
+        Args:
+            ref: a reference.
+            bundle: the signature's document.
+            key: the PEM file of the public key that it is of.
+
+        Raises:
+            NotFound: there is no such version.
+            SignatureInvalid: it is not this key's, or not of this version.
+            SigningKeyInvalid: the file holds no public key.
+        """
+        version = self.resolve(ref)
+        return self._signatures.add(version, self.manifest(version), bundle, PublicKey.read(key))
+
+    def signatures(self, version: Version) -> tuple[Signature, ...]:
+        """Who signed a version; signatures of trusted keys are checked, of others nothing is known.
+
+        Raises:
+            Corrupt: the stored manifest is gone or was changed.
+            SigningKeyInvalid: the trusted keys can not be read.
+        """
+        return self._signatures.of(version, self.manifest(version))
 
     def show(self, name: str) -> Listing:
         """Everything under a name.
