@@ -61,7 +61,7 @@ def train_and_publish(
     name = AdapterName.parse(str(options["name"]))
     if alias is not None:
         require_settable_alias(alias)
-    registry = Registry(settings.registry_url)
+    registry = Registry(settings.registry_url, settings.trust)
     registry.names()
     found = BaseLibrary(settings.folder, tell).find(base)
     own = {"parent": _pulled(settings, registry, parent)} if parent else {}

@@ -18,6 +18,7 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
@@ -58,6 +59,7 @@ class Registry(Life):
         base: Fingerprint,
         alias: str | None = None,
         license: str | None = None,  # noqa: A002 - the word of manifests and of the command line
+        base_license: str | None = None,
         tags: Sequence[str] = (),
         modules: Modules | None = None,
         run: str | None = None,
@@ -69,7 +71,8 @@ class Registry(Life):
             name: `TENANT/NAME`.
             base: the base that the adapter belongs to.
             alias: pointed to the new version in the same step.
-            license: instead of the one in `swapmeet.json`.
+            license: instead of the one in `swapmeet.json`; where there is none, the base's.
+            base_license: the base's, where it is known. A licence that restricts more than the adapter's is warned of.
             tags: instead of those in `swapmeet.json`.
             modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
             run: what made it, instead of what `swapmeet.json` says; whoever publishes a run again under the same name,
@@ -86,7 +89,9 @@ class Registry(Life):
         if run is not None and (made := self._made_by(target, run)) is not None:
             return made
         admitted = admit(Path(folder), base, modules)
-        manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
+        manifest = _manifest(
+            admitted, target, base, {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
+        )
         reached("push.checked")
         with self.backend.stage(target, manifest, admitted.folder) as staged:
             return self._publish(target, staged, alias, run or uuid4().hex)
@@ -251,8 +256,12 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
     if admitted.provenance is not None:
         _warn(require_fit(admitted.provenance.base, base, str(name)))
         facts = admitted.provenance.facts()
+    facts |= {field: value for field, value in given.items() if value}
+    licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
+    for concern in licences.concerns():
+        _warn(f"{name}: {concern}")
     return Manifest.build(
-        **facts | {field: value for field, value in given.items() if value},
+        **facts | {"license": licences.inherited},
         adapter=str(name),
         created_at=now(),
         files=admitted.files,

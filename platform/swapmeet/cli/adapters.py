@@ -108,4 +108,4 @@ def register(app: typer.Typer) -> None:
 
 
 def _registry(settings: Settings) -> Registry:
-    return Registry(settings.registry_url)
+    return Registry(settings.registry_url, settings.trust)
