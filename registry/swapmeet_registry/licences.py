@@ -21,8 +21,8 @@ FORBIDS: dict[Restriction, str] = {
 _PERMISSIVE = """
     0BSD AFL-3.0 Apache-1.1 Apache-2.0 Artistic-1.0 Artistic-2.0 BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent
     BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause BSL-1.0 CC-BY-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 CC-PDM-1.0
-    CC0-1.0 CDLA-Permissive-1.0 CDLA-Permissive-2.0 ECL-2.0 etalab-2.0 ISC LPPL-1.3c MIT MIT-0 MS-PL NCSA ODC-By-1.0 OFL-1.1
-    OpenMDW-1.0 PDDL-1.0 PostgreSQL Python-2.0 Unlicense UPL-1.0 W3C WTFPL Zlib
+    CC0-1.0 CDLA-Permissive-1.0 CDLA-Permissive-2.0 ECL-2.0 etalab-2.0 ISC LPPL-1.3c MIT MIT-0 MS-PL NCSA ODC-By-1.0
+    OFL-1.1 OpenMDW-1.0 PDDL-1.0 PostgreSQL Python-2.0 Unlicense UPL-1.0 W3C WTFPL Zlib
 """.split()  # noqa: SIM905 - a list of strings is no easier to read
 _SAME_TERMS = """
     AGPL-3.0-only AGPL-3.0-or-later CC-BY-SA-2.0 CC-BY-SA-2.5 CC-BY-SA-3.0 CC-BY-SA-4.0 CDLA-Sharing-1.0 EPL-1.0 EPL-2.0

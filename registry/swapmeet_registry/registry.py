@@ -20,6 +20,7 @@ from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
+from swapmeet_registry.lineage import Ancestor, ancestors
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
@@ -207,6 +208,20 @@ class Registry(Life):
             SigningKeyInvalid: the trusted keys can not be read.
         """
         return self._signatures.of(version, self.manifest(version))
+
+    def lineage(self, ref: str | Version, reader: str | None = None) -> tuple[Ancestor, ...]:
+        """What a version comes from: its parent first, then that one's, as far as they can be read.
+
+        Args:
+            ref: a reference, or a version that `resolve` gave.
+            reader: the tenant who asks: what he may not see looks as if it were missing. None sees all.
+
+        Raises:
+            Corrupt: the version's own manifest is gone or was changed.
+            NotFound: there is no such version.
+        """
+        version = self.resolve(ref) if isinstance(ref, str) else ref
+        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader))
 
     def show(self, name: str) -> Listing:
         """Everything under a name.
