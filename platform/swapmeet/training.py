@@ -73,7 +73,7 @@ def train_and_publish(
         if parent:
             _note_parent(folder, parent)
         try:
-            version = publish(registry, spec, outcome, alias)
+            version = publish(registry, spec, outcome, alias, found.license)
         except RegistryError as error:
             retry = f"swapmeet push {folder} {name} --base {base}"
             raise type(error)(f"{error} The run is done; its adapter is kept: {retry}") from error
@@ -130,7 +130,9 @@ def run_all(
         )
 
 
-def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None) -> Version:
+def publish(
+    registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None, base_license: str | None = None
+) -> Version:
     """Push a finished run's adapter under its spec's name.
 
     Raises:
@@ -138,7 +140,14 @@ def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | N
         Refused: its weights do not fit the base's.
     """
     shapes = module_shapes(spec.base)
-    return registry.push(adapter_folder(outcome), spec.name, base=spec.base_fingerprint, alias=alias, modules=shapes)
+    return registry.push(
+        adapter_folder(outcome),
+        spec.name,
+        base=spec.base_fingerprint,
+        alias=alias,
+        modules=shapes,
+        base_license=base_license,
+    )
 
 
 def adapter_folder(outcome: Outcome) -> Path:

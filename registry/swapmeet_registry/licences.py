@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from swapmeet_registry.provenance import Facts
+
 Restriction = Literal["commercial use", "derivatives", "other terms", "some uses"]
 
 FORBIDS: dict[Restriction, str] = {
@@ -94,6 +96,11 @@ def spdx(name: str) -> str | None:
     """A licence's SPDX identifier, or None where it has none that is known here."""
     known = normalized(name)
     return known if known in RESTRICTIONS and known not in _OF_MODELS and not known.startswith("fair-") else None
+
+
+def concerns_of(facts: Facts) -> tuple[str, ...]:
+    """Where base or data restrict more than a manifest's, or a provenance's, licence says: one sentence each."""
+    return Licences(facts.license, facts.base_license, facts.dataset_license).concerns()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import pytest
 
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_registry.bases.catalogue import CATALOGUE
+from swapmeet_registry.bases.license import stated_license
 from swapmeet_registry.licences import RESTRICTIONS, Licences, normalized, spdx
 from swapmeet_registry.stores.hub_card import LICENSES
 
@@ -81,3 +82,24 @@ def test_a_publish_inherits_and_warns(
     again = registry.push(tmp_path / "pulled", "acme/copy", base=base, license="llama3.1")
     assert registry.manifest(again).base_license == "llama3.1"
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("card", "stated"),
+    [
+        ("---\nlicense: llama3.1\ntags: [x]\n---\n# A base", "llama3.1"),
+        ("---\nlicense: other\nlicense_name: ours\n---\n", "ours"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+        ("---\n- a list\n---\n", None),
+        ("# license: mit\n", None),
+        (None, None),
+    ],
+)
+def test_what_a_base_states(card: str | None, stated: str | None, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert stated_license(f"folder:{tmp_path}", tmp_path) == stated
+    assert stated_license("catalogue:smollm2-135m", tmp_path) == "apache-2.0"
+    assert stated_license("catalogue:gone", tmp_path) == stated

@@ -34,6 +34,7 @@ def push(
         base=trained_on.fingerprint,
         alias=alias,
         license=license,
+        base_license=trained_on.license,
         tags=tag or (),
         modules=module_shapes(trained_on.path),
     )

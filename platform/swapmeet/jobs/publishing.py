@@ -168,7 +168,14 @@ class Publisher:
             provenance = Provenance.read(folder)
             assert provenance is not None, "the run writes it"
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
-            return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
+            return self._registry.push(
+                folder,
+                name,
+                base=base.fingerprint,
+                base_license=base.license,
+                modules=module_shapes(base.path),
+                run=run,
+            )
 
     def withdraw(self, name: str, reason: str) -> None:
         """Make a checkpoint no model any more."""
