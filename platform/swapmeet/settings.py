@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from swapmeet.errors import SettingsError
 from swapmeet_registry.signing import Policy, Trust
+from swapmeet_registry.signing.keys import PrivateKey
 
 PREFIX = "SWAPMEET_"
 OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
@@ -28,7 +29,8 @@ class Settings(BaseSettings):
     `gpu_price` is that of a GPU for an hour, for plans.
     `signatures` says what happens to an adapter that none of the `trusted_keys` signed, before it is pulled or served:
     `require` refuses it, `warn` only says so. The keys are a folder of public keys, `*.pem` for adapters of all tenants
-    and `TENANT/*.pem` for those of one; every machine must have it.
+    and `TENANT/*.pem` for those of one; every machine must have it. With `signing_key`, a private key in PEM, the
+    platform signs what its own runs publish.
     `webhook_private` lets webhooks reach private addresses, this machine's own among them. `mlflow` is the URL of the
     MLflow server that runs may report to, and `tensorboard` the folder where they may.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
@@ -73,6 +75,7 @@ class Settings(BaseSettings):
     webhook_private: bool = False
     signatures: Policy = "off"
     trusted_keys: Path | None = None
+    signing_key: Path | None = None
     mlflow: str = ""
     gpu_price: float = Field(0, ge=0)
     tensorboard: str = ""
@@ -113,6 +116,15 @@ class Settings(BaseSettings):
     def trust(self) -> Trust:
         """Whose signatures adapters must bear to be pulled and served."""
         return Trust(self.signatures, self.trusted_keys.expanduser().resolve() if self.trusted_keys else None)
+
+    @property
+    def signer(self) -> PrivateKey | None:
+        """What the platform signs with, if it does.
+
+        Raises:
+            SigningKeyInvalid: the file holds no key that can be used.
+        """
+        return PrivateKey(self.signing_key.expanduser()) if self.signing_key else None
 
     @property
     def storage_url(self) -> str:

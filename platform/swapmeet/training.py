@@ -63,6 +63,7 @@ def train_and_publish(
         require_settable_alias(alias)
     registry = Registry(settings.registry_url, settings.trust)
     registry.names()
+    signer = settings.signer
     found = BaseLibrary(settings.folder, tell).find(base)
     own = {"parent": _pulled(settings, registry, parent)} if parent else {}
     spec = fine_tune({**options, **of_base(found), **own})
@@ -74,6 +75,8 @@ def train_and_publish(
             _note_parent(folder, parent)
         try:
             version = publish(registry, spec, outcome, alias, found.license)
+            if signer is not None:
+                registry.sign(version.pinned, signer)
         except RegistryError as error:
             retry = f"swapmeet push {folder} {name} --base {base}"
             raise type(error)(f"{error} The run is done; its adapter is kept: {retry}") from error

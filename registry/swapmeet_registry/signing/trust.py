@@ -45,8 +45,8 @@ class Trust:
                 f"Signatures can not be checked ({self.policy}) without trusted keys. Name a folder of PEM files."
             )
 
-    def keys_for(self, tenant: str) -> tuple[TrustedKey, ...]:
-        """The keys that are trusted for a tenant's adapters.
+    def keys_for(self, tenant: str | None = None) -> tuple[TrustedKey, ...]:
+        """The keys that are trusted for a tenant's adapters; without one, those that are for all tenants'.
 
         Raises:
             SigningKeyInvalid: the folder is gone, or a file in it holds no public key.
@@ -57,7 +57,9 @@ class Trust:
             return (TrustedKey(self.keys.name, PublicKey.read(self.keys)),)
         if not self.keys.is_dir():
             raise SigningKeyInvalid(f"{self.keys} is no folder of trusted keys. Put it there, or name another.")
-        named = {**dict(_pem_files(self.keys, "")), **dict(_pem_files(self.keys / tenant, f"{tenant}/"))}
+        named = dict(_pem_files(self.keys, ""))
+        if tenant is not None:
+            named.update(_pem_files(self.keys / tenant, f"{tenant}/"))
         return tuple(TrustedKey(name, PublicKey.read(path)) for name, path in sorted(named.items()))
 
 
