@@ -23,6 +23,7 @@ def prepare(settings: Settings) -> str:
     Raises:
         DatabaseFailed: the database can not be used, or is of a newer version.
         ServerFailed: the home can not be used.
+        SigningKeyInvalid: the trusted keys can not be read.
         StoreError: the registry can not be read, or a folder that was in use has vanished.
     """
     try:
@@ -36,6 +37,7 @@ def prepare(settings: Settings) -> str:
     for url in (settings.registry_url, settings.storage_url):
         _begin(url, settings.folder)
     Registry(settings.registry_url).names()
+    settings.trust.keys_for()
     database = Database(settings.database_url)
     try:
         upgrade(database)

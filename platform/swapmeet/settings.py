@@ -9,6 +9,8 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from swapmeet.errors import SettingsError
+from swapmeet_registry.signing import Policy, Trust
+from swapmeet_registry.signing.keys import PrivateKey
 
 PREFIX = "SWAPMEET_"
 OTHERS = ("SWAPMEET_CONFIG", "SWAPMEET_BENCH_", "SWAPMEET_TEST_")
@@ -25,6 +27,10 @@ class Settings(BaseSettings):
     `storage` keeps uploaded files and runs' checkpoints, like `registry` in a folder or in S3.
     `secret_key` is what secrets in the database are encrypted with; without it, that of `HOME/secret.key` is.
     `gpu_price` is that of a GPU for an hour, for plans.
+    `signatures` says what happens to an adapter that none of the `trusted_keys` signed, before it is pulled or served:
+    `require` refuses it, `warn` only says so. The keys are a folder of public keys, `*.pem` for adapters of all tenants
+    and `TENANT/*.pem` for those of one; every machine must have it. With `signing_key`, a private key in PEM, the
+    platform signs what its own runs publish.
     `webhook_private` lets webhooks reach private addresses, this machine's own among them. `mlflow` is the URL of the
     MLflow server that runs may report to, and `tensorboard` the folder where they may.
     `metrics_public` opens `/metrics`, which names tenants' adapters, to whoever reaches the port. Times are in
@@ -67,6 +73,9 @@ class Settings(BaseSettings):
     step_timeout: float = Field(120, gt=0)
     secret_key: SecretStr = SecretStr("")
     webhook_private: bool = False
+    signatures: Policy = "off"
+    trusted_keys: Path | None = None
+    signing_key: Path | None = None
     mlflow: str = ""
     gpu_price: float = Field(0, ge=0)
     tensorboard: str = ""
@@ -78,6 +87,14 @@ class Settings(BaseSettings):
     def _ordered(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas})")
+        return self
+
+    @model_validator(mode="after")
+    def _with_keys(self) -> Self:
+        if self.signatures != "off" and self.trusted_keys is None:
+            raise ValueError(
+                f"signatures can not be checked ({self.signatures}) without trusted_keys, a folder of them"
+            )
         return self
 
     @property
@@ -94,6 +111,20 @@ class Settings(BaseSettings):
     def registry_url(self) -> str:
         """Where adapters are kept: as set, or a folder in the home."""
         return self.registry or f"file://{self.folder}/registry"
+
+    @property
+    def trust(self) -> Trust:
+        """Whose signatures adapters must bear to be pulled and served."""
+        return Trust(self.signatures, self.trusted_keys.expanduser().resolve() if self.trusted_keys else None)
+
+    @property
+    def signer(self) -> PrivateKey | None:
+        """What the platform signs with, if it does.
+
+        Raises:
+            SigningKeyInvalid: the file holds no key that can be used.
+        """
+        return PrivateKey(self.signing_key.expanduser()) if self.signing_key else None
 
     @property
     def storage_url(self) -> str:

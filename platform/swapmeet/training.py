@@ -61,8 +61,9 @@ def train_and_publish(
     name = AdapterName.parse(str(options["name"]))
     if alias is not None:
         require_settable_alias(alias)
-    registry = Registry(settings.registry_url)
+    registry = Registry(settings.registry_url, settings.trust)
     registry.names()
+    signer = settings.signer
     found = BaseLibrary(settings.folder, tell).find(base)
     own = {"parent": _pulled(settings, registry, parent)} if parent else {}
     spec = fine_tune({**options, **of_base(found), **own})
@@ -73,7 +74,9 @@ def train_and_publish(
         if parent:
             _note_parent(folder, parent)
         try:
-            version = publish(registry, spec, outcome, alias)
+            version = publish(registry, spec, outcome, alias, found.license)
+            if signer is not None:
+                registry.sign(version.pinned, signer)
         except RegistryError as error:
             retry = f"swapmeet push {folder} {name} --base {base}"
             raise type(error)(f"{error} The run is done; its adapter is kept: {retry}") from error
@@ -130,7 +133,9 @@ def run_all(
         )
 
 
-def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None) -> Version:
+def publish(
+    registry: Registry, spec: FineTune, outcome: Outcome, alias: str | None = None, base_license: str | None = None
+) -> Version:
     """Push a finished run's adapter under its spec's name.
 
     Raises:
@@ -138,7 +143,14 @@ def publish(registry: Registry, spec: FineTune, outcome: Outcome, alias: str | N
         Refused: its weights do not fit the base's.
     """
     shapes = module_shapes(spec.base)
-    return registry.push(adapter_folder(outcome), spec.name, base=spec.base_fingerprint, alias=alias, modules=shapes)
+    return registry.push(
+        adapter_folder(outcome),
+        spec.name,
+        base=spec.base_fingerprint,
+        alias=alias,
+        modules=shapes,
+        base_license=base_license,
+    )
 
 
 def adapter_folder(outcome: Outcome) -> Path:

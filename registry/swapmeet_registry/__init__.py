@@ -26,6 +26,8 @@ from swapmeet_registry.errors import (
     Recalled,
     Refused,
     RegistryError,
+    SignatureInvalid,
+    SigningKeyInvalid,
     StoreDenied,
     StoreError,
     StoreFull,
@@ -35,6 +37,7 @@ from swapmeet_registry.manifest import Lora, Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference
 from swapmeet_registry.provenance import Provenance
 from swapmeet_registry.registry import Registry
+from swapmeet_registry.signing import Signature, Trust
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_registry.version import Listing, Version
 
@@ -58,11 +61,15 @@ __all__ = [
     "Refused",
     "Registry",
     "RegistryError",
+    "Signature",
+    "SignatureInvalid",
+    "SigningKeyInvalid",
     "Store",
     "StoreDenied",
     "StoreError",
     "StoreFull",
     "StoredFile",
+    "Trust",
     "Version",
     "open_store",
     "require_fit",

@@ -7,6 +7,7 @@ them to what stands here.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.stores import Store, Stored, open_store
 from swapmeet_registry.version import Version
+
+MAX_SIGNERS = 1000
+KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,18 @@ class Backend(Protocol):
 
     def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
         """Size and hex SHA-256 of a version's file as the place itself checked them, where it does: without reading."""
+        ...
+
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """A version's signature by the key with this id, or None where there is none; no more than `limit` bytes."""
+        ...
+
+    def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
+        """Keep a signature of a published version, in the place of the key's earlier one."""
+        ...
+
+    def signers(self, version: Version) -> list[str]:
+        """The ids of keys that signatures of a version are kept of, sorted; no more than `MAX_SIGNERS`."""
         ...
 
     def place(self, version: Version) -> str:

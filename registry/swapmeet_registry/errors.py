@@ -6,6 +6,8 @@
     ├── Recalled             (PermissionError)  the version was recalled: nobody may use it
     ├── Conflict             (RuntimeError)     somebody else wrote first
     ├── Refused              (ValueError)       the adapter's files are unsound or unsupported
+    ├── SignatureInvalid     (PermissionError)  no good signature of a trusted key, where one is asked for
+    ├── SigningKeyInvalid    (ValueError)       a key that signs, or is trusted, can not be used
     ├── BaseMismatch         (ValueError)       the adapter was trained on other weights
     ├── BaseNotFound         (LookupError)      no such base model, or it cannot be fetched
     ├── BaseInvalid          (ValueError)       a base model's folder is unusable
@@ -53,6 +55,18 @@ class Refused(RegistryError, ValueError):
     """An adapter's files are unsound, unsafe or unsupported."""
 
     code = "adapter_refused"
+
+
+class SignatureInvalid(RegistryError, PermissionError):
+    """A signature is not what it must be, or there is none of a trusted key where one is asked for."""
+
+    code = "signature_invalid"
+
+
+class SigningKeyInvalid(RegistryError, ValueError):
+    """A key's file can not be read, or holds no key of a kind that is used."""
+
+    code = "signing_key_invalid"
 
 
 class BaseMismatch(RegistryError, ValueError):

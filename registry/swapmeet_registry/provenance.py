@@ -1,5 +1,9 @@
 """What a training run knows about its adapter: the file `swapmeet.json` in the adapter's folder."""
 
+import hashlib
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -75,8 +79,12 @@ class Facts(Document):
     packages: dict[str, str] = {}
     license: str | None = None
     tags: tuple[Tag, ...] = ()
-    run: str | None = Field(None, exclude_if=lambda run: run is None)  # as older documents, and their digests, have it
+    # What came later is left out where it is not known: as older documents, and their digests, have it.
+    run: str | None = Field(None, exclude_if=lambda run: run is None)
     parent: str | None = Field(None, exclude_if=lambda parent: parent is None)
+    code: Digest | None = Field(None, exclude_if=lambda code: code is None)
+    base_license: str | None = Field(None, exclude_if=lambda name: name is None)
+    dataset_license: str | None = Field(None, exclude_if=lambda name: name is None)
 
     def facts(self) -> dict[str, Any]:
         """These fields only, to build another document from."""
@@ -96,6 +104,9 @@ class Provenance(Facts):
         tags: free words to search by.
         run: what made it, such as the id of a fine-tuning job.
         parent: `TENANT/NAME@sha256:HEX` of the version that training went on from.
+        code: `code_digest` of the packages that trained it.
+        base_license: the base's licence, as it was known.
+        dataset_license: the training data's licence, as whoever trained says.
     """
 
     FILE: ClassVar[str] = "swapmeet.json"
@@ -119,6 +130,20 @@ class Provenance(Facts):
             Refused: a value has no place in JSON.
         """
         (folder / self.FILE).write_bytes(self.encode())
+
+
+def code_digest(*packages: str) -> str:
+    """`sha256:HEX` over the Python files of installed packages: one line `SHA-256  PACKAGE/PATH` each, sorted."""
+    lines = [line for package in packages for line in _python_files(files(package), package)]
+    return canonical.digest("".join(sorted(lines)).encode())
+
+
+def _python_files(folder: Traversable, path: str) -> Iterator[str]:
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _python_files(each, f"{path}/{each.name}")
+        elif each.name.endswith(".py"):
+            yield f"{hashlib.sha256(each.read_bytes()).hexdigest()}  {path}/{each.name}\n"
 
 
 def first_error(error: ValidationError) -> str:

@@ -18,11 +18,15 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
+from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
+from swapmeet_registry.lineage import Ancestor, ancestors
 from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
+from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
+from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 
@@ -36,13 +40,15 @@ class Registry(Life):
 
     Args:
         url: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `hf://ORGANIZATION`, or an open store.
+        trust: whose signatures versions must bear to be pulled; of nobody, unless given.
 
     Raises:
         InvalidName: the URL is of no known kind.
     """
 
-    def __init__(self, url: str | Store) -> None:
+    def __init__(self, url: str | Store, trust: Trust = OFF) -> None:
         self.backend = open_backend(url)
+        self._signatures = Signatures(self.backend, trust)
         self._contents = Contents(self.backend)
         super().__init__(Heads(self.backend))
 
@@ -54,6 +60,7 @@ class Registry(Life):
         base: Fingerprint,
         alias: str | None = None,
         license: str | None = None,  # noqa: A002 - the word of manifests and of the command line
+        base_license: str | None = None,
         tags: Sequence[str] = (),
         modules: Modules | None = None,
         run: str | None = None,
@@ -65,7 +72,8 @@ class Registry(Life):
             name: `TENANT/NAME`.
             base: the base that the adapter belongs to.
             alias: pointed to the new version in the same step.
-            license: instead of the one in `swapmeet.json`.
+            license: instead of the one in `swapmeet.json`; where there is none, the base's.
+            base_license: the base's, where it is known. A licence that restricts more than the adapter's is warned of.
             tags: instead of those in `swapmeet.json`.
             modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
             run: what made it, instead of what `swapmeet.json` says; whoever publishes a run again under the same name,
@@ -82,7 +90,9 @@ class Registry(Life):
         if run is not None and (made := self._made_by(target, run)) is not None:
             return made
         admitted = admit(Path(folder), base, modules)
-        manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
+        manifest = _manifest(
+            admitted, target, base, {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
+        )
         reached("push.checked")
         with self.backend.stage(target, manifest, admitted.folder) as staged:
             return self._publish(target, staged, alias, run or uuid4().hex)
@@ -130,9 +140,11 @@ class Registry(Life):
             Corrupt: stored bytes differ from their digest.
             NotFound: there is no such version.
             Refused: the folder holds something else.
+            SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
         version = self.resolve(ref) if isinstance(ref, str) else ref
         manifest = self.manifest(version)
+        self._signatures.require(version, manifest)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
         unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
@@ -148,11 +160,68 @@ class Registry(Life):
         Raises:
             Corrupt: something is gone or was changed.
             NotFound: there is no such version.
+            SignatureInvalid: no trusted key signed it, and one is asked for.
         """
         version = self.resolve(ref)
-        for file in self.manifest(version).files:
+        manifest = self.manifest(version)
+        for file in manifest.files:
             self._contents.check(version, file, read=read)
+        self._signatures.require(version, manifest)
         return version
+
+    def sign(self, ref: str, key: Path | PrivateKey) -> Signature:
+        """Sign a version: its name, its manifest and all its files. Once more changes nothing.
+
+        Args:
+            ref: a reference; what it stands for now is signed.
+            key: a private key, or its PEM file where that needs no password.
+
+        Raises:
+            NotFound: there is no such version.
+            SigningKeyInvalid: the file holds no key that can be used.
+        """
+        private = key if isinstance(key, PrivateKey) else PrivateKey(key)
+        version = self.resolve(ref)
+        return self._signatures.sign(version, self.manifest(version), private)
+
+    def add_signature(self, ref: str, bundle: bytes, key: Path) -> Signature:
+        """Keep a signature that an OpenSSF model-signing tool made of the version's folder as it is pulled.
+
+        Args:
+            ref: a reference.
+            bundle: the signature's document.
+            key: the PEM file of the public key that it is of.
+
+        Raises:
+            NotFound: there is no such version.
+            SignatureInvalid: it is not this key's, or not of this version.
+            SigningKeyInvalid: the file holds no public key.
+        """
+        version = self.resolve(ref)
+        return self._signatures.add(version, self.manifest(version), bundle, PublicKey.read(key))
+
+    def signatures(self, version: Version) -> tuple[Signature, ...]:
+        """Who signed a version; signatures of trusted keys are checked, of others nothing is known.
+
+        Raises:
+            Corrupt: the stored manifest is gone or was changed.
+            SigningKeyInvalid: the trusted keys can not be read.
+        """
+        return self._signatures.of(version, self.manifest(version))
+
+    def lineage(self, ref: str | Version, reader: str | None = None) -> tuple[Ancestor, ...]:
+        """What a version comes from: its parent first, then that one's, as far as they can be read.
+
+        Args:
+            ref: a reference, or a version that `resolve` gave.
+            reader: the tenant who asks: what he may not see looks as if it were missing. None sees all.
+
+        Raises:
+            Corrupt: the version's own manifest is gone or was changed.
+            NotFound: there is no such version.
+        """
+        version = self.resolve(ref) if isinstance(ref, str) else ref
+        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader))
 
     def show(self, name: str) -> Listing:
         """Everything under a name.
@@ -202,8 +271,12 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
     if admitted.provenance is not None:
         _warn(require_fit(admitted.provenance.base, base, str(name)))
         facts = admitted.provenance.facts()
+    facts |= {field: value for field, value in given.items() if value}
+    licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
+    for concern in licences.concerns():
+        _warn(f"{name}: {concern}")
     return Manifest.build(
-        **facts | {field: value for field, value in given.items() if value},
+        **facts | {"license": licences.inherited},
         adapter=str(name),
         created_at=now(),
         files=admitted.files,

@@ -1,9 +1,11 @@
 """Adapters in a store of keys: blobs and manifests under their SHA-256, and a head for each name."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
-from swapmeet_registry.backend import Staged
+from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, Staged
 from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head
 from swapmeet_registry.intents import Intents
@@ -21,6 +23,7 @@ class StoreBackend:
         blobs/sha256/HEX            the files' bytes
         manifests/sha256/HEX        one version each
         heads/TENANT/NAME.json      the versions and aliases of a name
+        signatures/sha256/HEX/KEY.json      who signed the version with this manifest
 
     A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until the
     head is written nobody sees anything; from then on everything that it names is there.
@@ -79,6 +82,21 @@ class StoreBackend:
         """See `Backend`: stores know no digests."""
         return None
 
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """See `Backend`."""
+        stream = self.store.stream(signature_key(version.digest, key))
+        return None if stream is None else _up_to(limit, stream)
+
+    def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
+        """See `Backend`."""
+        self.store.put(signature_key(version.digest, key), bundle, hashlib.sha256(bundle).hexdigest())
+
+    def signers(self, version: Version) -> list[str]:
+        """See `Backend`."""
+        prefix = signature_key(version.digest, "").removesuffix(SUFFIX)
+        keys = (key.removeprefix(prefix).removesuffix(SUFFIX) for key in self.store.list(prefix))
+        return list(islice(filter(KEY_ID.fullmatch, keys), MAX_SIGNERS))
+
     def place(self, version: Version) -> str:  # noqa: ARG002
         """See `Backend`."""
         return self.store.url
@@ -103,6 +121,20 @@ def manifest_key(digest: str) -> str:
     return f"manifests/{digest.replace(':', '/')}"
 
 
+def signature_key(digest: str, key: str) -> str:
+    """Where the signature of the version with a digest is, by the key with an id."""
+    return f"signatures/{digest.replace(':', '/')}/{key}{SUFFIX}"
+
+
 def blob_key(file: StoredFile) -> str:
     """Where a file's bytes are."""
     return f"blobs/sha256/{file.sha256}"
+
+
+def _up_to(limit: int, stream: Iterable[bytes]) -> bytes:
+    data = b""
+    for chunk in stream:
+        data += chunk
+        if len(data) >= limit:
+            break
+    return data[:limit]

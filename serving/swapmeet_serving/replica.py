@@ -54,7 +54,11 @@ class Replica:
         ready: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
         self._folders = AdapterFolders(
-            settings.cache, Registry(settings.registry), settings.fingerprint, self._time_load, settings.cache_bytes
+            settings.cache,
+            Registry(settings.registry, settings.trust),
+            settings.fingerprint,
+            self._time_load,
+            settings.cache_bytes,
         )
         self._thread.start()
         self._engine = ready.result()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swapmeet_registry.fingerprint import Fingerprint
+from swapmeet_registry.signing import OFF, Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class ReplicaSettings:
         tool_format: how chat templates that know tools have calls written; "auto" looks at their text.
         step_timeout: seconds after which a step counts as stuck and the replica is replaced.
         scaling: how many replicas there are.
+        trust: whose signatures adapters must bear.
     """
 
     base: Path
@@ -64,3 +66,4 @@ class ReplicaSettings:
     tool_format: str = "auto"
     step_timeout: float = 120
     scaling: Scaling = Scaling()
+    trust: Trust = OFF

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.provenance import Provenance, code_digest
 from swapmeet_training.data import dataset_digest
 from swapmeet_training.data.dataset import Dataset, data_files, load_dataset
 from swapmeet_training.data.masking import Pair
@@ -197,6 +197,7 @@ def _provenance(spec: FineTune) -> Provenance:
         training=training,
         dataset=dataset_digest(*data_files(spec)),
         packages={package: version(package) for package in PACKAGES},
+        code=code_digest("swapmeet_registry", "swapmeet_training"),
         license=spec.license,
         tags=spec.tags,
     )

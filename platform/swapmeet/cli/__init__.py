@@ -13,7 +13,9 @@ from swapmeet.cli import (
     jobs,
     keys,
     planning,
+    provenance,
     server,
+    signing,
     sweeps,
     tenants,
     training,
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, planning, adapters, diagnosis, demonstration, usage):
+for commands in (server, training, planning, adapters, signing, provenance, diagnosis, demonstration, usage):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")

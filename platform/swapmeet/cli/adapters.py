@@ -34,6 +34,7 @@ def push(
         base=trained_on.fingerprint,
         alias=alias,
         license=license,
+        base_license=trained_on.license,
         tags=tag or (),
         modules=module_shapes(trained_on.path),
     )
@@ -108,4 +109,4 @@ def register(app: typer.Typer) -> None:
 
 
 def _registry(settings: Settings) -> Registry:
-    return Registry(settings.registry_url)
+    return Registry(settings.registry_url, settings.trust)

@@ -42,7 +42,7 @@ def assemble(
         proxied: whether Ray Serve's proxy stands before it.
         background: what goes on beside the requests.
     """
-    registry, database = Registry(settings.registry_url), Database(settings.database_url)
+    registry, database = Registry(settings.registry_url, settings.trust), Database(settings.database_url)
     services = Services(registry, Tenancy(database), base, replicas, Admission(settings.caller_requests))
     tuning = build_tuning(settings, database, registry, Jobs(database, announce), announce)
     app = create_app(

@@ -79,6 +79,7 @@ def build_engines(settings: Settings, base: Base, board: Application | None = No
             base=base.path,
             fingerprint=base.fingerprint,
             registry=settings.registry_url,
+            trust=settings.trust,
             cache=settings.folder / "cache" / "adapters",
             cache_bytes=settings.adapter_disk,
             device=_device(settings),

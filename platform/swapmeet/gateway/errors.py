@@ -26,6 +26,7 @@ STATUS = {
     "insufficient_quota": 429,
     "model_not_found": 404,
     "model_recalled": 410,
+    "signature_invalid": 403,
     "job_not_found": 404,
     "invalid_job_state": 400,
     "invalid_name": 404,
@@ -59,6 +60,7 @@ STATUS = {
     "planning_failed": 503,
     "corrupt": 500,
     "secret_key_wrong": 500,
+    "signing_key_invalid": 500,
 }
 HTTP_CODES = {
     400: "invalid_request",
@@ -79,7 +81,7 @@ RETRY_AFTER = {
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""
-FINAL = {"conflict", "corrupt", "insufficient_quota", "secret_key_wrong", "store_denied"}
+FINAL = {"conflict", "corrupt", "insufficient_quota", "secret_key_wrong", "signing_key_invalid", "store_denied"}
 """Failures that a second try can not mend, although their status says otherwise."""
 
 

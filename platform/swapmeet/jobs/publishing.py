@@ -82,12 +82,16 @@ class Publisher:
     Args:
         settings: say where storage, registry and bases are.
         database: has the jobs' events and checkpoints; is only read.
+
+    Raises:
+        SigningKeyInvalid: adapters are to be signed, and the key can not be read.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database
         self._store = open_store(settings.storage_url)
         self._registry = Registry(settings.registry_url)
+        self._signer = settings.signer
         self._library = BaseLibrary(settings.folder)
 
     def checkpoint(self, job: JobRow, saved: Saved) -> Model:
@@ -168,7 +172,17 @@ class Publisher:
             provenance = Provenance.read(folder)
             assert provenance is not None, "the run writes it"
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
-            return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
+            version = self._registry.push(
+                folder,
+                name,
+                base=base.fingerprint,
+                base_license=base.license,
+                modules=module_shapes(base.path),
+                run=run,
+            )
+        if self._signer is not None:
+            self._registry.sign(version.pinned, self._signer)
+        return version
 
     def withdraw(self, name: str, reason: str) -> None:
         """Make a checkpoint no model any more."""

@@ -34,6 +34,7 @@ def order_of(settings: Settings, row: JobRow, files: Sequence[FileRow | None]) -
         home=settings.folder,
         storage=settings.storage_url,
         registry=settings.registry_url,
+        trust=settings.trust,
         checkpoint=row.checkpoint,
         step=row.step,
     )

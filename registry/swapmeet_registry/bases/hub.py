@@ -9,7 +9,14 @@ from typing import Any
 
 from swapmeet_registry.errors import BaseInvalid, BaseNotFound, Corrupt, StoreDenied, StoreError
 
-PATTERNS = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.jinja"]
+PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "*.jinja",
+    "README.md",
+]
 PATTERNS += [
     "tokenizer*",
     "vocab.json",

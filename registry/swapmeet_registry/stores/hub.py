@@ -7,6 +7,7 @@
     .swapmeet/README.md                                    its own README.md, if it has one
     .swapmeet/head.json                                    all versions and aliases
     .swapmeet/nonce                                        no two commits are equal
+    .swapmeet/signatures/HEX/KEY.json                      on the branch only: who signed the version with this manifest
 
 Version 3 is the commit with the tag `v3`. A publish is one commit of all these files, an alias's move one of the head
 alone; both name the commit that they were made for as their parent, so that of two only one goes through. What the
@@ -22,14 +23,16 @@ rules guard against:
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 from swapmeet_registry import canonical
-from swapmeet_registry.backend import LargeFile, Staged
+from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, LargeFile, Staged
 from swapmeet_registry.contents import damaged
-from swapmeet_registry.errors import Corrupt, InvalidName, StoreDenied, StoreError
+from swapmeet_registry.errors import Conflict, Corrupt, InvalidName, StoreDenied, StoreError
 from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.manifest import Manifest, StoredFile
@@ -43,10 +46,13 @@ from swapmeet_registry.stores.protocol import Stored, verified
 from swapmeet_registry.version import Version
 
 HEAD, MANIFEST, OWN_README = ".swapmeet/head.json", ".swapmeet/manifest.json", ".swapmeet/README.md"
+SIGNATURES = ".swapmeet/signatures/"
 CARD, CONFIG = "README.md", "adapter_config.json"
 SMALL = 16 << 20
 """Bytes up to which a file is held in memory, and fetched without being asked about first. More than what a Hub takes
 as part of a commit: whatever is not uploaded apart from it can not change meanwhile."""
+ATTEMPTS = 20
+"""How often a signature is committed while others commit to the same repository."""
 VISIBILITIES = ("private", "public", "gated")
 
 _log = logging.getLogger(__name__)
@@ -162,6 +168,28 @@ class HubBackend:
         size, sha256 = repository.listed(_revision(repository, version), _path(file)) or (0, None)
         return (size, sha256) if sha256 is not None else None
 
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """See `Backend`. It is on the branch: it came after the version."""
+        stored = self._repository_of(version).get(BRANCH, _signature(version, key))
+        return stored.data[:limit] if stored else None
+
+    def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
+        """See `Backend`."""
+        repository = self._repository_of(version)
+        for _ in range(ATTEMPTS):
+            parent = repository.files()[0]
+            with suppress(Conflict):
+                repository.commit({_signature(version, key): bundle}, (), parent, f"Signature of {version}")
+                return
+        raise Conflict(f"{repository.name} is being changed by many others at once. Try again later.")
+
+    def signers(self, version: Version) -> list[str]:
+        """See `Backend`."""
+        prefix = _signature(version, "").removesuffix(".json")
+        found = sorted(path for path in self._repository_of(version).files()[1] if path.startswith(prefix))
+        keys = (path.removeprefix(prefix).removesuffix(".json") for path in found)
+        return list(islice(filter(KEY_ID.fullmatch, keys), MAX_SIGNERS))
+
     def place(self, version: Version) -> str:
         """See `Backend`."""
         repository = self.repository(AdapterName.parse(version.name))
@@ -185,6 +213,9 @@ class HubBackend:
     def repository(self, name: AdapterName) -> HubRepository:
         """An adapter's repository, whether or not it is there."""
         return HubRepository(f"{self.organization}/{repository_name(self.organization, name)}")
+
+    def _repository_of(self, version: Version) -> HubRepository:
+        return self.repository(AdapterName.parse(version.name))
 
     def _small(self, version: Version, path: str) -> bytes | None:
         repository = self.repository(AdapterName.parse(version.name))
@@ -248,8 +279,12 @@ def _revision(repository: HubRepository, version: Version) -> str:
 
 
 def _ours(path: str) -> bool:
-    """Whether a file of a repository goes with its version: all do but hidden ones, such as .gitattributes."""
-    return not path.startswith(".") or path.startswith(".swapmeet/")
+    """Whether a file goes with its version: all but signatures and hidden ones, such as .gitattributes."""
+    return not path.startswith(".") or (path.startswith(".swapmeet/") and not path.startswith(SIGNATURES))
+
+
+def _signature(version: Version, key: str) -> str:
+    return f"{SIGNATURES}{version.digest.removeprefix('sha256:')}/{key}.json"
 
 
 def _path(file: StoredFile) -> str:

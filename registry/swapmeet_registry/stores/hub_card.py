@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from swapmeet_registry.licences import concerns_of
 from swapmeet_registry.manifest import Manifest
 
 LICENSES = frozenset(
@@ -40,6 +41,7 @@ def card(manifest: Manifest, repository: str, version: int, config: bytes, readm
     parts = [
         f"---\n{_metadata(manifest, config).to_yaml()}\n---",
         _facts(manifest, version),
+        *(f"> {_cell(concern)}" for concern in concerns_of(manifest)),
         _usage(repository, version),
     ]
     if readme is not None:

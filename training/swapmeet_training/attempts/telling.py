@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swapmeet_registry.signing import OFF, Trust
 from swapmeet_training.progress import Progress
 from swapmeet_training.spec import Resources
 
@@ -41,6 +42,7 @@ class Order:
         checkpoint: the newest one that an earlier attempt told of.
         step: up to where progress was told already.
         patience: seconds that the storage may be away before the attempt is given up.
+        trust: whose signatures `parent` must bear.
     """
 
     job: str
@@ -60,6 +62,7 @@ class Order:
     checkpoint: str | None = None
     step: int = 0
     patience: float = 600.0
+    trust: Trust = OFF
 
 
 def namespace(storage: str) -> str:

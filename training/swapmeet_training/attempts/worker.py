@@ -152,7 +152,7 @@ class _Attempt:
 
     def _parent(self, parent: str) -> Path:
         folder = self._scratch / "parent"
-        self._patiently(lambda: Registry(self._order.registry).pull(parent, folder))
+        self._patiently(lambda: Registry(self._order.registry, self._order.trust).pull(parent, folder))
         return folder
 
     def _fetch(self, name: str, file: DataFile) -> Path:

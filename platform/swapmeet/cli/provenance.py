@@ -1,0 +1,69 @@
+"""`swapmeet lineage|bom`: where a version comes from, for people and for other tools."""
+
+import json as json_
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swapmeet.cli.adapters import Ref
+from swapmeet.cli.options import Home, Json, RegistryUrl, show
+from swapmeet.cli.tables import plain
+from swapmeet.settings import load_settings
+from swapmeet_registry import Registry
+from swapmeet_registry.bom import bom as bill
+from swapmeet_registry.licences import concerns_of
+from swapmeet_registry.lineage import Ancestor, lines
+from swapmeet_registry.stores.files import os_errors
+
+
+def lineage(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+    """The adapters that a version's training went on from, up to the base, and what made each."""
+    opened = Registry(load_settings(home=home, registry=registry).registry_url)
+    version = opened.resolve(reference)
+    manifest, parents = opened.manifest(version), opened.lineage(version)
+    result = {
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        **manifest.provenance().model_dump(mode="json", by_alias=True),
+        "licence_concerns": list(concerns_of(manifest)),
+        "parents": [_described(each) for each in parents],
+    }
+    text = [plain(line) for line in (*lines(version, manifest, parents), *concerns_of(manifest))]
+    show(result, "\n".join(text), json)
+
+
+def bom(
+    reference: Ref,
+    output: Annotated[Path | None, typer.Option(help="The file to write; standard output otherwise.")] = None,
+    registry: RegistryUrl = None,
+    home: Home = None,
+) -> None:
+    """A version's bill of materials (CycloneDX 1.6, JSON): files, base, data, packages, licences and metrics."""
+    opened = Registry(load_settings(home=home, registry=registry).registry_url)
+    version = opened.resolve(reference)
+    document = bill(version, opened.manifest(version), opened.lineage(version))
+    text = json_.dumps(json_.loads(document), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        print(text, end="", flush=True)
+        return
+    with os_errors(f"write {output}"):
+        output.write_text(text, encoding="utf-8")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(lineage)
+    app.command()(bom)
+
+
+def _described(ancestor: Ancestor) -> dict[str, Any]:
+    made = ancestor.manifest
+    return {
+        "ref": ancestor.ref,
+        "version": ancestor.version.version if ancestor.version else None,
+        "problem": ancestor.problem,
+        "run": made.run if made else None,
+        "dataset": made.dataset if made else None,
+    }

@@ -1,0 +1,105 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry.bases.catalogue import CATALOGUE
+from swapmeet_registry.bases.license import stated_license
+from swapmeet_registry.licences import RESTRICTIONS, Licences, normalized, spdx
+from swapmeet_registry.stores.hub_card import LICENSES
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("apache-2.0", "Apache-2.0"),
+        (" Apache License 2.0\n", "Apache-2.0"),
+        ("mit", "MIT"),
+        ("GPL-3.0", "GPL-3.0-only"),
+        ("gpl-3.0+", "GPL-3.0-or-later"),
+        ("cc-by-nc-4.0", "CC-BY-NC-4.0"),
+        ("Llama 3.1 Community", "llama3.1"),
+        ("odbl", "ODbL-1.0"),
+        ("Our own", "Our own"),
+        ("", ""),
+    ],
+)
+def test_names(given: str, known: str) -> None:
+    assert normalized(given) == normalized(known) == known
+    assert spdx(given) == (known if known in RESTRICTIONS and not known.startswith("llama") else None)
+
+
+def test_nearly_all_licences_of_hubs_are_known() -> None:
+    unknown = {name for name in LICENSES if normalized(name) not in RESTRICTIONS}
+    assert unknown == {"unknown", "other", "bsd", "c-uda", "cc", "gpl", "lgpl", "gfdl", "lgpl-lr"}
+    assert all(normalized(base.license) in RESTRICTIONS for base in CATALOGUE.values())
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "dataset", "says"),
+    [
+        ("mit", "apache-2.0", "cc-by-4.0", []),
+        ("cc-by-nc-4.0", "cc-by-nc-4.0", None, []),
+        (None, None, None, []),
+        (None, "llama3.1", None, []),
+        ("Apache-2.0", "llama3.1", None, ["The base is under llama3.1, which forbids some uses"]),
+        ("mit", "cc-by-nc-sa-4.0", None, ["which forbids commercial use, asks for derivatives to be under the same"]),
+        (
+            "cc-by-nc-4.0",
+            "cc-by-nc-nd-4.0",
+            None,
+            ["which forbids derivatives to be shared; the adapter's CC-BY-NC-4.0"],
+        ),
+        (None, "apache-2.0", "CC-BY-NC-4.0", ["The training data is under CC-BY-NC-4.0"]),
+        (None, None, "gpl-3.0", ["the adapter states no licence"]),
+        ("Ours", "gemma", "Theirs", ["The base is under gemma", "under Theirs, which is not known here"]),
+        ("Theirs", "Theirs", None, []),
+    ],
+)
+def test_concerns(own: str | None, base: str | None, dataset: str | None, says: list[str]) -> None:
+    found = Licences(own, base, dataset).concerns()
+    assert len(found) == len(says)
+    assert all(part in each for part, each in zip(says, found, strict=True))
+
+
+def test_a_publish_inherits_and_warns(
+    make_adapter: Callable[..., Path], base: Fingerprint, tmp_path: Path, caplog: Any
+) -> None:
+    registry, folder = Registry(tmp_path.as_uri() + "/registry"), make_adapter(tmp_path / "adapter")
+    with caplog.at_level(logging.WARNING):
+        version = registry.push(folder, "acme/legal", base=base, base_license="llama3.1")
+    manifest = registry.manifest(version)
+    assert (manifest.license, manifest.base_license, caplog.messages) == ("llama3.1", "llama3.1", [])
+    with caplog.at_level(logging.WARNING):
+        given = registry.push(folder, "acme/legal", base=base, base_license="llama3.1", license="mit")
+    assert registry.manifest(given).license == "mit"
+    assert "acme/legal: The base is under llama3.1, which forbids some uses" in caplog.text
+    registry.pull(given, tmp_path / "pulled")
+    caplog.clear()
+    again = registry.push(tmp_path / "pulled", "acme/copy", base=base, license="llama3.1")
+    assert registry.manifest(again).base_license == "llama3.1"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("card", "stated"),
+    [
+        ("---\nlicense: llama3.1\ntags: [x]\n---\n# A base", "llama3.1"),
+        ("---\nlicense: other\nlicense_name: ours\n---\n", "ours"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+        ("---\n- a list\n---\n", None),
+        ("# license: mit\n", None),
+        (None, None),
+    ],
+)
+def test_what_a_base_states(card: str | None, stated: str | None, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert stated_license(f"folder:{tmp_path}", tmp_path) == stated
+    assert stated_license("catalogue:smollm2-135m", tmp_path) == "apache-2.0"
+    assert stated_license("catalogue:gone", tmp_path) == stated
