@@ -81,11 +81,13 @@ class Registry(Life):
             require_settable_alias(alias)
         if run is not None and (made := self._made_by(target, run)) is not None:
             return made
-        admitted = admit(Path(folder), base, modules)
-        manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
-        reached("push.checked")
-        with self.backend.stage(target, manifest, admitted.folder) as staged:
-            return self._publish(target, staged, alias, run or uuid4().hex)
+        with admit(Path(folder), base, modules) as admitted:
+            for notice in admitted.notices:
+                _log.warning(notice)
+            manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
+            reached("push.checked")
+            with self.backend.stage(target, manifest, admitted.folder) as staged:
+                return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.

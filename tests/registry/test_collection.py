@@ -2,11 +2,13 @@
 
 import hashlib
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +191,9 @@ class World:
     """A store in which the files of the adapter that will be published are garbage, as those of somebody else."""
 
     def __init__(self, folder: Path, base: Fingerprint, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        admitted = admit(folder, base)
-        monkeypatch.setattr("swapmeet_registry.registry.admit", lambda folder, base, modules: admitted)
+        with admit(folder, base) as found:
+            admitted = replace(found, folder=Path(shutil.copytree(found.folder, folder.with_name("canonical"))))
+        monkeypatch.setattr("swapmeet_registry.registry.admit", lambda *_: nullcontext(admitted))
         for module in ("condemned", "intents", "collection"):
             monkeypatch.setattr(f"swapmeet_registry.{module}.time", clock)
         self.folder, self.base, self.clock = folder, base, clock

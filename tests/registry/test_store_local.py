@@ -120,7 +120,8 @@ def test_a_folder_that_may_not_be_read(readable_folder: Path, base: Fingerprint,
     make_adapter(readable_folder)
     (readable_folder / "adapter_config.json").chmod(0)
     with not_root(), pytest.raises(StoreDenied, match=r"^Can not read .*: Permission denied\."):
-        admit(readable_folder, base)
+        with admit(readable_folder, base):
+            pass
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
