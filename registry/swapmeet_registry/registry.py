@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from swapmeet_registry import reports
 from swapmeet_registry.admission import Admitted, admit
 from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
@@ -23,6 +24,7 @@ from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
+from swapmeet_registry.statistics import Report
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 
@@ -87,6 +89,7 @@ class Registry(Life):
             manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
             reached("push.checked")
             with self.backend.stage(target, manifest, admitted.folder) as staged:
+                reports.store(self.backend, manifest.digest, admitted.folder)
                 return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
@@ -108,6 +111,15 @@ class Registry(Life):
             Corrupt: the stored manifest is gone or was changed.
         """
         return self._contents.manifest(version)
+
+    def report(self, version: Version) -> Report | None:
+        """Statistics of a version's weights, for `advice.lines`; None where the weights are too large to look at now.
+
+        Raises:
+            Corrupt: the version's manifest or weights are gone or were changed.
+        """
+        manifest = self.manifest(version)
+        return reports.read(self.backend, version.digest, manifest, lambda file: self._contents.blob(version, file))
 
     def pull(
         self,

@@ -20,6 +20,7 @@ class StoreBackend:
 
         blobs/sha256/HEX            the files' bytes
         manifests/sha256/HEX        one version each
+        reports/sha256/HEX.json     statistics of its weights
         heads/TENANT/NAME.json      the versions and aliases of a name
 
     A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until the
@@ -44,7 +45,9 @@ class StoreBackend:
 
     def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:  # noqa: ARG002 - blobs are shared
         """See `Backend`. Writes even what is there: a damaged blob is mended, none taken on trust."""
-        intent = Intents(self.store).declare((*map(blob_key, manifest.files), manifest_key(manifest.digest)))
+        intent = Intents(self.store).declare(
+            (*map(blob_key, manifest.files), manifest_key(manifest.digest), report_key(manifest.digest))
+        )
         try:
             for file in manifest.files:
                 self.store.put(blob_key(file), folder / file.path, file.sha256)
@@ -101,6 +104,11 @@ def name_of(key: str) -> str:
 def manifest_key(digest: str) -> str:
     """Where the manifest with a digest is."""
     return f"manifests/{digest.replace(':', '/')}"
+
+
+def report_key(digest: str) -> str:
+    """Where the report on the version with a digest is."""
+    return f"reports/{digest.replace(':', '/')}{SUFFIX}"
 
 
 def blob_key(file: StoredFile) -> str:
