@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import serialize
+from safetensors import TensorSpec, serialize
 
 from swapmeet_registry import Fingerprint, Refused, Registry
 from swapmeet_registry.admission import admit
@@ -91,8 +91,9 @@ names = st.text("abcXYZ019_.", min_size=1, max_size=12)
 def test_the_form_is_the_reference_writers(tensors: dict[str, tuple[str, int]]) -> None:
     widths = {"F32": 4, "F16": 2, "BF16": 2}
     entries = [TensorEntry(name, dtype, (n,), 0, n * widths[dtype]) for name, (dtype, n) in tensors.items()]
+    zeros = np.zeros(3)
     given = {
-        name: {"dtype": dtypes[dtype], "shape": [n], "data": bytes(n * widths[dtype])}
+        name: TensorSpec(dtype=dtypes[dtype], shape=[n], data_ptr=zeros.ctypes.data, data_len=n * widths[dtype])
         for name, (dtype, n) in tensors.items()
     }
     wanted = bytes(serialize(given, METADATA))
