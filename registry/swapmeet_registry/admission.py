@@ -1,44 +1,55 @@
-"""What is checked before an adapter's folder is published, and which of its files are.
+"""What is checked before an adapter's folder is published, and what is published of it.
 
-The rule: `adapter_config.json` and `adapter_model.safetensors` must be there; the extras named below may be;
-`swapmeet.json` goes into the manifest; hidden files are left out; anything else is refused by name, so that
-nothing is left out without a word. Pickled weights run code when they are loaded, and are always refused.
+The rule: `adapter_config.json` and `adapter_model.safetensors` must be there; the extras of `adapter_folder` may be;
+`swapmeet.json` goes into the manifest; hidden files and what a training run leaves are left out; anything else is
+refused by name. Pickled weights run code when they are loaded, and are always refused.
+
+Every file is opened once and read once: the very bytes that were checked are hashed, and a store takes only bytes
+that have the hash, so nothing that changes meanwhile is published. Configuration and weights are published in a
+canonical form, so that equal adapters have equal digests whatever wrote them, and no reader finds in them what
+another did not.
 """
 
 import hashlib
-import os
-import re
-import stat
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from swapmeet_registry import lora_config, lora_parts, lora_weights
+from swapmeet_registry import canonical_config, canonical_weights, extras, lora_config, lora_parts, lora_weights
+from swapmeet_registry.adapter_folder import MAX_EXTRAS, REQUIRED, AdapterFolder, open_folder
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
-from swapmeet_registry.manifest import FILE_NAME, Lora, StoredFile
+from swapmeet_registry.manifest import Lora, StoredFile
 from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.safetensors_file import parse_header, raw_header
 from swapmeet_registry.stores.files import os_errors
 
-REQUIRED = (lora_config.FILE, lora_weights.FILE)
-EXTRAS = re.compile(r"README\.md|LICEN[CS]E(\.md)?|NOTICE|.+\.(json|txt|jinja|model)")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_WEIGHTS = 4 << 30
-MAX_EXTRA = 64 << 20
-MAX_FILES = 64
+MAX_PROVENANCE = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Admitted:
-    """An adapter's folder that passed every check: the files to publish, and what the manifest says of them."""
+    """An adapter that passed every check: the files to publish, and what the manifest says of them.
+
+    Attributes:
+        folder: holds the files as they are published; it goes when `admit` ends.
+        files: each with the digest of the bytes that were checked.
+        notices: what was left out, a sentence each.
+    """
 
     folder: Path
     files: tuple[StoredFile, ...]
     lora: Lora
     provenance: Provenance | None
+    notices: tuple[str, ...] = field(default=())
 
 
-def admit(folder: Path, base: Fingerprint, modules: lora_parts.Modules | None = None) -> Admitted:
-    """Check an adapter's folder.
+@contextmanager
+def admit(folder: Path, base: Fingerprint, modules: lora_parts.Modules | None = None) -> Iterator[Admitted]:
+    """Check an adapter's folder, and make what is published of it: valid as long as the context lasts.
 
     Args:
         folder: what PEFT's `save_pretrained()` wrote, with or without `swapmeet.json`.
@@ -47,57 +58,98 @@ def admit(folder: Path, base: Fingerprint, modules: lora_parts.Modules | None = 
 
     Raises:
         Refused: something is unsound or unsupported; the message names it and the way out.
-        StoreError: the folder can not be read.
+        StoreError: the folder can not be read, or there is no room for a copy.
     """
-    with os_errors(f"read {folder}"):
-        # Digests come first: a store takes only bytes that have them, so what is checked is what is published.
-        files = tuple(_hashed(path) for path in _published(folder))
-        config = lora_config.parse((folder / lora_config.FILE).read_bytes())
-        weights = lora_weights.read_weights(folder / lora_weights.FILE, config)
+    with os_errors(f"read {folder}"), open_folder(folder) as opened:
+        scratch = _scratch(folder)
+        try:
+            admitted = _admitted(opened, scratch, base, modules)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    try:
+        yield admitted
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(folder: Path) -> Path:
+    """A private folder beside the adapter's, on the same disk; or, where nothing may be written there, in TMPDIR."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=".swapmeet-", dir=folder.absolute().parent))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="swapmeet-"))
+
+
+def _admitted(opened: AdapterFolder, scratch: Path, base: Fingerprint, modules: lora_parts.Modules | None) -> Admitted:
+    source = lora_config.parse(opened.read(lora_config.FILE, lora_config.MAX_BYTES))
+    weights, stored = _weights(opened, scratch, source, base, modules)
+    pairs = [pair.module for pair in weights.pairs]
+    data = canonical_config.encode(source, pairs, [part.module for part in weights.tokens])
+    config = lora_config.parse(data)
+    (scratch / lora_config.FILE).write_bytes(data)
+    files = [stored, _stored(lora_config.FILE, data), *_extras(opened, scratch)]
+    return Admitted(
+        scratch,
+        tuple(sorted(files, key=lambda file: file.path)),
+        _lora(config, weights),
+        _provenance(opened),
+        _notices(opened),
+    )
+
+
+def _weights(
+    opened: AdapterFolder,
+    scratch: Path,
+    config: lora_config.LoraConfig,
+    base: Fingerprint,
+    modules: lora_parts.Modules | None,
+) -> tuple[lora_parts.LoraWeights, StoredFile]:
+    name = lora_weights.FILE
+    with opened.open(name) as stream:
+        raw = raw_header(stream, name, lora_weights.MAX_HEADER)
+        header = parse_header(raw, stream, name, lora_weights.MAX_TENSORS)
+        weights = lora_weights.parts(header, config)
         if modules is not None:
             lora_parts.require_shapes(weights, modules, base.name)
-        lora_weights.require_finite(folder / lora_weights.FILE, weights)
-        return Admitted(folder, files, _lora(config, weights), Provenance.read(folder))
+        canonical = canonical_weights.header_of(header.tensors)
+        if canonical == raw:
+            written = canonical_weights.rewrite(stream, canonical, header, lambda _: None)
+            (scratch / name).symlink_to((opened.path / name).absolute())
+        else:
+            with (scratch / name).open("xb") as copied:
+                written = canonical_weights.rewrite(stream, canonical, header, copied.write)
+    return weights, StoredFile(path=name, size=written.size, sha256=written.sha256)
 
 
-def _published(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise Refused(f"{folder} is not a folder. Name the folder that PEFT's save_pretrained() wrote.")
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if len(paths) > MAX_FILES:
-        raise Refused(f"{folder} holds {len(paths)} files; an adapter may have {MAX_FILES}.")
-    for path in paths:
-        _require_sound(path)
-    for name in REQUIRED:
-        if name not in {path.name for path in paths}:
-            raise Refused(f"{folder} has no {name}. Save the adapter with PEFT's save_pretrained().")
-    return [path for path in paths if path.name != Provenance.FILE]
+def _stored(name: str, data: bytes) -> StoredFile:
+    return StoredFile(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _require_sound(path: Path) -> None:
-    status = path.lstat()
-    if stat.S_ISLNK(status.st_mode):
-        raise Refused(f"{path.name!r} is a link. Put the file itself into the folder.")
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"{path.name!r} is not a plain file. Move it out of the adapter's folder.")
-    if path.suffix.lower() in PICKLED:
-        raise Refused(
-            f"{path.name} is a pickle, which can run code when it is loaded. Save the adapter with "
-            "save_pretrained(), which writes safetensors, and remove this file."
-        )
-    if not re.fullmatch(FILE_NAME, path.name):
-        raise Refused(f"{path.name!r} is not a file name that can be published. Use letters, digits and . _ + -.")
-    if path.name not in REQUIRED and not EXTRAS.fullmatch(path.name):
-        raise Refused(f"{path.name} does not belong to an adapter. Move it out of the folder.")
-    limit = MAX_WEIGHTS if path.name == lora_weights.FILE else MAX_EXTRA
-    if status.st_size > limit:
-        raise Refused(f"{path.name} has {status.st_size} bytes; at most {limit} are accepted.")
+def _extras(opened: AdapterFolder, scratch: Path) -> Iterator[StoredFile]:
+    total = 0
+    for name in opened.files:
+        if name not in (*REQUIRED, Provenance.FILE):
+            with opened.open(name) as stream:
+                file = extras.copy(name, stream, scratch / name)
+            total += file.size
+            if total > MAX_EXTRAS:
+                raise Refused(f"The files beside the weights have over {MAX_EXTRAS} bytes together. Move some out.")
+            yield file
 
 
-def _hashed(path: Path) -> StoredFile:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return StoredFile(path=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
+def _provenance(opened: AdapterFolder) -> Provenance | None:
+    if Provenance.FILE not in opened.files:
+        return None
+    return Provenance.decode(opened.read(Provenance.FILE, MAX_PROVENANCE), str(opened.path / Provenance.FILE))
+
+
+def _notices(opened: AdapterFolder) -> tuple[str, ...]:
+    if not opened.left_out:
+        return ()
+    names, more = ", ".join(opened.left_out[:10]), len(opened.left_out) - 10
+    told = f"{names} and {more} more" if more > 0 else names
+    return (f"Left out, as the training run's own and no part of the adapter: {told}.",)
 
 
 def _lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
@@ -106,7 +158,7 @@ def _lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lo
         rank=config.r,
         max_rank=max((pair.rank for pair in weights.pairs), default=config.r),
         alpha=config.lora_alpha,
-        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
         rslora=config.use_rslora,
         dora=config.use_dora,
         parameters=weights.parameters,

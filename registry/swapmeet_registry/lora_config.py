@@ -2,11 +2,13 @@
 
 A key that is not a field of `LoraConfig` may only be switched off (null, false, empty), so whatever a newer
 PEFT invents is refused by name as soon as it is used. To support another part, add its field here, teach
-`lora_weights` its tensors and the server its arithmetic.
+`lora_weights` its tensors and the server its arithmetic. What other tools leave here and does nothing is
+passed over (`_harmless`). What is published is what `canonical_config` makes of it.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
 from math import sqrt
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,7 +29,6 @@ UNSUPPORTED = {
     "layer_replication": "replicated layers",
     "ensure_weight_tying": "one adapter for tied layers",
     "kasa_config": "KaSA",
-    "layers_to_transform": "a choice of layers (write target_modules with full module names)",
     "megatron_config": "Megatron layers",
     "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
@@ -38,12 +39,18 @@ UNSUPPORTED = {
 
 Number = TypeVar("Number", int, float)
 
+_TRANSFORMERS = re.compile(r"transformers\.models(\.[a-z0-9_]+)+")
 _OFF: tuple[Any, ...] = (None, False, {}, [])
 _PATTERN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.d])+")
 
+MAX_MATCHES = 1_000_000
+"""How often a pattern may be compared with a module's name."""
+
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,500}$")]
+Names = Annotated[list[Name], Field(min_length=1, max_length=20_000)]
 Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
-Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Alpha = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=100_000)]
 
 
@@ -53,8 +60,8 @@ def _plain_pattern(key: str) -> str:
     return key
 
 
-def _safe_expression(value: str | list[Text]) -> str | list[Text]:
-    """Every loader runs this expression over all module names: it must not run for hours."""
+def _safe_expression(value: str | list[Name]) -> str | list[Name]:
+    """A loader may run this expression over all module names: it must not run for hours."""
     if isinstance(value, list):
         return value
     try:
@@ -78,19 +85,24 @@ class LoraConfig(BaseModel):
     task_type: Literal["CAUSAL_LM"] | None = None
     r: Rank
     lora_alpha: Alpha
-    target_modules: Annotated[Text | Annotated[list[Text], Field(min_length=1)], AfterValidator(_safe_expression)]
-    rank_pattern: dict[Pattern, Rank] = {}
-    alpha_pattern: dict[Pattern, Alpha] = {}
+    target_modules: Annotated[Annotated[str, Field(max_length=4000)] | Names, AfterValidator(_safe_expression)]
+    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=20_000)] = {}
+    alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=20_000)] = {}
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
-    modules_to_save: list[Text] | None = None
-    trainable_token_indices: Tokens | dict[Text, Tokens] | None = None
+    modules_to_save: Annotated[list[Name], Field(max_length=64)] | None = None
+    trainable_token_indices: Tokens | Annotated[dict[Name, Tokens], Field(max_length=8)] | None = None
     fan_in_fan_out: Literal[False] = False
     bias: Literal["none"] = "none"
+    # Which modules were chosen for training, beside target_modules: the weights say it, too.
+    exclude_modules: Text | list[Text] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: Text | list[Text] | None = None
     # The rest says nothing of the arithmetic once training is over. Initializations that change the base's
     # own weights (PiSSA, OLoRA, …) are not among the values.
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "eva"] = True
+    eva_config: dict[str, Any] | None = None
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     inference_mode: bool = True
     base_model_name_or_path: str | None = None
@@ -112,7 +124,18 @@ class LoraConfig(BaseModel):
         """Whether `target_modules` may name a module; an expression is left to the loader, and says True."""
         if isinstance(self.target_modules, str):
             return True
-        return any(module == target or module.endswith(f".{target}") for target in self.target_modules)
+        ends = (module, *(module[place + 1 :] for place in _dots(module)))
+        return not self._targets.isdisjoint(ends)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether `target_modules` says less than the weights do of which modules were trained."""
+        choices = (self.exclude_modules, self.layers_to_transform, self.layers_pattern)
+        return isinstance(self.target_modules, str) or any(choice not in (None, []) for choice in choices)
+
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return frozenset(self.target_modules)
 
     def saves(self, module: str) -> bool:
         """Whether a module, by its full name, or one that it is in, was trained in full.
@@ -141,17 +164,32 @@ def parse(data: bytes) -> LoraConfig:
         value = canonical.decode(data)
     except ValueError as error:
         raise Refused(f"{FILE} is {error}. Save the adapter again with PEFT's save_pretrained().") from error
-    kept = {key: item for key, item in value.items() if key in LoraConfig.model_fields or not _off(item)}
+    known = LoraConfig.model_fields
+    kept = {key: item for key, item in value.items() if key in known or not (_off(item) or _harmless(key, item))}
     for key in kept:
-        if key not in LoraConfig.model_fields:
+        if key not in known:
             raise Refused(
-                f"{FILE} uses {key}: {UNSUPPORTED.get(key, 'a part of PEFT')}, which Swapmeet does not support. "
+                f"{FILE} uses {key[:100]}: {UNSUPPORTED.get(key, 'a part of PEFT')}, which Swapmeet does not support. "
                 "Train the adapter without it."
             )
     try:
         return LoraConfig.model_validate(kept)
     except ValidationError as error:
         raise Refused(f"{FILE}: {first_error(error)}") from error
+
+
+def _harmless(key: str, value: Any) -> bool:
+    """What tools write that changes nothing: how the base was loaded, and where its class is in transformers."""
+    if key == "auto_mapping" and isinstance(value, dict):
+        own = {"base_model_class", "parent_library"} <= value.keys() <= {*_MAPPING}
+        names = [value.get(name) for name in ("base_model_class", "parent_library")]
+        return own and str(names[0]).isidentifier() and _TRANSFORMERS.fullmatch(str(names[1])) is not None
+    if key == "runtime_config":  # PEFT's own, which it drops when it reads
+        return isinstance(value, dict) and all(isinstance(item, bool) for item in value.values())
+    return key.startswith("unsloth_") and isinstance(value, bool | str)
+
+
+_MAPPING = ("base_model_class", "parent_library", "unsloth_fixed")
 
 
 def _dots(name: str) -> Iterator[int]:
@@ -164,7 +202,9 @@ def _off(value: Any) -> bool:
 
 def _by_pattern(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
     """PEFT's rule: the first pattern that matches the end of the name decides."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    return next((value for pattern, value in patterns.items() if _compiled(pattern).match(module)), default)
+
+
+@lru_cache(maxsize=8192)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")

@@ -12,18 +12,17 @@ each after `base_model.model.`.
 
 import re
 from pathlib import Path
-from typing import BinaryIO
 
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.lora_config import FILE as CONFIG
-from swapmeet_registry.lora_config import LoraConfig
+from swapmeet_registry.lora_config import MAX_MATCHES, LoraConfig
 from swapmeet_registry.lora_parts import ENDS, LoraWeights, Pair, TrainedTokens, Whole
-from swapmeet_registry.safetensors_file import TensorEntry, read_header
+from swapmeet_registry.safetensors_file import SafetensorsFile, TensorEntry, read_header
 
 FILE = "adapter_model.safetensors"
 MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
-CHUNK = 4 << 20
+MAX_NAME = 500
 
 _DIMENSIONS = {
     "lora_A.weight": 2,
@@ -39,8 +38,7 @@ _DIMENSIONS = {
 }
 _MODULE = r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*?"
 _KEY = re.compile(rf"base_model\.model\.({_MODULE})\.({'|'.join(map(re.escape, _DIMENSIONS))}|weight)")
-_EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
-"""How to read a dtype's bits, and where its exponent stands: all ones mean NaN or infinity (IEEE 754)."""
+DTYPES = ("F32", "F16", "BF16")
 
 
 def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
@@ -49,17 +47,23 @@ def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
     Raises:
         Refused: the file is unsound, or a tensor is unknown, incomplete or of a wrong shape.
     """
-    header = read_header(path, max_header=MAX_HEADER, max_tensors=MAX_TENSORS)
+    return parts(read_header(path, max_header=MAX_HEADER, max_tensors=MAX_TENSORS), config)
+
+
+def parts(header: SafetensorsFile, config: LoraConfig) -> LoraWeights:
+    """As `read_weights`, from a header that was read already."""
     modules: dict[str, dict[str, TensorEntry]] = {}
     for entry in header.tensors:
         module, part = _place(entry)
         modules.setdefault(module, {})[part] = entry
+    if len(modules) * (len(config.rank_pattern) + len(config.alpha_pattern)) > MAX_MATCHES:
+        raise Refused(f"{CONFIG} has too many patterns for {len(modules)} modules. Give most one rank and alpha.")
     pairs, saved, copies, tokens = [], [], [], []
-    for module, parts in sorted(modules.items()):
-        own = {part: entry for part, entry in parts.items() if part in ("weight", "bias")}
-        below = {part: entry for part, entry in parts.items() if part.startswith("base_layer.")}
-        delta = parts.get("token_adapter.trainable_tokens_delta")
-        rest = {part: entry for part, entry in parts.items() if part not in {*own, *below} and entry is not delta}
+    for module, found in sorted(modules.items()):
+        own = {part: entry for part, entry in found.items() if part in ("weight", "bias")}
+        below = {part: entry for part, entry in found.items() if part.startswith("base_layer.")}
+        delta = found.get("token_adapter.trainable_tokens_delta")
+        rest = {part: entry for part, entry in found.items() if part not in {*own, *below} and entry is not delta}
         if rest:
             pairs.append(_pair(module, rest, config))
         if below or (own and not config.saves(module)):
@@ -67,35 +71,23 @@ def read_weights(path: Path, config: LoraConfig) -> LoraWeights:
         elif own:
             saved.append(_saved(module, own))
         if delta is not None:
-            tokens.append(_tokens(module, delta, config, alone=len(parts) == 1))
+            tokens.append(_tokens(module, delta, config, alone=len(found) == 1))
     if not pairs and not saved and not tokens:
-        raise Refused(f"{path.name} holds no LoRA weights. Save a trained adapter.")
+        raise Refused(f"{FILE} holds no LoRA weights. Save a trained adapter.")
     weights = LoraWeights(tuple(pairs), tuple(saved), tuple(copies), tuple(tokens), header.tensors, header.data_start)
     _require_all(config, weights)
     return weights
 
 
-def require_finite(path: Path, weights: LoraWeights) -> None:
-    """Read all numbers.
-
-    Raises:
-        Refused: one is not finite.
-    """
-    with path.open("rb") as stream:
-        for entry in weights.entries:
-            stream.seek(weights.data_start + entry.start)
-            _require_finite(stream, entry)
-
-
 def _place(entry: TensorEntry) -> tuple[str, str]:
-    found = _KEY.fullmatch(entry.name)
+    found = _KEY.fullmatch(entry.name) if len(entry.name) <= MAX_NAME else None
     if not found:
         raise Refused(
             f"{FILE} holds {entry.name[:200]!r}, which is no part of a LoRA adapter that Swapmeet knows. Only LoRA "
             "on linear layers and embeddings, DoRA, and modules and tokens trained in full are supported."
         )
-    if entry.dtype not in _EXPONENTS:
-        raise Refused(f"{FILE}: {entry.name} has the dtype {entry.dtype}. Save the adapter as {', '.join(_EXPONENTS)}.")
+    if entry.dtype not in DTYPES:
+        raise Refused(f"{FILE}: {entry.name} has the dtype {entry.dtype}. Save the adapter as {', '.join(DTYPES)}.")
     wanted = _DIMENSIONS.get(found[2])
     if 0 in entry.shape or len(entry.shape) not in ((wanted,) if wanted else (1, 2)):
         kind = "a vector" if wanted == 1 else "a matrix" if wanted == 2 else "a vector or a matrix"
@@ -179,17 +171,3 @@ def _require_all(config: LoraConfig, weights: LoraWeights) -> None:
         raise Refused(f"{CONFIG} has trainable_token_indices, of which {FILE} holds no weights.")
     if weights.tokens and sum(module.endswith(ENDS) for module in weights.modules) > len(weights.tokens):
         raise Refused(f"{FILE}: trained tokens beside another change of {' or '.join(ENDS)} are not supported.")
-
-
-def _require_finite(stream: BinaryIO, entry: TensorEntry) -> None:
-    import numpy as np  # here, so that importing the registry stays quick
-
-    dtype, exponent = _EXPONENTS[entry.dtype]
-    left = entry.size
-    while left:
-        chunk = stream.read(min(CHUNK, left))
-        if not chunk:
-            raise Refused(f"{FILE} was cut short while it was read. Push again when nothing writes to it.")
-        if np.any(np.frombuffer(chunk, dtype) & exponent == exponent):
-            raise Refused(f"{FILE}: {entry.name} holds a NaN or an infinity. The training run diverged.")
-        left -= len(chunk)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from swapmeet_registry import reports
 from swapmeet_registry.admission import Admitted, admit
 from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
@@ -27,6 +28,7 @@ from swapmeet_registry.names import AdapterName, Reference, require_settable_ali
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
+from swapmeet_registry.statistics import Report
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 
@@ -89,13 +91,15 @@ class Registry(Life):
             require_settable_alias(alias)
         if run is not None and (made := self._made_by(target, run)) is not None:
             return made
-        admitted = admit(Path(folder), base, modules)
-        manifest = _manifest(
-            admitted, target, base, {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
-        )
-        reached("push.checked")
-        with self.backend.stage(target, manifest, admitted.folder) as staged:
-            return self._publish(target, staged, alias, run or uuid4().hex)
+        with admit(Path(folder), base, modules) as admitted:
+            for notice in admitted.notices:
+                _log.warning(notice)
+            given = {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
+            manifest = _manifest(admitted, target, base, given)
+            reached("push.checked")
+            with self.backend.stage(target, manifest, admitted.folder) as staged:
+                reports.store(self.backend, manifest.digest, admitted.folder)
+                return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
@@ -116,6 +120,15 @@ class Registry(Life):
             Corrupt: the stored manifest is gone or was changed.
         """
         return self._contents.manifest(version)
+
+    def report(self, version: Version) -> Report | None:
+        """Statistics of a version's weights, for `advice.lines`; None where the weights are too large to look at now.
+
+        Raises:
+            Corrupt: the version's manifest or weights are gone or were changed.
+        """
+        manifest = self.manifest(version)
+        return reports.read(self.backend, version.digest, manifest, lambda file: self._contents.blob(version, file))
 
     def pull(
         self,

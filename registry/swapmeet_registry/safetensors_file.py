@@ -2,20 +2,23 @@
 
 Layout (the safetensors format's README): 8 bytes little-endian header length, a JSON header
 `{name: {dtype, shape, data_offsets: [start, end]}, "__metadata__": {…}}`, then the data. The reference
-parser accepts duplicate names, overlapping empty tensors and very large headers; this one does not.
+parser accepts duplicate names, overlapping empty tensors and very large headers; this one does not. Whatever it
+accepts the reference accepts, and reads alike.
 """
 
 import json
+import os
 import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from swapmeet_registry.errors import Refused
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 8
 WIDTHS = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
@@ -43,52 +46,95 @@ class SafetensorsFile:
 
 
 def read_header(path: Path, max_header: int = MAX_HEADER, max_tensors: int = MAX_TENSORS) -> SafetensorsFile:
-    """Parse and check a header; reads no tensor data.
+    """Parse and check a file's header; reads no tensor data.
 
     Raises:
         Refused: the file is not a sound safetensors file; the message says where.
     """
-    size = path.stat().st_size
     with path.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise Refused(f"{path.name} is too short to be a safetensors file.")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(max_header, size - 8):
-            raise Refused(f"{path.name} is not a safetensors file, or its header of {length} bytes is too large.")
-        raw = stream.read(length)
-    header = _parse(raw, path.name)
-    metadata = _metadata(header.pop("__metadata__", {}), path.name)
+        return parse_header(raw_header(stream, path.name, max_header), stream, path.name, max_tensors)
+
+
+def raw_header(stream: BinaryIO, file: str, max_header: int = MAX_HEADER) -> bytes:
+    """The bytes before the first tensor's, from an open file's start; `file` names it in errors.
+
+    Raises:
+        Refused: the file can not be a safetensors file, or its header is too large.
+    """
+    prefix = stream.read(8)
+    if len(prefix) < 8:
+        raise Refused(f"{file} is too short to be a safetensors file.")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(max_header, _size(stream) - 8):
+        raise Refused(f"{file} is not a safetensors file, or its header of {length} bytes is too large.")
+    return prefix + stream.read(length)
+
+
+def parse_header(raw: bytes, stream: BinaryIO, file: str, max_tensors: int = MAX_TENSORS) -> SafetensorsFile:
+    """Check what `raw_header` gave, and that the file is as long as it says.
+
+    Raises:
+        Refused: see `read_header`.
+    """
+    header = _parse(raw[8:], file, max_tensors)
+    metadata = _metadata(header.pop("__metadata__", {}), file)
     if len(header) > max_tensors:
-        raise Refused(f"{path.name} names {len(header)} tensors; at most {max_tensors} are accepted.")
-    entries = [_entry(name, value, path.name) for name, value in header.items()]
+        raise _too_many(file, max_tensors)
+    entries = [_entry(name, value, file) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.start, entry.size))
     end = 0
     for entry in entries:
         if entry.start != end:
-            raise Refused(f"{path.name}: tensor {entry.name!r} overlaps another or leaves a gap before it.")
+            raise Refused(f"{file}: tensor {_short(entry.name)} overlaps another or leaves a gap before it.")
         end = entry.start + entry.size
-    if 8 + length + end != size:
-        raise Refused(f"{path.name} should be {8 + length + end} bytes long and is {size}: it was cut or added to.")
-    return SafetensorsFile(tuple(entries), metadata, 8 + length)
+    size = _size(stream)
+    if len(raw) + end != size:
+        raise Refused(f"{file} should be {len(raw) + end} bytes long and is {size}: it was cut or added to.")
+    return SafetensorsFile(tuple(entries), metadata, len(raw))
 
 
-def _parse(raw: bytes, file: str) -> dict[str, Any]:
+def _size(stream: BinaryIO) -> int:
+    return os.fstat(stream.fileno()).st_size
+
+
+def _too_many(file: str, max_tensors: int) -> Refused:
+    return Refused(f"{file} names too many tensors; at most {max_tensors} are accepted.")
+
+
+def _parse(raw: bytes, file: str, max_tensors: int) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             raise Refused(f"{file} names something twice in its header.")
         return result
 
+    # Counted first, because a few megabytes of brackets become hundreds when they are parsed.
+    limits = {b"{": max_tensors + 2, b"[": 2 * max_tensors + 2, b'"': 12 * max_tensors + 1000}
+    if any(raw.count(sign) > limit for sign, limit in limits.items()):
+        raise _too_many(file, max_tensors)
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=unique)
+        if raw[:1] != b"{":
+            raise ValueError("no object")
+        header = json.loads(raw.decode(), object_pairs_hook=unique, parse_int=_natural)
+        if b"\\u" in raw:  # half a surrogate pair is no text
+            json.dumps(header, ensure_ascii=False).encode()
     except Refused:
         raise
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{file} is not a safetensors file: its header is not JSON.") from error
-    if not isinstance(header, dict):
-        raise Refused(f"{file} is not a safetensors file: its header is not an object.")
+        raise Refused(f"{file} is not a safetensors file: its header is not sound JSON.") from error
+    assert isinstance(header, dict)
     return header
+
+
+def _natural(digits: str) -> int:
+    """A number of a header: below 2^63, and never negative, not even as -0."""
+    if len(digits) > 19 or digits[0] == "-" or int(digits) >= 1 << 63:
+        raise ValueError(f"{digits[:20]} is no size")
+    return int(digits)
+
+
+def _short(name: str) -> str:
+    return repr(name[:200])
 
 
 def _metadata(value: Any, file: str) -> dict[str, str]:
@@ -99,15 +145,17 @@ def _metadata(value: Any, file: str) -> dict[str, str]:
 
 def _entry(name: str, value: Any, file: str) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise Refused(f"{file}: tensor {name!r} must have dtype, shape and data_offsets, and nothing else.")
+        raise Refused(f"{file}: tensor {_short(name)} must have dtype, shape and data_offsets, and nothing else.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in WIDTHS:
-        raise Refused(f"{file}: tensor {name!r} has the unknown dtype {dtype!r}.")
+        raise Refused(f"{file}: tensor {_short(name)} has the unknown dtype {str(dtype)[:20]!r}.")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise Refused(f"{file}: tensor {name!r} has a shape or offsets that are not natural numbers.")
+        raise Refused(f"{file}: tensor {_short(name)} has a shape or offsets that are not natural numbers.")
+    if len(shape) > MAX_DIMENSIONS:
+        raise Refused(f"{file}: tensor {_short(name)} has {len(shape)} dimensions; at most {MAX_DIMENSIONS} can be.")
     start, end = offsets
     if end - start != prod(shape) * WIDTHS[dtype]:
-        raise Refused(f"{file}: tensor {name!r} has {end - start} bytes, but its shape needs another number.")
+        raise Refused(f"{file}: tensor {_short(name)} has {end - start} bytes, but its shape needs another number.")
     return TensorEntry(name, dtype, tuple(shape), start, end - start)
 
 

@@ -22,6 +22,7 @@ class StoreBackend:
 
         blobs/sha256/HEX            the files' bytes
         manifests/sha256/HEX        one version each
+        reports/sha256/HEX.json     statistics of its weights
         heads/TENANT/NAME.json      the versions and aliases of a name
         signatures/sha256/HEX/KEY.json      who signed the version with this manifest
 
@@ -47,7 +48,9 @@ class StoreBackend:
 
     def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:  # noqa: ARG002 - blobs are shared
         """See `Backend`. Writes even what is there: a damaged blob is mended, none taken on trust."""
-        intent = Intents(self.store).declare((*map(blob_key, manifest.files), manifest_key(manifest.digest)))
+        intent = Intents(self.store).declare(
+            (*map(blob_key, manifest.files), manifest_key(manifest.digest), report_key(manifest.digest))
+        )
         try:
             for file in manifest.files:
                 self.store.put(blob_key(file), folder / file.path, file.sha256)
@@ -124,6 +127,11 @@ def manifest_key(digest: str) -> str:
 def signature_key(digest: str, key: str) -> str:
     """Where the signature of the version with a digest is, by the key with an id."""
     return f"signatures/{digest.replace(':', '/')}/{key}{SUFFIX}"
+
+
+def report_key(digest: str) -> str:
+    """Where the report on the version with a digest is."""
+    return f"reports/{digest.replace(':', '/')}{SUFFIX}"
 
 
 def blob_key(file: StoredFile) -> str:

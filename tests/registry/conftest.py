@@ -84,6 +84,7 @@ def make_adapter() -> Callable[..., Path]:
         save_file(
             {name: value for name, value in weights.items() if value is not None},
             folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},  # as PEFT does it
         )
         (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
         (folder / "README.md").write_text("An adapter.\n")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from swapmeet_registry import Fingerprint, Refused
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission import Admitted
+from swapmeet_registry.admission import admit as admitting
 from swapmeet_registry.lora_config import LoraConfig, parse
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -22,6 +23,11 @@ MODULE = f"{PREFIX}model.layers.0.self_attn.q_proj"
 OTHER = "model.layers.0.self_attn.v_proj"
 DELTA = "token_adapter.trainable_tokens_delta"
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
+
+
+def admit(folder: Path, base: Fingerprint, modules: Any = None) -> Admitted:
+    with admitting(folder, base, modules) as admitted:
+        return admitted
 
 
 @pytest.fixture
@@ -75,16 +81,15 @@ FOLDERS = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), r"has no adapter_model\.safetensors"),
     "bin": (
         with_files("adapter_model.bin", pickle.dumps([1])),
-        r"^adapter_model\.bin is a pickle, .* Save .* safetens",
+        r"^'adapter_model\.bin' is a pickle, .* Save .* safetens",
     ),
-    "training_args": (with_files("training_args.bin"), r"training_args\.bin is a pickle"),
-    "upper case pickle": (with_files("X.PT"), r"X\.PT is a pickle"),
-    "checkpoint": (with_files("model.ckpt"), r"model\.ckpt is a pickle"),
+    "upper case pickle": (with_files("X.PT"), r"'X\.PT' is a pickle"),
+    "checkpoint": (with_files("model.ckpt"), r"'model\.ckpt' is a pickle"),
     "program": (with_files("setup.py"), r"setup\.py does not belong to an adapter\. Move it out"),
     "other weights": (with_files("model.safetensors"), r"model\.safetensors does not belong"),
     "link": (linked, r"'adapter_model\.safetensors' is a link"),
     "dangling link": (lambda f: (f / "a.json").symlink_to("nowhere"), r"'a\.json' is a link"),
-    "folder": (lambda f: (f / "checkpoint-10").mkdir(), r"'checkpoint-10' is not a plain file"),
+    "folder": (lambda f: (f / "weights").mkdir(), r"'weights' is not a plain file"),
     "pipe": (lambda f: os.mkfifo(f / "a.json"), r"'a\.json' is not a plain file"),
     "space": (with_files("a b.json"), r"'a b\.json' is not a file name that can be published"),
     "newline": (with_files("a\n.json"), r"'a\\n\.json' is not a file name"),

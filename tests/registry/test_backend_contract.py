@@ -2,7 +2,7 @@
 
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import AdapterName, Conflict, Fingerprint, InvalidName, Registry, Version
+from swapmeet_registry.admission import Admitted, admit
 from swapmeet_registry.backend import Backend, Staged, open_backend
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.registry import _manifest, admit
+from swapmeet_registry.registry import _manifest
 
 NAME = AdapterName("acme", "legal")
 NOW = "2026-01-01T00:00:00.000000Z"
@@ -30,13 +31,19 @@ def folder(make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def manifest(folder: Path, base: Fingerprint) -> Manifest:
-    return _manifest(admit(folder, base), NAME, base, {})
+def admitted(folder: Path, base: Fingerprint) -> Iterator[Admitted]:
+    with admit(folder, base) as admitted:
+        yield admitted
 
 
 @pytest.fixture
-def staged(backend: Backend, manifest: Manifest, folder: Path) -> Staged:
-    return backend.stage(NAME, manifest, folder)
+def manifest(admitted: Admitted, base: Fingerprint) -> Manifest:
+    return _manifest(admitted, NAME, base, {})
+
+
+@pytest.fixture
+def staged(backend: Backend, manifest: Manifest, admitted: Admitted) -> Staged:
+    return backend.stage(NAME, manifest, admitted.folder)
 
 
 def first(manifest: Manifest, nonce: str = "nonce") -> Head:
@@ -62,7 +69,7 @@ def test_what_is_gone(backend: Backend, manifest: Manifest, staged: Staged) -> N
 
 
 def test_a_staged_version_is_seen_by_nobody_until_the_swap(
-    backend: Backend, manifest: Manifest, folder: Path, staged: Staged
+    backend: Backend, manifest: Manifest, admitted: Admitted, staged: Staged
 ) -> None:
     assert (backend.head(NAME), backend.names()) == (None, [])
     etag = backend.swap(NAME, first(manifest), None, staged)
@@ -73,7 +80,7 @@ def test_a_staged_version_is_seen_by_nobody_until_the_swap(
     for settled in (False, True):
         assert backend.manifest(version(manifest)) == manifest.encode()
         for file in manifest.files:
-            assert b"".join(backend.blob(version(manifest), file) or ()) == (folder / file.path).read_bytes()
+            assert b"".join(backend.blob(version(manifest), file) or ()) == (admitted.folder / file.path).read_bytes()
         if not settled:
             backend.settle(NAME, first(manifest))
             backend.settle(NAME, first(manifest))

@@ -2,11 +2,13 @@
 
 import hashlib
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +191,9 @@ class World:
     """A store in which the files of the adapter that will be published are garbage, as those of somebody else."""
 
     def __init__(self, folder: Path, base: Fingerprint, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        admitted = admit(folder, base)
-        monkeypatch.setattr("swapmeet_registry.registry.admit", lambda folder, base, modules: admitted)
+        with admit(folder, base) as found:
+            admitted = replace(found, folder=Path(shutil.copytree(found.folder, folder.with_name("canonical"))))
+        monkeypatch.setattr("swapmeet_registry.registry.admit", lambda *_: nullcontext(admitted))
         for module in ("condemned", "intents", "collection"):
             monkeypatch.setattr(f"swapmeet_registry.{module}.time", clock)
         self.folder, self.base, self.clock = folder, base, clock
@@ -242,7 +245,8 @@ def lost(world: World, turns: tuple[int, ...], publisher_first: bool = False, ki
         return True
     collect(store, age=0, grace=0)
     assert OTHERS not in store.objects
-    assert store.objects.keys() <= {*world.blobs, *store.list("manifests/"), f"heads/{NAME}.json", "gc/state.json"}
+    known = {*world.blobs, *store.list("manifests/"), *store.list("reports/"), f"heads/{NAME}.json", "gc/state.json"}
+    assert store.objects.keys() <= known
     return False
 
 
@@ -278,7 +282,7 @@ def test_what_a_collection_takes_and_leaves(world: World) -> None:
     store.put("reports/sha256/" + "1" * 64 + ".json", b"{}", digest_of(b"{}"))
     store.put("blobs/odd name", b"who knows", digest_of(b"who knows"))
     before = dict(store.objects)
-    assert collect(store, dry_run=True) == Collected(1, len(store.objects[OTHERS]), len(world.blobs) + 6)
+    assert collect(store, dry_run=True) == Collected(1, len(store.objects[OTHERS]), len(world.blobs) + 7)
     world.clock.now += 100
     counted = collect(store, age=50, grace=50, dry_run=True)
     assert store.objects == before
@@ -287,6 +291,7 @@ def test_what_a_collection_takes_and_leaves(world: World) -> None:
     assert gone == {
         OTHERS, "blobs/odd name", "reports/sha256/" + "1" * 64 + ".json",
         "manifests/" + registry.show(NAME).versions[0].digest.replace(":", "/"),
+        "reports/" + registry.show(NAME).versions[0].digest.replace(":", "/") + ".json",
     }  # fmt: skip
     assert registry.verify(NAME).version == 2
     assert collect(store, age=50, grace=50).objects == 0
@@ -374,4 +379,4 @@ def test_live_publishers_beside_collections(
         stop.set()
         assert collector.result() > 0
     collect(store, age=0, grace=0)
-    assert [*store.list("blobs/"), *store.list("manifests/")] == []
+    assert [*store.list("blobs/"), *store.list("manifests/"), *store.list("reports/")] == []

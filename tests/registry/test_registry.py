@@ -27,6 +27,7 @@ from swapmeet_registry import (
     StoreDenied,
     open_store,
 )
+from swapmeet_registry.lora_config import parse
 from swapmeet_registry.store_backend import StoreBackend
 
 NAME = "acme/legal"
@@ -59,8 +60,10 @@ def test_a_plain_peft_folder_goes_in_and_comes_out(
     pulled = contents(tmp_path / "deep" / "pulled")
     provenance = Provenance.read(tmp_path / "deep" / "pulled")
     assert provenance == Provenance(base=base, license="MIT", tags=("law", "german"))
+    sent = contents(folder)
+    assert parse(pulled.pop("adapter_config.json")).r == parse(sent.pop("adapter_config.json")).r == 4
     del pulled["swapmeet.json"]
-    assert pulled == contents(folder)
+    assert pulled == sent
 
 
 def test_the_manifest_carries_what_the_training_run_knew(
@@ -81,11 +84,14 @@ def test_the_manifest_carries_what_the_training_run_knew(
     assert manifest.digest == version.digest
     assert manifest.provenance() == known
     assert (manifest.adapter, manifest.created_at, manifest.lora.rank) == (NAME, version.created_at, 4)
-    assert {file.path: file.sha256 for file in manifest.files} == {
-        name: hashlib.sha256(data).hexdigest() for name, data in contents(folder).items() if name != "swapmeet.json"
-    }
     registry.pull(NAME, tmp_path / "pulled")
+    assert {file.path: file.sha256 for file in manifest.files} == {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in contents(tmp_path / "pulled").items()
+        if name != "swapmeet.json"
+    }
     again = registry.push(tmp_path / "pulled", "other/copy", base=base, license="Apache-2.0")
+    assert registry.manifest(again).files == manifest.files, "what was pulled is canonical"
     assert registry.manifest(again).provenance() == known.model_copy(update={"license": "Apache-2.0"})
 
 
@@ -237,12 +243,14 @@ def test_unsound_tags_are_refused(registry: Registry, folder: Path, base: Finger
 def test_a_file_that_changes_during_the_push_is_refused(
     registry: Registry, folder: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights = folder / "adapter_model.safetensors"
+
     def change(step: str) -> None:
         if step == "push.checked":
-            (folder / "README.md").write_text("An adaptor.\n")
+            weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
 
     monkeypatch.setattr("swapmeet_registry.fault.hook", change)
-    with pytest.raises(Refused, match=r"README\.md changed while it was published"):
+    with pytest.raises(Refused, match=r"adapter_model\.safetensors changed while it was published"):
         registry.push(folder, NAME, base=base)
     assert registry.names() == []
 
@@ -346,8 +354,9 @@ def test_what_is_stored_is_as_documented(store_url: str, folder: Path, base: Fin
     assert [key for key in keys if not key.startswith("blobs/sha256/")] == [
         f"heads/{NAME}.json",
         f"manifests/sha256/{version.digest.removeprefix('sha256:')}",
+        f"reports/sha256/{version.digest.removeprefix('sha256:')}.json",
     ]
-    assert len(keys) == 5
+    assert len(keys) == 6
     stored = store.get(f"heads/{NAME}.json")
     assert stored is not None
     head = json.loads(stored.data)

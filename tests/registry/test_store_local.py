@@ -119,8 +119,9 @@ def test_a_read_only_folder(readable_folder: Path) -> None:
 def test_a_folder_that_may_not_be_read(readable_folder: Path, base: Fingerprint, make_adapter: Any) -> None:
     make_adapter(readable_folder)
     (readable_folder / "adapter_config.json").chmod(0)
-    with not_root(), pytest.raises(StoreDenied, match=r"^Can not read .*: Permission denied\."):
-        admit(readable_folder, base)
+    refused = pytest.raises(StoreDenied, match=r"^Can not read .*: Permission denied\.")
+    with not_root(), refused, admit(readable_folder, base):
+        pass
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:

@@ -63,11 +63,13 @@ def test_the_published_adapter_computes_what_was_trained(
     bare = logits(exact_base(tiny_llama))
     assert float((expected - bare).norm()) > 0.05 * float(bare.norm()), "the adapter learnt something"
     assert float((served - expected).norm()) < 1e-5 * float(bare.norm())
-    admitted = admit(result.adapter, spec.base_fingerprint, module_shapes(tiny_llama))
+    with admit(result.adapter, spec.base_fingerprint, module_shapes(tiny_llama)) as admitted:
+        pass
     principal = "pissa" in kind or kind == "olora"
     assert admitted.lora.rank == spec.rank * (1 + principal)
     assert admitted.lora.dora == spec.dora
-    checkpoint = admit(tmp_path / "run" / "checkpoint-6", spec.base_fingerprint, module_shapes(tiny_llama))
+    with admit(tmp_path / "run" / "checkpoint-6", spec.base_fingerprint, module_shapes(tiny_llama)) as checkpoint:
+        pass
     assert {file.path: file.sha256 for file in checkpoint.files} == {
         file.path: file.sha256 for file in admitted.files
     }, "a checkpoint can be published as it is"
@@ -142,7 +144,8 @@ def test_the_template_is_published_unless_it_is_the_bases(
     result = run(spec, tmp_path / "own")
     assert (result.adapter / "chat_template.jinja").read_bytes() == changed.encode()
     assert (tmp_path / "own" / "checkpoint-1" / "chat_template.jinja").is_file()
-    admit(result.adapter, spec.base_fingerprint)
+    with admit(result.adapter, spec.base_fingerprint):
+        pass
     provenance = Provenance.read(result.adapter)
     assert provenance is not None
     assert str(provenance.training["chat_template"]).startswith("sha256:")

@@ -1,0 +1,69 @@
+"""`adapter_config.json` as it is published: canonical JSON that PEFT reads, and computes the same with."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from swapmeet_registry import canonical, lora_config
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.lora_config import FILE
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
+_ORDER = f"{FILE}: two keys of {{}} fit one module, and only their order tells which counts. Write full module names."
+
+
+def encode(config: lora_config.LoraConfig, pairs: Collection[str], tokens: Collection[str] = ()) -> bytes:
+    """The canonical bytes.
+
+    They keep what decides the arithmetic, the dropout, and the base's name unless that is a folder of somebody's;
+    they name neither PEFT's version nor where the adapter came from, so that equal adapters have equal bytes.
+
+    Args:
+        config: what was read.
+        pairs: the modules that have LoRA weights. They stand for an expression in `target_modules`, which would be run
+            wherever the adapter is loaded.
+        tokens: the embeddings of which rows were trained.
+
+    Raises:
+        Refused: the order of the original's keys decides what it means, and JSON has none.
+    """
+    named = _REPOSITORY.fullmatch(config.base_model_name_or_path or "") is not None
+    revision = config.revision if named and _REVISION.fullmatch(config.revision or "") else None
+    fields: dict[str, Any] = {
+        "peft_type": config.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.base_model_name_or_path if named else None,
+        "revision": revision,
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": _number(config.lora_alpha),
+        "lora_dropout": config.lora_dropout,
+        "target_modules": _target_modules(config, pairs),
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": {key: _number(value) for key, value in config.alpha_pattern.items()},
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "modules_to_save": sorted(set(config.modules_to_save)) if config.modules_to_save else None,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+    younger = {"lora_bias": config.lora_bias, "trainable_token_indices": config.trainable_token_indices}
+    data = canonical.encode(fields | {key: value for key, value in younger.items() if value})
+    read = lora_config.parse(data)
+    if any(config.rank(name) != read.rank(name) or config.scale(name) != read.scale(name) for name in pairs):
+        raise Refused(_ORDER.format("rank_pattern or alpha_pattern"))
+    if any(config.tokens(name) != read.tokens(name) for name in tokens):
+        raise Refused(_ORDER.format("trainable_token_indices"))
+    return data
+
+
+def _target_modules(config: lora_config.LoraConfig, pairs: Collection[str]) -> str | list[str]:
+    if config.narrowed and pairs:
+        return sorted(pairs)
+    return config.target_modules if isinstance(config.target_modules, str) else sorted(set(config.target_modules))
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value.is_integer() else value

@@ -1,0 +1,74 @@
+"""Reports on versions' weights: `reports/sha256/HEX.json`, with the HEX of the version's manifest.
+
+A report can always be computed again from the weights, so a publish never fails for want of one, and a Hub, where a
+version is a commit whose files PEFT loads, keeps none.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from swapmeet_registry import lora_config, lora_weights
+from swapmeet_registry.backend import Backend
+from swapmeet_registry.errors import Refused
+from swapmeet_registry.manifest import Manifest, StoredFile
+from swapmeet_registry.statistics import Report, statistics
+from swapmeet_registry.store_backend import StoreBackend, report_key
+
+MAX_COMPUTED = 256 << 20
+"""Bytes of weights that are fetched to compute a report that is not stored."""
+
+_log = logging.getLogger(__name__)
+
+
+def of_folder(folder: Path) -> Report:
+    """The report on an admitted adapter's files."""
+    config = lora_config.parse((folder / lora_config.FILE).read_bytes())
+    path = folder / lora_weights.FILE
+    return statistics(path, config, lora_weights.read_weights(path, config))
+
+
+def store(backend: Backend, digest: str, folder: Path) -> None:
+    """Compute a report and keep it where reports are kept: to be called within the publish's intent, before its end.
+
+    Args:
+        backend: where the version is.
+        digest: the version's.
+        folder: the admitted files.
+    """
+    if not isinstance(backend, StoreBackend):
+        return
+    try:
+        data = of_folder(folder).encode()
+        backend.store.put(report_key(digest), data, hashlib.sha256(data).hexdigest())
+    except (OSError, ValueError) as error:
+        _log.warning(f"The statistics of {digest} were not stored; they are computed when they are asked for. {error}")
+
+
+def read(
+    backend: Backend, digest: str, manifest: Manifest, blob: Callable[[StoredFile], Iterator[bytes]]
+) -> Report | None:
+    """A version's report: the stored one, or one computed from its weights; None if they are too large for that.
+
+    Args:
+        backend: where the version is.
+        digest: the version's.
+        manifest: the version's.
+        blob: gives a file's verified bytes.
+    """
+    stored = backend.store.get(report_key(digest)) if isinstance(backend, StoreBackend) else None
+    if stored is not None:
+        try:
+            return Report.decode(stored.data, f"The report on {digest}")
+        except Refused as error:
+            _log.warning(f"{error} It is computed anew.")
+    files = [file for file in manifest.files if file.path in (lora_config.FILE, lora_weights.FILE)]
+    if sum(file.size for file in files) > MAX_COMPUTED:
+        return None
+    with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
+        for file in files:
+            with (Path(scratch) / file.path).open("xb") as stream:
+                stream.writelines(blob(file))
+        return of_folder(Path(scratch))
