@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Recalled, Refused, RegistryError, StoreError
+from swapmeet_registry.life import now
 from swapmeet_registry.manifest import Timestamp
 from swapmeet_registry.provenance import Digest, Document
 from swapmeet_registry.store_backend import StoreBackend
@@ -157,12 +158,12 @@ class Recalls:
 
         Where that fails, servers find out by the head.
         """
-        if not self.kept or version.withdrawn_at is None:
+        if not self.kept:
             return
         how: Literal["recalled", "deleted"] = "recalled" if version.deleted is None else "deleted"
         reason = (version.deleted or version.recalled or "")[:LONGEST_REASON]
         try:
-            self._append(version, how, reason, version.withdrawn_at)
+            self._append(version, how, reason)
         except RegistryError as error:
             _log.warning(f"{version} is {how}, but servers will take about a minute longer to notice: {error}")
 
@@ -224,12 +225,12 @@ class Recalls:
         except Refused as error:
             raise Corrupt(f"{error} Delete it: heads have all that it said.") from error
 
-    def _append(self, version: Version, how: Literal["recalled", "deleted"], reason: str, at: str) -> None:
+    def _append(self, version: Version, how: Literal["recalled", "deleted"], reason: str) -> None:
         for _ in range(ATTEMPTS):
             feed, etag = self._read()
             notice = Notice(
                 number=feed.last + 1, name=version.name, version=version.version, digest=version.digest,
-                how=how, reason=reason, at=at,
+                how=how, reason=reason, at=now(),
             )  # fmt: skip
             with suppress(Conflict):
                 self._store.swap(FEED, Feed(notices=(*feed.notices, notice)[-KEPT:]).encode(), etag)

@@ -18,7 +18,6 @@ class Version:
         yank_reason: why.
         recalled: why nobody may use it any more.
         deleted: why its files are gone, or soon will be.
-        withdrawn_at: when the last of these happened, RFC 3339, UTC.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Version:
     yank_reason: str | None = None
     recalled: str | None = None
     deleted: str | None = None
-    withdrawn_at: str | None = None
 
     @classmethod
     def of(cls, head: Head, record: Record) -> Self:
@@ -43,7 +41,6 @@ class Version:
             record.yanked,
             record.recalled,
             record.deleted,
-            record.withdrawn_at,
         )
 
     @property
