@@ -1,6 +1,7 @@
-"""Named steps of a publish, so that tests can stop a publisher at each of them.
+"""Named steps of what writes, so that tests can stop a writer at each of them.
 
-`reached(step)` does nothing unless a test sets `hook`. The order below is that of one file on its way.
+`reached(step)` does nothing unless a test sets `hook`. `STEPS` are a publish's, in
+the order of one file on its way.
 """
 
 from collections.abc import Callable

@@ -88,6 +88,15 @@ class Life:
         """Delete a version for good: nobody finds it, and its files go with the next collection. Else as `yank`."""
         return self._withdraw(ref, "deleted", reason)
 
+    def delete_all(self, name: str, reason: str) -> tuple[Version, ...]:
+        """Delete every version of a name that is not deleted yet; the name stays taken. Else as `yank`.
+
+        Returns:
+            Those that were deleted just now.
+        """
+        listing = Listing.of(self._heads.get(AdapterName.parse(name)))
+        return tuple(self.delete(str(each), reason) for each in listing.versions if each.deleted is None)
+
     def share(self, name: str, visibility: Visibility, tenants: Iterable[str] = ()) -> Listing:
         """Say who may read an adapter.
 

@@ -17,7 +17,7 @@ from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
-from swapmeet_registry.head import Head
+from swapmeet_registry.head import Head, Withdrawal
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
@@ -26,6 +26,7 @@ from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
+from swapmeet_registry.recalls import Recalls
 from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.statistics import Report
@@ -52,6 +53,7 @@ class Registry(Life):
         self.backend = open_backend(url)
         self._signatures = Signatures(self.backend, trust)
         self._contents = Contents(self.backend)
+        self.recalls = Recalls(self.backend)
         super().__init__(Heads(self.backend))
 
     def push(
@@ -113,6 +115,17 @@ class Registry(Life):
         head = self._heads.get(reference.name)
         return Version.of(head, head.resolve(reference))
 
+    def find(self, ref: str) -> Version:
+        """As `resolve`, but a version that was withdrawn is found, too: to look at, not for use.
+
+        Raises:
+            InvalidName: the reference is misspelt.
+            NotFound: there is none.
+        """
+        reference = Reference.parse(ref)
+        head = self._heads.get(reference.name)
+        return Version.of(head, head.find(reference))
+
     def manifest(self, version: Version) -> Manifest:
         """What a version consists of.
 
@@ -143,7 +156,7 @@ class Registry(Life):
         A folder that holds the version already is left as it is. `PeftModel.from_pretrained` loads it.
 
         Args:
-            ref: a reference, or a version that `resolve` gave.
+            ref: a reference, or a version that `resolve` gave; whether it was recalled meanwhile is looked up again.
             folder: where to; it must not exist, be empty, or hold this version.
             base: refuse the adapter unless it fits this base.
             make_room: is told how many bytes will be written, before any is; not called if the folder is there.
@@ -152,10 +165,11 @@ class Registry(Life):
             BaseMismatch: the adapter was trained on other weights; nothing was fetched.
             Corrupt: stored bytes differ from their digest.
             NotFound: there is no such version.
+            Recalled: it was recalled.
             Refused: the folder holds something else.
             SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
-        version = self.resolve(ref) if isinstance(ref, str) else ref
+        version = self.resolve(ref if isinstance(ref, str) else ref.pinned)
         manifest = self.manifest(version)
         self._signatures.require(version, manifest)
         if base is not None:
@@ -244,9 +258,24 @@ class Registry(Life):
         """
         return Listing.of(self._heads.get(AdapterName.parse(name)))
 
+    def head(self, name: str) -> Head:
+        """All that is written down of a name.
+
+        Raises:
+            NotFound: there is no such adapter.
+        """
+        return self._heads.get(AdapterName.parse(name))
+
     def names(self) -> list[str]:
         """All adapters' names, sorted."""
         return self.backend.names()
+
+    def _withdraw(self, ref: str, how: Withdrawal, reason: str) -> Version:
+        version = super()._withdraw(ref, how, reason)
+        if how != "yanked":
+            reached("recall.head")
+            self.recalls.tell(version)
+        return version
 
     def _made_by(self, name: AdapterName, run: str) -> Version | None:
         """The version that a run made, if it was published already."""

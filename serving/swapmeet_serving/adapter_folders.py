@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from swapmeet_registry import Refused, Registry, RegistryError
+from swapmeet_registry import NotFound, Recalled, Refused, Registry, RegistryError
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_serving.disk_tier import DiskTier
 from swapmeet_serving.turns import Turns
@@ -39,6 +39,7 @@ class AdapterFolders:
         Raises:
             BaseMismatch: it was trained on other weights than this base's.
             NotFound: there is no such adapter.
+            Recalled: nobody may use it any more.
             Corrupt: its bytes are not those of its digest.
         """
         folder = self._folder(adapter)
@@ -49,6 +50,10 @@ class AdapterFolders:
 
     def __contains__(self, adapter: str) -> bool:
         return self._folder(adapter).exists()
+
+    def remove(self, adapter: str) -> None:
+        """Delete an adapter's folder, if it is there; of several processes that share it, one is enough."""
+        self._disk.remove(self._folder(adapter))
 
     def digests(self) -> list[str]:
         """The hex digests of the adapters that are there."""
@@ -61,6 +66,9 @@ class AdapterFolders:
         cached = self._disk.use(folder)
         try:
             self._fetch(adapter, folder)
+        except (Recalled, NotFound):
+            self._disk.remove(folder)  # nobody may have it, and it will not be asked for again
+            raise
         except RegistryError as error:
             damaged = isinstance(error, Refused)
             if not cached or (folder.exists() and not damaged):

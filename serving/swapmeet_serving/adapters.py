@@ -77,6 +77,7 @@ class Adapters:
         self._clock = clock
         self._under_way: dict[str, float] = {}  # since when
         self._unwanted: set[str] = set()  # of these, those that nobody waits for any more
+        self._withdrawn: dict[str, Exception] = {}  # of these, those that nobody may have any more
         self._at_hand: dict[str, tuple[AdapterFile, float]] = {}  # and seconds it took to get there
         self._weights: dict[str, Any] = {}
         self._failures: OrderedDict[str, tuple[Exception, TracebackType | None, float]] = OrderedDict()  # when
@@ -123,6 +124,9 @@ class Adapters:
             seconds = self._clock() - self._under_way.pop(identity)
             wanted = identity not in self._unwanted
             self._unwanted.discard(identity)
+            if identity in self._withdrawn:
+                result = self._withdrawn.pop(identity)
+                self._host.drop(identity)
             try:
                 self._take_in(identity, result, seconds, wanted)
             except Exception as error:
@@ -143,6 +147,18 @@ class Adapters:
         self._at_hand.pop(identity, None)
         if identity in self._under_way:
             self._unwanted.add(identity)
+
+    def withdraw(self, identity: str, error: Exception) -> None:
+        """Drop all there is of an adapter that nobody has pinned; a load under way ends with this error."""
+        self._at_hand.pop(identity, None)
+        self._host.drop(identity)
+        self._remember(identity, error)
+        if identity in self._under_way:
+            self._withdrawn[identity] = error
+        elif identity in self._bank:
+            self._bank.drop(identity)
+            del self._weights[identity]
+            self._meter.evicted([identity])
 
     def _begin_read(self, identity: str, keep: Container[str]) -> Readiness:
         file, seconds = self._at_hand[identity]

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,6 +37,7 @@ from swapmeet_serving.sampling import choose, not_finite
 from swapmeet_serving.scheduler import Scheduler
 from swapmeet_serving.sequence import Sequence, Slice
 from swapmeet_serving.token_bytes import TokenBytes
+from swapmeet_serving.withdrawals import Withdrawals
 
 log = logging.getLogger("swapmeet.serving")
 
@@ -127,6 +129,7 @@ class Engine:
             whole=kernels.whole,
         )
         self._live = LiveRequests(self._scheduler, self.meter, model.eos, self._wake)
+        self._withdrawals = Withdrawals(self._wake)
 
     @property
     def resident(self) -> list[str]:
@@ -190,9 +193,11 @@ class Engine:
             Overloaded: too many requests wait already.
             TooManyRequests: too many of the same tenant's.
             EngineDead: a step failed before.
+            Exception: an adapter was withdrawn with this error.
         """
         check_tokens(request, self._vocabulary)
         sequence = Sequence.of(request, self._scheduler.room)
+        self._withdrawals.require_none(sequence.adapters)
         self._live.add(
             sequence,
             TextStream(Detokenizer(self.tokenizer, self._special - request.shown), request.sampling.stop),
@@ -201,6 +206,14 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """End a request, wherever it is; the next step gives its last output. Unknown ids are no error."""
         self._live.cancel(request_id)
+
+    def withdraw(self, identity: str, error: Exception) -> "Future[int]":
+        """Serve an adapter no more: the next step ends its requests with this error, and gives back all it had.
+
+        Returns:
+            How many requests ended, once they have.
+        """
+        return self._withdrawals.add(identity, error)
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when a step may have something to do, or after so many seconds."""
@@ -246,9 +259,20 @@ class Engine:
         for sequence in dict.fromkeys(cancelled):
             if self._live.has(sequence):
                 yield self._live.end(sequence, "cancelled")
+        yield from self._end_withdrawn()
         for identity, error in self._adapters.collect().items():
             for sequence in [each for each in self._scheduler.waiting if identity in each.adapters]:
                 yield self._live.end(sequence, "error", error=error)
+
+    def _end_withdrawn(self) -> Iterator[Output]:
+        for withdrawal in self._withdrawals.take():
+            identity, error = withdrawal.identity, withdrawal.error
+            sequences = self._scheduler.using(identity)
+            for sequence in sequences:
+                yield self._live.end(sequence, "error", error=error)
+            self._scheduler.forget_prefixes(identity)
+            self._adapters.withdraw(identity, error)
+            withdrawal.ended.set_result(len(sequences))
 
     def _refuse(self) -> Iterator[Output]:
         for sequence, error in self._scheduler.refused:

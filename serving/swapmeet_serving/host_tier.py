@@ -60,3 +60,9 @@ class HostTier:
             while self._used > self.budget:
                 _, oldest = self._copies.popitem(last=False)
                 self._used -= oldest.size
+
+    def drop(self, identity: str) -> None:
+        """Keep a copy no longer, if there is one."""
+        with self._lock:
+            if copy := self._copies.pop(identity, None):
+                self._used -= copy.size

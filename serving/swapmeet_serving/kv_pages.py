@@ -8,10 +8,10 @@ computed from these very tokens.
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 Node = Hashable
-"""A root, which callers choose, or the number of a page's node."""
+"""A root, which callers choose and is no number, or the number of a page's node."""
 
 _Key = tuple[Node, tuple[int, ...]]
 
@@ -87,6 +87,17 @@ class KvPages:
             assert self._references[page] > 0, f"page {page} is free"
             if page in self._keys:
                 del self._nodes[self._keys.pop(page)]
+
+    def forget_below(self, wanted: Callable[[Node], bool]) -> None:
+        """Have nothing be found any more below the roots that are wanted; what nobody holds there is empty."""
+        gone: set[Node] = set()
+        for (parent, tokens), (node, page) in list(self._nodes.items()):  # parents before what follows them
+            if parent in gone or (not isinstance(parent, int) and wanted(parent)):
+                gone.add(node)
+                del self._nodes[parent, tokens], self._keys[page]
+                if page in self._idle:
+                    del self._idle[page]
+                    self._empty.append(page)
 
     def release(self, pages: Iterable[int]) -> None:
         """Give up one reference to each page of a sequence, in its order."""

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from swapmeet_registry import Registry
+from swapmeet_registry import Registry, RegistryError
 from swapmeet_serving.adapter_folders import AdapterFolders
 from swapmeet_serving.answers import Answers, UnderWay
 from swapmeet_serving.calls import Call, Chunk, Stages, Tier, join
@@ -24,6 +24,7 @@ from swapmeet_serving.errors import BaseUnsupported, EngineDead, InvalidRequest
 from swapmeet_serving.heartbeat import Heartbeat
 from swapmeet_serving.metrics import Family
 from swapmeet_serving.prompts import Prompts
+from swapmeet_serving.recall_watch import Done, RecallWatch, Users
 from swapmeet_serving.replica_settings import ReplicaSettings
 from swapmeet_serving.request import Output
 from swapmeet_serving.routing import Report
@@ -53,12 +54,9 @@ class Replica:
         self._under_way = UnderWay(lambda name: self._engine.cancel(name))  # which its thread is about to make
         ready: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="engine", daemon=True)
+        registry = Registry(settings.registry, settings.trust)
         self._folders = AdapterFolders(
-            settings.cache,
-            Registry(settings.registry, settings.trust),
-            settings.fingerprint,
-            self._time_load,
-            settings.cache_bytes,
+            settings.cache, registry, settings.fingerprint, self._time_load, settings.cache_bytes
         )
         self._thread.start()
         self._engine = ready.result()
@@ -67,6 +65,10 @@ class Replica:
         self._prompts = Prompts(tokenizer, self._templates, limit)
         self._tools = ToolCalling(tokenizer, self._templates, self._engine.compile)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar-compiler")
+        self._users = Users()
+        self._recalls = RecallWatch(
+            registry, settings.fingerprint.name, id, self._held, self._drop, self._users, lambda: self._engine.dead
+        )
 
     def families(self) -> list[Family]:
         """Everything measured here."""
@@ -156,6 +158,7 @@ class Replica:
         if call.n > most:
             raise InvalidRequest(f"n is {call.n}, and {most} answers are the most at once.")
         tier = self._tier(call)
+        self._users.add(call.adapters, call.tenant)
         prompt, grammar = await self._prompts.of(call), await self._grammar(call)
         readers = [self._tools.reader(call) for _ in range(call.n)] if call.tools else None
         answers = Answers(call, prompt, grammar, self._tools.shown(call), readers, tier, began)
@@ -179,6 +182,16 @@ class Replica:
         if copies and all(adapter in copies for adapter in call.adapters):
             return "host"
         return "disk" if all(adapter in self._folders for adapter in call.adapters) else "registry"
+
+    def _held(self) -> set[str]:
+        return {*self._engine.resident, *self._engine.in_host_memory, *self._engine.load.wanted}
+
+    def _drop(self, adapter: str, error: RegistryError) -> Done:
+        """Serve an adapter no more; returns when the engine has let it go."""
+        held = adapter in self._held() or adapter in self._folders
+        ended = self._engine.withdraw(adapter, error).result(self._settings.step_timeout)
+        self._folders.remove(adapter)
+        return Done(held or ended > 0, ended)
 
     def _chunk(self, output: Output, answers: Answers) -> Chunk:
         timeline = output.timeline

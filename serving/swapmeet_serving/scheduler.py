@@ -4,16 +4,19 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Container, Iterator
 from math import ceil
-from typing import Protocol
+from typing import Protocol, cast
 
 from swapmeet_serving.adapters import Readiness
 from swapmeet_serving.errors import ContextTooLong, Overloaded, TooManyRequests
 from swapmeet_serving.fair_share import FairShare
 from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.mix import Mix
 from swapmeet_serving.sequence import Sequence, Slice
 
 TENANTS_PART = 0.75
 """How much of the queue one tenant may fill, so that there is room for another's request."""
+_Root = tuple[str, Mix]
+"""Whose prefixes they are, a tenant's alone, and what computed them."""
 
 
 def most_of_one_tenant(max_queue: int) -> int:
@@ -156,6 +159,14 @@ class Scheduler:
                 if all(identity not in other.adapters for other in self.waiting):
                     self._adapters.forget(identity)
 
+    def using(self, identity: str) -> list[Sequence]:
+        """All sequences that an adapter has a part in."""
+        return [each for each in (*self.waiting, *self.running) if identity in each.adapters]
+
+    def forget_prefixes(self, identity: str) -> None:
+        """Find nothing again that an adapter had a part in."""
+        self._pages.forget_below(lambda root: identity in dict(cast(_Root, root)[1]))
+
     def _take(self, sequence: Sequence, budget: int, slices: list[Slice]) -> int:
         tokens = sequence.missing if self.whole else min(sequence.missing, budget)
         if tokens > 0:
@@ -203,7 +214,7 @@ class Scheduler:
         """Give a waiting sequence its pages, leaving one to each that runs, and pin its adapters."""
         if len(self.running) >= self._max_batch:
             return False
-        root = (sequence.request.tenant, sequence.mix)
+        root: _Root = (sequence.request.tenant, sequence.mix)
         # The last token is always computed, because what follows it is asked for.
         alone = self.whole or sequence.wants_prompt_logits
         shared, node = ([], root) if alone else self._pages.find(root, sequence.tokens[:-1])

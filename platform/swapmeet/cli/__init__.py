@@ -21,6 +21,7 @@ from swapmeet.cli import (
     training,
     usage,
     webhooks,
+    withdrawal,
 )
 from swapmeet.errors import PlatformError
 from swapmeet_registry import RegistryError
@@ -34,7 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, planning, adapters, signing, provenance, diagnosis, demonstration, usage):
+for commands in (
+    server, training, planning, adapters, withdrawal, signing, provenance, diagnosis, demonstration, usage,
+):  # fmt: skip
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
+from swapmeet.cli.tables import plain
+from swapmeet.cli.withdrawal import person, readers, withdrawal
 from swapmeet.settings import Settings, load_settings
 from swapmeet_registry import Reference, Registry
 from swapmeet_registry.bases import BaseLibrary, module_shapes
@@ -64,9 +66,9 @@ def show_adapter(name: str, registry: RegistryUrl = None, home: Home = None, jso
     lines = []
     for version in listing.versions:
         aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
-        notes = [*aliases, *([f"yanked: {version.yank_reason}"] if version.yanked else [])]
-        lines.append(f"{version!s:32} {version.created_at}  {version.digest}  {', '.join(notes)}")
-    show(asdict(listing), "\n".join(lines), json)
+        notes = ", ".join([*aliases, *withdrawal(version)])
+        lines.append(plain(f"{version!s:32} {version.created_at}  {version.digest}  {notes}"))
+    show(asdict(listing), "\n".join([*lines, *readers(listing)]), json)
 
 
 def tag(
@@ -79,7 +81,7 @@ def tag(
 ) -> None:
     """Point an alias to a version."""
     store = _registry(load_settings(home=home, registry=registry))
-    version = store.tag(str(Reference.parse(reference).name), alias, reference, expect=expect)
+    version = store.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, by=person())
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 

@@ -25,9 +25,9 @@ def stated_license(requested: str, folder: Path) -> str | None:
     if kind == "catalogue" and name in CATALOGUE:
         return CATALOGUE[name].license
     stated = _front_matter(folder / CARD)
-    name = stated.get("license")
+    named = stated.get("license")
     own = stated.get("license_name")
-    return own if name == "other" and isinstance(own, str) else name if isinstance(name, str) else None
+    return own if named == "other" and isinstance(own, str) else named if isinstance(named, str) else None
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

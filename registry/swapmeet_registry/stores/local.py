@@ -7,6 +7,7 @@ that passes locks on.
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,6 +128,16 @@ class LocalStore:
             else:
                 self._require_there()
 
+    def partials(self, age: float) -> Iterator[Path]:
+        """What writers that were killed left half written more than `age` seconds ago."""
+        for path, folders, files in os.walk(self.root, onerror=_raise_unless_missing):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                partial = Path(path, name)
+                with suppress(FileNotFoundError):
+                    if name.startswith(".") and name.endswith(".partial") and _age(partial) > age:
+                        yield partial
+
     def _path(self, key: str) -> Path:
         return self.root / require_key(key)
 
@@ -160,6 +171,10 @@ class LocalStore:
         with (self.root / MARK / hashlib.sha256(key.encode()).hexdigest()[:2]).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _etag(data: bytes) -> str:

@@ -1,0 +1,254 @@
+"""Check that a registry is whole: every head, every version's manifest and files, every alias; and mend what can be.
+
+Heads are read first and files listed after, so that what is published meanwhile is no finding; a version that was
+deleted meanwhile is none, either. Memory does not grow with the registry.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from swapmeet_registry.backend import Backend, open_backend
+from swapmeet_registry.contents import Contents
+from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
+from swapmeet_registry.head import Head
+from swapmeet_registry.heads import Heads
+from swapmeet_registry.intents import FOLDER as INTENTS
+from swapmeet_registry.intents import LIFETIME
+from swapmeet_registry.live import FOLDERS
+from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.mending import Mender
+from swapmeet_registry.names import AdapterName
+from swapmeet_registry.needed import Needed, NeededFile
+from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, name_of
+from swapmeet_registry.stores import Store
+from swapmeet_registry.stores.local import LocalStore
+from swapmeet_registry.version import Version
+
+MOST = 1000
+"""Problems that are kept; more are counted."""
+READERS = 8
+BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, in a sentence or two with what to do, and whether it was mended."""
+
+    what: str
+    mended: bool = False
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found.
+
+    Attributes:
+        heads: names that were looked at.
+        versions: that must be there; deleted ones need not.
+        files: of these versions, each once.
+        bytes: theirs together.
+        orphans: objects that no version needs, which a collection of garbage removes.
+        orphan_bytes: theirs together.
+        intents: of publishers that were killed more than a day ago; a collection removes them, too.
+        partials: files that writers left half written more than a day ago.
+        problems: the first of them.
+        count: how many problems there are in all.
+        mended: how many of them were mended.
+    """
+
+    heads: int = 0
+    versions: int = 0
+    files: int = 0
+    bytes: int = 0
+    orphans: int = 0
+    orphan_bytes: int = 0
+    intents: int = 0
+    partials: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    count: int = 0
+    mended: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong that was not mended."""
+        return self.count == self.mended
+
+    def add(self, what: str, mended: bool = False) -> None:
+        """Another problem."""
+        self.count += 1
+        self.mended += mended
+        if len(self.problems) < MOST:
+            self.problems.append(Problem(what, mended))
+
+
+def fsck(
+    store: str | Store, deep: bool = False, *, repair: bool = False, source: str | Store | None = None
+) -> Findings:
+    """Check a registry.
+
+    Args:
+        store: the registry's; its URL, or an open store.
+        deep: read every byte and compare it with its SHA-256, instead of sizes only.
+        repair: mend what is safe to mend: half-written files go, a Hub's tags are set, and what is missing or damaged
+            is written anew from `source`.
+        source: a registry that has the same versions, by digest.
+
+    Raises:
+        Refused: there is a `source`, but nothing is to be repaired.
+        StoreError: the store can not be read, or, to repair it, written.
+    """
+    if source is not None and not repair:
+        raise Refused("A source is only read to repair from. Say that you want that, or leave it out.")
+    backend = open_backend(store)
+    mender = Mender(backend, open_backend(source)) if source is not None else None
+    with Needed() as needed:
+        return _Check(backend, needed, mender, deep, repair).run()
+
+
+class _Check:
+    def __init__(self, backend: Backend, needed: Needed, mender: Mender | None, deep: bool, repair: bool) -> None:
+        self._backend, self._needed, self._mender = backend, needed, mender
+        self._deep, self._repair = deep, repair
+        self._heads, self._contents = Heads(backend), Contents(backend)
+        self._found = Findings()
+
+    def run(self) -> Findings:
+        versions = self._versions()
+        with ThreadPoolExecutor(READERS, "fsck") as readers:
+            while batch := list(islice(versions, BATCH)):
+                for version, read in zip(batch, readers.map(self._manifest, batch), strict=True):
+                    self._take(version, read)
+        self._found.files, self._found.bytes = self._needed.totals()
+        if isinstance(self._backend, StoreBackend):
+            self._compare(self._backend.store)
+            self._count_leftovers(self._backend.store)
+        return self._found
+
+    def _versions(self) -> Iterator[Version]:
+        """The versions of all sound heads that must be there."""
+        for name in self._names():
+            self._found.heads += 1
+            try:
+                head = self._heads.get(name)
+            except NotFound:  # a listing may be older than what it lists
+                self._found.heads -= 1
+                continue
+            except Corrupt as error:
+                self._found.add(str(error))
+                continue
+            if self._repair:
+                self._backend.settle(name, head)
+            for mistake in _mistakes(head):
+                self._found.add(f"The head of {name}: {mistake} Restore it from a copy.")
+            for record in head.versions:
+                if record.deleted is None:
+                    self._found.versions += 1
+                    yield Version.of(head, record)
+
+    def _names(self) -> Iterator[AdapterName]:
+        if not isinstance(self._backend, StoreBackend):
+            yield from map(AdapterName.parse, self._backend.names())
+            return
+        for key in self._backend.store.list(HEADS):
+            try:
+                yield AdapterName.parse(name_of(key))
+            except InvalidName:
+                self._found.add(f"{key} in {self._backend.url} is no head. Move it away.")
+
+    def _manifest(self, version: Version) -> Manifest | Exception:
+        """A version's manifest, or what is wrong with it; on a Hub its files are compared, too."""
+        try:
+            manifest = self._contents.manifest(version)
+            if manifest.adapter != version.name:
+                raise Corrupt(f"The manifest of {version} is one of {manifest.adapter}. Delete the version.")
+            if not isinstance(self._backend, StoreBackend):
+                for file in manifest.files:
+                    self._contents.check(version, file, read=self._deep)
+        except (Corrupt, Refused) as error:
+            return error
+        return manifest
+
+    def _take(self, version: Version, read: Manifest | Exception) -> None:
+        if isinstance(read, Manifest):
+            self._needed.add(version, read)
+            return
+        if self._deleted(version):
+            self._found.versions -= 1
+            return
+        mended = self._mender.manifest(version) if self._mender else None
+        self._found.add(str(read), mended is not None)
+        self._needed.add(version, mended)
+
+    def _compare(self, store: Store) -> None:
+        """What versions need with what is there."""
+        for folder in FOLDERS:
+            for entry in store.scan(folder):
+                sha256 = _sha256(entry.key)
+                needed = self._needed.see(sha256) if folder == "blobs/" else None
+                if needed is not None:
+                    self._check_file(needed, entry.size)
+                elif folder == "blobs/" or not self._needed.has_manifest(sha256):
+                    self._found.orphans += 1
+                    self._found.orphan_bytes += entry.size
+        for missing in self._needed.unseen():
+            size = store.size(blob_key(missing.file))
+            if size is None or size != missing.file.size or self._deep:
+                self._check_file(missing, size)
+
+    def _check_file(self, needed: NeededFile, size: int | None) -> None:
+        version, file = needed.version, needed.file
+        try:
+            if size != file.size:
+                found = "nothing" if size is None else f"{size} bytes"
+                raise Corrupt(f"{file.path} of {version} should have {file.size} bytes, but there are {found}.")
+            if self._deep:
+                self._contents.check(version, file, read=True)
+        except Corrupt as error:
+            if not self._deleted(version):
+                mended = self._mender is not None and self._mender.file(version, file)
+                self._found.add(f"{error} ({blob_key(file)})", mended)
+
+    def _deleted(self, version: Version) -> bool:
+        """Whether a version was deleted while the check was under way."""
+        try:
+            head = self._heads.get(AdapterName.parse(version.name))
+        except (NotFound, Corrupt):
+            return False
+        return any(record.digest == version.digest and record.deleted is not None for record in head.versions)
+
+    def _count_leftovers(self, store: Store) -> None:
+        self._found.intents = sum(time.time() - entry.written_at > LIFETIME for entry in store.scan(INTENTS))
+        if isinstance(store, LocalStore):
+            for partial in store.partials(LIFETIME):
+                self._found.partials += 1
+                if self._repair:
+                    partial.unlink(missing_ok=True)
+
+
+def _mistakes(head: Head) -> Iterator[str]:
+    """What contradicts itself in a head."""
+    numbers = [record.version for record in head.versions]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield "its versions are not numbered 1, 2, 3 and so on."
+    if len({record.digest for record in head.versions}) < len(numbers):
+        yield "two versions have the same digest."
+    for alias, number in sorted(head.aliases.items()):
+        if not 1 <= number <= len(numbers):
+            yield f"the alias {alias} points to version {number}, which does not exist."
+    moved = {move.alias: move.version for move in head.history}
+    if {alias: number for alias, number in moved.items() if number} != head.aliases:
+        yield "its aliases are not where their history says that they were moved last."
+    if (head.visibility == "shared") != bool(head.shared_with):
+        yield f"it is {head.visibility}, and names {len(head.shared_with)} tenants to be shared with."
+
+
+def _sha256(key: str) -> bytes:
+    """The digest in a key such as `blobs/sha256/HEX` or `reports/sha256/HEX.json`; none where it has none."""
+    parts = key.split("/")
+    try:
+        return bytes.fromhex(parts[2].partition(".")[0])
+    except (IndexError, ValueError):
+        return b""

@@ -1,0 +1,170 @@
+"""Has a replica obey recalls: within a second or two by the registry's feed, and else by the heads of what it holds."""
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from swapmeet_registry import AdapterName, NotFound, Recalled, Reference, Registry, RegistryError
+from swapmeet_registry.life import now
+from swapmeet_registry.recalls import ALIVE, Obeyed, ServerWord
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the feed."""
+HEAD_SECONDS = 30.0
+"""Within which the head of each adapter that is held is read anew, unless very many are held."""
+HUB_HEAD_SECONDS = 5.0
+"""The same where there is no feed. Hubs count requests, so it is not less."""
+HEADS_A_LOOK = 4
+WORD_SECONDS = ALIVE / 3
+"""Between two words of a server that nothing happens to."""
+REMEMBERED = 100
+"""Recalls of which a server says what it did."""
+MOST_USED, MOST_USERS = 10_000, 1000
+
+log = logging.getLogger("swapmeet.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What dropping an adapter took: whether it was held at all, and how many requests it ended."""
+
+    held: bool
+    ended: int
+
+
+class Users:
+    """Which tenants used which adapter since the process began; of very many, those used last. For any thread."""
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[str, set[str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, adapters: Iterable[str], tenant: str) -> None:
+        """A tenant's request needs these adapters."""
+        with self._lock:
+            for adapter in adapters:
+                tenants = self._tenants.setdefault(adapter, set())
+                self._tenants.move_to_end(adapter)
+                if tenant and len(tenants) < MOST_USERS:
+                    tenants.add(tenant)
+                if len(self._tenants) > MOST_USED:
+                    self._tenants.popitem(last=False)
+
+    def of(self, adapter: str) -> tuple[str, ...]:
+        """The tenants that used an adapter."""
+        with self._lock:
+            return tuple(sorted(self._tenants.get(adapter, ())))
+
+
+class RecallWatch:
+    """Looks for recalls on a thread of its own, until the engine is dead.
+
+    Args:
+        registry: where adapters come from.
+        base: the name of the base that is served.
+        server: the replica's id.
+        held: the identities of the adapters in memory, `TENANT/NAME@sha256:HEX`.
+        obey: drops an adapter and has its requests end with the error; returns when that is done.
+        users: who used what.
+        dead: whether nobody can obey any more.
+        every: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        base: str,
+        server: str,
+        held: Callable[[], Iterable[str]],
+        obey: Callable[[str, RegistryError], Done],
+        users: Users,
+        dead: Callable[[], bool],
+        every: float = LOOK_SECONDS,
+    ) -> None:
+        self._registry, self._held, self._obey, self._users = registry, held, obey, users
+        self._dead, self._every = dead, every
+        self._base, self._server = base, server if server.isalnum() else uuid4().hex
+        self._since = now()
+        self._notice = 0
+        self._obeyed: deque[Obeyed] = deque(maxlen=REMEMBERED)
+        self._looked: dict[str, float] = {}  # at the heads of these names, when
+        self._word: tuple[ServerWord, float, str] | None = None  # the last, when, and its etag
+        self._failing = False
+        threading.Thread(target=self._work, name="recalls", daemon=True).start()
+
+    def _work(self) -> None:
+        while not self._dead():
+            try:
+                self.look()
+                self._failing = False
+            except Exception as error:  # whatever it is: recalls must not stop at it
+                if not self._failing:
+                    log.warning("recalls are not seen until this is mended (%s: %s)", type(error).__name__, error)
+                self._failing = True
+            time.sleep(self._every)
+
+    def look(self) -> None:
+        """Obey what is new, read some heads, and say what was done."""
+        news = self._registry.recalls.after(self._notice)
+        for notice in news.notices:
+            self._drop(notice.pinned, notice.error())
+            self._notice = notice.number
+        if news.missed:
+            self._looked.clear()
+        try:
+            self._look_at_heads()
+        finally:
+            self._say()
+
+    def _look_at_heads(self) -> None:
+        held: dict[str, list[str]] = {}
+        for adapter in self._held():
+            held.setdefault(adapter.partition("@")[0], []).append(adapter)
+        self._looked = {name: at for name, at in self._looked.items() if name in held}
+        pace = HEAD_SECONDS if self._registry.recalls.kept else HUB_HEAD_SECONDS
+        due = [name for name in held if time.monotonic() - self._looked.get(name, -pace) >= pace]
+        for name in sorted(due, key=lambda name: self._looked.get(name, 0.0))[:HEADS_A_LOOK]:
+            self._looked[name] = time.monotonic()  # first of all: one that fails must not keep others from their turn
+            self._look_at_head(name, held[name])
+
+    def _look_at_head(self, name: str, adapters: list[str]) -> None:
+        head = self._registry.head(name)
+        for adapter in adapters:
+            digest = adapter.partition("@")[2]
+            try:
+                head.resolve(Reference(AdapterName.parse(name), digest=digest))
+            except (Recalled, NotFound) as error:
+                self._drop(adapter, error)
+
+    def _drop(self, adapter: str, error: RegistryError) -> None:
+        done = self._obey(adapter, error)
+        digest = adapter.partition("@")[2]
+        before = next((each for each in self._obeyed if each.digest == digest), None)
+        if before is not None and not done.held:
+            return  # the same once more
+        if done.held:
+            log.warning("dropped %s, and ended %d requests: %s", adapter, done.ended, error)
+        self._obeyed.append(
+            Obeyed(digest=digest, at=now(), held=done.held, ended=done.ended, tenants=self._users.of(adapter))
+        )
+
+    def _say(self) -> None:
+        """Put down what was done, where there is a place for it, and anything to say."""
+        if not self._registry.recalls.kept or not (self._notice or self._obeyed or any(True for _ in self._held())):
+            return
+        word = ServerWord(
+            server=self._server, host=platform.node(), process=os.getpid(), base=self._base, since=self._since,
+            notice=self._notice, obeyed=tuple(self._obeyed),
+        )  # fmt: skip
+        if self._word is None:
+            self._registry.recalls.sweep()
+        elif self._word[0] == word and time.monotonic() - self._word[1] < WORD_SECONDS:
+            return
+        etag = self._registry.recalls.say(word, self._word[2] if self._word else None)
+        self._word = word, time.monotonic(), etag
