@@ -14,6 +14,7 @@ from swapmeet.cli import (
     keys,
     planning,
     server,
+    stores,
     sweeps,
     tenants,
     training,
@@ -40,6 +41,7 @@ app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(stores.app, name="store")
 app.add_typer(webhooks.app, name="webhook")
 
 

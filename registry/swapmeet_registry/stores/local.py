@@ -7,6 +7,7 @@ that passes locks on.
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,15 +61,19 @@ class LocalStore:
                 make_folder(self.root / MARK)
         _used.add(self.root)
 
+    def forget(self) -> None:
+        """Let the folder be gone: it is about to be removed."""
+        _used.discard(self.root)
+
     def get(self, key: str) -> Stored | None:
         """See `Store`."""
         with os_errors(f"read {self._path(key)}"):
             return self._read(key)
 
-    def stream(self, key: str) -> Iterator[bytes] | None:
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
         """See `Store`."""
         path = self._path(key)
-        return self._pieces(path) if self.size(key) is not None else None
+        return self._pieces(path, start) if self.size(key) is not None else None
 
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
         """See `Store`."""
@@ -127,6 +132,22 @@ class LocalStore:
             else:
                 self._require_there()
 
+    def presigned(self, key: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no addresses
+        """See `Store`."""
+        require_key(key)
+        return None
+
+    def sweep(self, age: float) -> int:
+        """See `Store`: what killed writers left beside their objects."""
+        count = 0
+        with os_errors(f"tidy {self.root}"):
+            for path in self.root.rglob(".*.partial"):
+                with suppress(FileNotFoundError):
+                    if path.is_file() and time.time() - path.stat().st_mtime >= age:
+                        path.unlink()
+                        count += 1
+        return count
+
     def _path(self, key: str) -> Path:
         return self.root / require_key(key)
 
@@ -145,9 +166,9 @@ class LocalStore:
         if self.root in _used and not self.marked:
             raise StoreError(f"{self.root} was in use, and is empty or gone now. Is its disk mounted? Mount it again.")
 
-    def _pieces(self, path: Path) -> Iterator[bytes]:
+    def _pieces(self, path: Path, start: int) -> Iterator[bytes]:
         with os_errors(f"read {path}"):
-            yield from pieces(path)
+            yield from pieces(path, start)
 
     def _keys(self, folder: Path) -> Iterator[str]:
         for path, folders, files in os.walk(folder, onerror=_raise_unless_missing):
