@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from swapmeet.cli import app
 from swapmeet_registry import Registry, StoreDenied, StoreError, open_store
-from swapmeet_registry.stores.probing import probe, store_promises
+from swapmeet_registry.stores.probing import probe, s3_promises, store_promises
 from swapmeet_registry.stores.s3_upload import unfinished
 
 
@@ -21,6 +21,8 @@ def liar(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """A proxy whose `behave` decides how it lies."""
     proxy.credentials = Credentials("test", "test")
     monkeypatch.setattr(store_promises, "BIG", 1 << 20)
+    monkeypatch.setattr(store_promises, "READS", 5)
+    monkeypatch.setattr(s3_promises, "HONEST", 12)
     return proxy
 
 

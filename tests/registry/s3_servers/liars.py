@@ -71,6 +71,8 @@ def looks_before_it_writes() -> Behaviour:
     etags: dict[str, str] = {}
 
     def behave(request: Request, forward: Forward) -> Answer:
+        if request.method == "DELETE":
+            etags.pop(request.path, None)
         if request.method != "PUT" or not request.conditional:
             return forward()
         if etags.get(request.path, "") != request.headers.get("If-Match", ""):

@@ -25,7 +25,7 @@ def locked(application: Wsgi) -> Wsgi:
 
 
 if __name__ == "__main__":
-    application = DomainDispatcherApplication(create_backend_app, service="s3")
+    application = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, locked(application), threaded=True)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()

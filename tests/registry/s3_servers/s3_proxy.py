@@ -57,6 +57,8 @@ class Proxy(ThreadingHTTPServer):
         self.faults: deque[Fault] = deque()
         self.wanted: Callable[[Request], bool] = lambda request: request.conditional
         self.behave: Behaviour = self._faulty
+        self.taken: Callable[[Request, Answer], None] = lambda request, answer: None
+        """Is told what the server answered."""
         self.requests: list[str] = []
         self.credentials: Credentials | None = None
         """Signs anew what is passed on, for it may have been changed."""
@@ -110,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         def forward() -> Answer:
             last.append(self.server.pass_on(request))
+            self.server.taken(request, last[-1])
             return last[-1]
 
         given = self.server.behave(request, forward)
