@@ -22,6 +22,8 @@ STEPS = (
     "local.renamed",
     "local.folder_synced",
     "s3.before_put",
+    "s3.upload_begun",
+    "s3.parts_sent",
     "s3.put",
     "s3.before_swap",
     "s3.swapped",

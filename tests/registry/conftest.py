@@ -1,16 +1,13 @@
 """Adapters without torch, buckets of the real S3 server, a proxy before it that loses answers, and a loopback Hub."""
 
 import base64
-import contextlib
 import hashlib
-import http.client
+import importlib.util
 import json
 import os
+import subprocess
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,9 +20,10 @@ from swapmeet_registry import AdapterName, Fingerprint, Registry, Version
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import hub_names
 
-sys.path.append(str(Path(__file__).with_name("loopback_hub")))
+sys.path += [str(Path(__file__).with_name(folder)) for folder in ("loopback_hub", "s3_servers")]
 from hub_repositories import Repository
 from hub_server import LoopbackHub, User
+from s3_proxy import Proxy
 
 KEY, SECRET = "test", "test"
 PREFIX = "base_model.model."
@@ -111,6 +109,20 @@ def aws(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.fixture(scope="session")
+def other_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of another S3 server, by other people: moto."""
+    if importlib.util.find_spec("moto") is None and not os.environ.get("CI"):
+        pytest.skip("moto is not installed")
+    program = Path(__file__).parent / "s3_servers" / "moto_server.py"
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().strip()
+        assert address, "moto did not come up"
+        yield address
+        server.terminate()
+
+
 @pytest.fixture
 def bucket(aws: pytest.MonkeyPatch) -> str:
     import boto3
@@ -120,7 +132,7 @@ def bucket(aws: pytest.MonkeyPatch) -> str:
     return name
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "other-s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty store's URL, once for each kind of store."""
     return _url(request, tmp_path)
@@ -135,7 +147,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def _url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return (tmp_path / "registry").as_uri()
-    if request.param == "s3":
+    if request.param == "other-s3":
+        server = request.getfixturevalue("other_s3_server")
+        request.getfixturevalue("aws").setenv("AWS_ENDPOINT_URL", server)
+    if request.param in ("s3", "other-s3"):
         return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
     request.getfixturevalue("hub")
     return f"hf://{ORGANIZATION}"
@@ -231,74 +246,12 @@ def tampering(url: str, request: pytest.FixtureRequest) -> Tampering:
     return Tampering(Registry(url), lambda: request.getfixturevalue("hub"))
 
 
-Answer = tuple[int, bytes]
-Fault = Callable[[Callable[[], Answer]], Answer | None]
-
-
-class FaultyProxy(ThreadingHTTPServer):
-    """Passes requests on; each conditional PUT first takes a fault from `faults`, if there is one.
-
-    A fault gets a function that passes the request on, and gives the answer, or None to drop the connection.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), _ProxyHandler)
-        self.upstream = upstream.removeprefix("http://")
-        self.faults: deque[Fault] = deque()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _ProxyHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FaultyProxy
-
-    def handle_request(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers: list[tuple[str, str]] = []
-
-        def forward() -> Answer:
-            sent = {name: value for name, value in self.headers.items() if name != "Expect"}
-            with contextlib.closing(http.client.HTTPConnection(self.server.upstream)) as upstream:
-                upstream.request(self.command, self.path, body, sent)
-                answer = upstream.getresponse()
-                headers.extend(answer.getheaders())
-                return answer.status, answer.read()
-
-        conditional = "If-Match" in self.headers or "If-None-Match" in self.headers
-        fault = self.server.faults.popleft() if conditional and self.server.faults else None
-        answer = fault(forward) if fault else forward()
-        if answer is None:
-            self.close_connection = True
-            return
-        self.send_response(answer[0])
-        for name, value in headers:
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer[1])))
-        self.end_headers()
-        self.wfile.write(answer[1])
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815 - names that http.server calls
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
-
-
 @pytest.fixture
-def proxy(bucket: str, aws: pytest.MonkeyPatch, s3_server: str) -> Iterator[FaultyProxy]:
+def proxy(bucket: str, aws: pytest.MonkeyPatch, s3_server: str) -> Iterator[Proxy]:
     """A proxy that the AWS variables point to."""
-    with FaultyProxy(s3_server) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with Proxy(s3_server) as server:
         aws.setenv("AWS_ENDPOINT_URL", server.address)
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

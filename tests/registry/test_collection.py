@@ -74,9 +74,9 @@ class MemoryStore:
         data = self.objects.get(key)
         return None if data is None else Stored(data, str(hash(data)))
 
-    def stream(self, key: str) -> Iterator[bytes] | None:
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
         stored = self.get(key)
-        return iter([stored.data]) if stored else None
+        return iter([stored.data[start:]]) if stored else None
 
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
         data = b"".join(verified(source, sha256))
@@ -106,6 +106,12 @@ class MemoryStore:
     def delete(self, key: str) -> None:
         self.gate()
         self.objects.pop(key, None)
+
+    def presigned(self, key: str, seconds: int) -> str | None:
+        return None
+
+    def sweep(self, age: float) -> int:
+        return 0
 
     def _write(self, key: str, data: bytes) -> None:
         self.objects[key] = data

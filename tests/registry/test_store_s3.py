@@ -151,7 +151,7 @@ def test_a_missing_bucket(aws: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_is_away(aws: pytest.MonkeyPatch) -> None:
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    aws.setattr("swapmeet_registry.stores.s3.ATTEMPTS", 1)
+    aws.setattr("swapmeet_registry.stores.s3_bucket.ATTEMPTS", 1)
     for call in every_call(open_store("s3://bucket")):
         with pytest.raises(StoreError, match=r"Can not reach S3 at http://127.0.0.1:9 .* Check AWS_ENDPOINT_URL"):
             call()

@@ -16,6 +16,7 @@ from swapmeet.cli import (
     provenance,
     server,
     signing,
+    stores,
     sweeps,
     tenants,
     training,
@@ -45,6 +46,7 @@ app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sweeps.app, name="sweeps")
+app.add_typer(stores.app, name="store")
 app.add_typer(webhooks.app, name="webhook")
 
 

@@ -61,15 +61,19 @@ class LocalStore:
                 make_folder(self.root / MARK)
         _used.add(self.root)
 
+    def forget(self) -> None:
+        """Let the folder be gone: it is about to be removed."""
+        _used.discard(self.root)
+
     def get(self, key: str) -> Stored | None:
         """See `Store`."""
         with os_errors(f"read {self._path(key)}"):
             return self._read(key)
 
-    def stream(self, key: str) -> Iterator[bytes] | None:
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
         """See `Store`."""
         path = self._path(key)
-        return self._pieces(path) if self.size(key) is not None else None
+        return self._pieces(path, start) if self.size(key) is not None else None
 
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
         """See `Store`."""
@@ -128,15 +132,29 @@ class LocalStore:
             else:
                 self._require_there()
 
+    def presigned(self, key: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no addresses
+        """See `Store`."""
+        require_key(key)
+        return None
+
     def partials(self, age: float) -> Iterator[Path]:
-        """What writers that were killed left half written more than `age` seconds ago."""
+        """What writers that were killed left half written at least `age` seconds ago."""
         for path, folders, files in os.walk(self.root, onerror=_raise_unless_missing):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
                 partial = Path(path, name)
                 with suppress(FileNotFoundError):
-                    if name.startswith(".") and name.endswith(".partial") and _age(partial) > age:
+                    if name.startswith(".") and name.endswith(".partial") and _age(partial) >= age:
                         yield partial
+
+    def sweep(self, age: float) -> int:
+        """See `Store`: what killed writers left beside their objects."""
+        count = 0
+        with os_errors(f"tidy {self.root}"):
+            for partial in self.partials(age):
+                partial.unlink(missing_ok=True)
+                count += 1
+        return count
 
     def _path(self, key: str) -> Path:
         return self.root / require_key(key)
@@ -156,9 +174,9 @@ class LocalStore:
         if self.root in _used and not self.marked:
             raise StoreError(f"{self.root} was in use, and is empty or gone now. Is its disk mounted? Mount it again.")
 
-    def _pieces(self, path: Path) -> Iterator[bytes]:
+    def _pieces(self, path: Path, start: int) -> Iterator[bytes]:
         with os_errors(f"read {path}"):
-            yield from pieces(path)
+            yield from pieces(path, start)
 
     def _keys(self, folder: Path) -> Iterator[str]:
         for path, folders, files in os.walk(folder, onerror=_raise_unless_missing):

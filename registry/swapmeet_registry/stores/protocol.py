@@ -57,8 +57,8 @@ class Store(Protocol):
         """A small object whole, or None where there is none. What a finished write wrote is seen at once."""
         ...
 
-    def stream(self, key: str) -> Iterator[bytes] | None:
-        """A large object in pieces, or None where there is none."""
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
+        """A large object in pieces of at most 8 MiB, from the byte `start` on, or None where there is none."""
         ...
 
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
@@ -102,6 +102,22 @@ class Store(Protocol):
         """Remove an object, if it is there."""
         ...
 
+    def presigned(self, key: str, seconds: int) -> str | None:
+        """An address where anybody may read an object for some seconds; None where a store has no such thing.
+
+        Raises:
+            ValueError: the seconds are none that may be asked for: 1 to 604,800, a week.
+        """
+        ...
+
+    def sweep(self, age: float) -> int:
+        """Remove what unfinished writes have left and nobody goes on with, if it is older than `age` seconds.
+
+        Returns:
+            How many there were.
+        """
+        ...
+
 
 def require_key(key: str) -> str:
     """Give a key back.
@@ -126,14 +142,19 @@ def verified(source: bytes | Path, sha256: str) -> Iterator[bytes]:
         found.update(chunk)
         yield chunk
     if found.hexdigest() != sha256:
-        name = source.name if isinstance(source, Path) else "The data"
-        raise Refused(f"{name} changed while it was published. Push again when nothing writes to it.")
+        raise changed(source.name if isinstance(source, Path) else "The data")
 
 
-def pieces(source: bytes | Path) -> Iterable[bytes]:
-    """The source's bytes in pieces of at most 1 MiB."""
+def changed(name: str) -> Refused:
+    """What is said of a source that has not its SHA-256."""
+    return Refused(f"{name} changed while it was published. Push again when nothing writes to it.")
+
+
+def pieces(source: bytes | Path, start: int = 0) -> Iterable[bytes]:
+    """The source's bytes from `start` on, in pieces of at most 1 MiB."""
     if isinstance(source, bytes):
-        yield from (source[at : at + CHUNK] for at in range(0, len(source), CHUNK))
+        yield from (source[at : at + CHUNK] for at in range(start, len(source), CHUNK))
     else:
         with source.open("rb") as stream:
+            stream.seek(start)
             yield from iter(lambda: stream.read(CHUNK), b"")

@@ -11,78 +11,79 @@ Endpoint, region and credentials come from the usual AWS variables and files. Wh
 
 import base64
 import hashlib
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.fault import reached
-from swapmeet_registry.stores.protocol import CHUNK, Entry, Stored, require_key, verified
-from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, s3_errors, status
+from swapmeet_registry.stores.protocol import Entry, Stored, changed, require_key
+from swapmeet_registry.stores.s3_bucket import S3Bucket, S3Options
+from swapmeet_registry.stores.s3_download import download
+from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, PAUSES, missing, s3_errors, status
+from swapmeet_registry.stores.s3_upload import abort, unfinished, upload
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds between attempts at a conditional write, and at a download that breaks off."""
-
-ATTEMPTS = 4
-"""How often the library tries what may be sent twice."""
+__all__ = ["S3Options", "S3Store"]
 
 NONCE = "swapmeet-nonce"
-
-LARGEST_PUT = 5 << 30
-"""Bytes that S3 takes at once; a larger object goes up in parts, and is there once all of them are."""
+LARGEST_PUT = 32 << 20
+"""Bytes of a file that goes up at once; a larger one goes in parts, and is there once all of them are."""
+LONGEST_PRESIGNED = 7 * 24 * 3600
 
 
 class S3Store:
     """Keys are object keys below a prefix in a bucket."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        self.bucket, self.prefix = bucket, prefix
+    def __init__(self, bucket: str, prefix: str = "", options: S3Options | None = None) -> None:
+        self.prefix = prefix
+        self.bucket = S3Bucket(bucket, options or S3Options())
 
     @property
     def url(self) -> str:
-        """`s3://BUCKET/PREFIX`."""
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        """`s3://BUCKET/PREFIX?OPTIONS`."""
+        return f"s3://{self.bucket.name}/{quote(self.prefix)}".rstrip("/") + self.bucket.options.query()
+
+    def below(self, folder: str) -> "S3Store":
+        """A store in the same bucket, inside a folder of this one's."""
+        return S3Store(self.bucket.name, self._root + folder, self.bucket.options)
+
+    def where(self, key: str) -> dict[str, Any]:
+        """What names an object in requests."""
+        return {"Bucket": self.bucket.name, "Key": self._root + require_key(key)}
 
     def get(self, key: str) -> Stored | None:
         """See `Store`."""
-        where = self._where(key)
-        with s3_errors(self.bucket):
+        where = self.where(key)
+        with s3_errors(self.bucket.name):
             try:
-                answer = self._client.get_object(**where)
+                answer = self.bucket.client.get_object(**where)
                 return Stored(answer["Body"].read(), _bare(answer["ETag"]))
             except ClientError as error:
                 _require_missing(error)
                 return None
 
-    def stream(self, key: str) -> Iterator[bytes] | None:
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
         """See `Store`."""
-        return self._pieces(key) if self.size(key) is not None else None
+        return download(self.bucket, self.where(key), start)
 
     def put(self, key: str, source: bytes | Path, sha256: str) -> None:
         """See `Store`."""
-        where = self._where(key)
-        check = _md5(verified(source, sha256))
+        where = self.where(key)
         reached("s3.before_put")
-        with s3_errors(self.bucket):
-            if isinstance(source, bytes):
-                self._client.put_object(**where, Body=source, ContentMD5=check)
+        with s3_errors(self.bucket.name):
+            if isinstance(source, Path) and source.stat().st_size > LARGEST_PUT:
+                _insist(lambda: upload(self.bucket, where, source, sha256))
             else:
-                with source.open("rb") as stream:
-                    if source.stat().st_size > LARGEST_PUT:
-                        self._client.upload_fileobj(stream, where["Bucket"], where["Key"])
-                    else:
-                        self._client.put_object(**where, Body=stream, ContentMD5=check)
+                data = source if isinstance(source, bytes) else source.read_bytes()
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    raise changed(source.name if isinstance(source, Path) else "The data")
+                _insist(lambda: self._put_once(where, data))
         reached("s3.put")
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
@@ -90,7 +91,7 @@ class S3Store:
         nonce = uuid4().hex
         for pause in PAUSES:
             reached("s3.before_swap")
-            etag = self._swap_once(key, data, expected, nonce)
+            etag = self.attempt(key, data, expected, nonce)
             if etag is not None:
                 reached("s3.swapped")
                 return etag
@@ -108,26 +109,55 @@ class S3Store:
 
     def scan(self, prefix: str) -> Iterator[Entry]:
         """See `Store`."""
-        root = f"{self.prefix}/" if self.prefix else ""
-        with s3_errors(self.bucket):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=root + prefix)
+        with s3_errors(self.bucket.name):
+            pages = self.bucket.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket.name, Prefix=self._root + prefix
+            )
             for page in pages:
                 for item in page.get("Contents", []):
-                    key, written_at = item["Key"].removeprefix(root), item["LastModified"].timestamp()
+                    key, written_at = item["Key"].removeprefix(self._root), item["LastModified"].timestamp()
                     yield Entry(key, item["Size"], written_at, _bare(item["ETag"]))
 
     def delete(self, key: str) -> None:
         """See `Store`."""
-        with s3_errors(self.bucket):
-            self._client.delete_object(**self._where(key))
+        where = self.where(key)
+        with s3_errors(self.bucket.name):
+            _insist(lambda: self.bucket.client.delete_object(**where))
 
-    def _swap_once(self, key: str, data: bytes, expected: str | None, nonce: str) -> str | None:
-        """The new etag, or None where the write did not happen and may be tried again."""
+    def presigned(self, key: str, seconds: int) -> str | None:
+        """See `Store`. Made here: whether the object is there, or these credentials may read it, is not asked."""
+        if not 1 <= seconds <= LONGEST_PRESIGNED:
+            raise ValueError(f"An address can be given for 1 to {LONGEST_PRESIGNED} seconds, not for {seconds}.")
+        with s3_errors(self.bucket.name):
+            where = self.where(key)
+            return self.bucket.client.generate_presigned_url("get_object", Params=where, ExpiresIn=seconds)
+
+    def sweep(self, age: float) -> int:
+        """See `Store`: uploads in parts that were begun and not ended."""
+        count, before = 0, datetime.now(UTC) - timedelta(seconds=age)
+        with s3_errors(self.bucket.name):
+            for found in list(unfinished(self.bucket, self._root)):
+                if found["Initiated"] <= before:
+                    abort(self.bucket, found["Key"], found["UploadId"])
+                    count += 1
+        return count
+
+    def attempt(self, key: str, data: bytes, expected: str | None, nonce: str) -> str | None:
+        """Try a `swap` once; with the same nonce again it is the same write.
+
+        Returns:
+            The new etag, or None where the write did not happen and may be tried again.
+        """
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-        with s3_errors(self.bucket):
+        with s3_errors(self.bucket.name):
             try:
-                answer = self._client_without_retries.put_object(
-                    **self._where(key), **condition, Body=data, ContentMD5=_md5([data]), Metadata={NONCE: nonce}
+                answer = self.bucket.client_without_retries.put_object(
+                    **self.where(key),
+                    **condition,
+                    **self.bucket.options.encrypting(),
+                    Body=data,
+                    ContentMD5=_md5(data),
+                    Metadata={NONCE: nonce},
                 )
                 return _bare(answer["ETag"])
             except NETWORK_ERRORS:
@@ -143,67 +173,36 @@ class S3Store:
             raise Conflict(f"Somebody else wrote {key} in {self.url} first. Read it again.")
         return None
 
+    def _put_once(self, where: Mapping[str, Any], data: bytes) -> None:
+        encrypting = self.bucket.options.encrypting()
+        self.bucket.client.put_object(**where, **encrypting, Body=data, ContentMD5=_md5(data))
+
     def _look(self, key: str) -> Mapping[str, Any] | None:
-        with s3_errors(self.bucket):
+        with s3_errors(self.bucket.name):
             try:
-                return self._client.head_object(**self._where(key))
+                return self.bucket.client.head_object(**self.where(key))
             except ClientError as error:
                 _require_missing(error)
                 return None
 
-    def _pieces(self, key: str) -> Iterator[bytes]:
-        """An object's bytes; a download that breaks off goes on where it was, as long as it gets further."""
-        offset, pauses = 0, iter(PAUSES)
-        while True:
-            with s3_errors(self.bucket):
-                try:
-                    body = self._client.get_object(**self._where(key), Range=f"bytes={offset}-")["Body"]
-                    for chunk in body.iter_chunks(CHUNK):
-                        offset += len(chunk)
-                        yield chunk
-                    return
-                except ClientError as error:
-                    if status(error) == 416:  # nothing from here on: the end, or an empty object
-                        return
-                    raise
-                except NETWORK_ERRORS:
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise
-            time.sleep(pause)
+    @property
+    def _root(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
 
-    def _where(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{require_key(key)}".lstrip("/")}
 
-    @cached_property
-    def _session(self) -> boto3.Session:
-        with s3_errors(self.bucket):
-            # botocore reads AWS_DEFAULT_REGION; the other AWS tools read AWS_REGION as well.
-            return boto3.Session(region_name=os.environ.get("AWS_REGION"))
+def _insist(write: Callable[[], object]) -> None:
+    """Do what may be done twice, and again where S3 says that something else is under way.
 
-    @cached_property
-    def _client(self) -> "S3Client":
-        return self._connect(ATTEMPTS)
-
-    @cached_property
-    def _client_without_retries(self) -> "S3Client":
-        return self._connect(1)
-
-    def _connect(self, attempts: int) -> "S3Client":
-        own_server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            connect_timeout=5,
-            read_timeout=60,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": "path" if own_server else "auto"},
-        )
-        with s3_errors(self.bucket):
-            return self._session.client("s3", config=config)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"bucket": self.bucket, "prefix": self.prefix}
+    A condition that failed is no answer to it either: there was none.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            write()
+            return
+        except ClientError as error:
+            if status(error) not in (409, 412) or pause is None:
+                raise
+        time.sleep(pause)
 
 
 def _undecided(error: ClientError) -> bool:
@@ -213,7 +212,7 @@ def _undecided(error: ClientError) -> bool:
 
 
 def _require_missing(error: ClientError) -> None:
-    if error.response["Error"]["Code"] not in ("NoSuchKey", "404", "NotFound"):
+    if not missing(error):
         raise error
 
 
@@ -221,8 +220,5 @@ def _bare(etag: str) -> str:
     return etag.strip('"')
 
 
-def _md5(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    for chunk in chunks:
-        digest.update(chunk)
-    return base64.b64encode(digest.digest()).decode()
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

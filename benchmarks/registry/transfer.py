@@ -1,0 +1,264 @@
+"""Push and pull against plain boto3 and the AWS CLI, on one S3 server in one run.
+
+    python benchmarks/registry/transfer.py [--quick] [--sizes 1 20 500] [--rounds 5] [--bucket NAME]
+
+Without --bucket it starts a ministack of its own on loopback; with it, the usual AWS variables say where the bucket is.
+What is compared takes turns, so that a busy machine slows all of them; medians and their ratios count. `put` and `get`
+move the bytes as the registry does; `push` and `pull` also check the adapter, hash every byte and write the head.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import numpy as np
+from safetensors.numpy import save_file
+
+from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry.stores.s3 import S3Store
+
+BASE = Fingerprint(name="bench", weights="sha256:" + "a" * 64, tokenizer="sha256:" + "b" * 64)
+CONFIG = {
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "bench", "r": 16, "lora_alpha": 32,
+    "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+}  # fmt: skip
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter(folder: Path, megabytes: int) -> Path:
+    """A PEFT folder of about so many MB: one layer is 1 MiB."""
+    random, weights = np.random.default_rng(megabytes), {}
+    for layer in range(megabytes):
+        for module in ("q_proj", "v_proj"):
+            name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            weights[f"{name}.lora_A.weight"] = random.standard_normal((16, 4096), np.float32)
+            weights[f"{name}.lora_B.weight"] = random.standard_normal((4096, 16), np.float32)
+    folder.mkdir()
+    save_file(weights, folder / WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A ministack on loopback, and an empty bucket in it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as home:
+        settings = {
+            "PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home, "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port), "SERVICES": "s3", "IOT_MTLS_ENABLED": "0",
+        }  # fmt: skip
+        program = Path(sys.executable).with_name("ministack")
+        running = subprocess.Popen(
+            [program], cwd=home, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        address = f"http://127.0.0.1:{port}"
+        os.environ |= {
+            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        try:
+            for _ in range(300):
+                with suppress(OSError), urllib.request.urlopen(f"{address}/_ministack/health", timeout=1):
+                    break
+                time.sleep(0.1)
+            boto3.client("s3").create_bucket(Bucket="benchmark")
+            yield "benchmark"
+        finally:
+            running.terminate()
+            running.wait(10)
+
+
+class Ways:
+    """How one adapter goes up and comes down."""
+
+    def __init__(self, bucket: str, folder: Path, scratch: Path) -> None:
+        self.bucket, self.folder, self.scratch = bucket, folder, scratch
+        self.source = folder / WEIGHTS
+        self.sha256 = hashlib.sha256(self.source.read_bytes()).hexdigest()
+        self.s3, self.store = boto3.client("s3"), S3Store(bucket, "bench")
+        self.registry = Registry(self.store)
+        self.key = f"plain/{folder.name}"
+        self.name = f"bench/{folder.name}"
+
+    def up(self) -> dict[str, Callable[[], object]]:
+        """Ways up."""
+        ways: dict[str, Callable[[], object]] = {
+            "boto3": lambda: self.s3.upload_file(str(self.source), self.bucket, self.key),
+            "put": lambda: self.store.put(f"blobs/sha256/{self.sha256}", self.source, self.sha256),
+            "push": lambda: self.registry.push(self.folder, self.name, base=BASE),
+        }
+        return ways | self._cli(str(self.source), f"s3://{self.bucket}/{self.key}")
+
+    def down(self) -> dict[str, Callable[[], object]]:
+        """Ways down; each to a place of its own."""
+        ways: dict[str, Callable[[], object]] = {
+            "boto3": lambda: self.s3.download_file(self.bucket, self.key, str(self._place())),
+            "get": self._get,
+            "pull": lambda: self.registry.pull(self.name, self._place()),
+        }
+        return ways | self._cli(f"s3://{self.bucket}/{self.key}", str(self.scratch / "by-cli"))
+
+    def _get(self) -> None:
+        found = hashlib.sha256()
+        with self._place().open("wb") as stream:
+            for piece in self.store.stream(f"blobs/sha256/{self.sha256}") or ():
+                found.update(piece)
+                stream.write(piece)
+        assert found.hexdigest() == self.sha256
+
+    def _cli(self, source: str, target: str) -> dict[str, Callable[[], object]]:
+        command = ["aws", "s3", "cp", "--only-show-errors", source, target]
+        return {"aws": lambda: subprocess.run(command, check=True)} if shutil.which("aws") else {}
+
+    def _place(self) -> Path:
+        return self.scratch / uuid4().hex
+
+
+def alternated(ways: dict[str, Callable[[], object]], rounds: int, clean: Callable[[], None]) -> dict[str, list[float]]:
+    """Seconds of each way in each round; one round before them counts for nothing."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        order = list(ways) if turn % 2 else list(reversed(ways))
+        for name in order:
+            start = time.perf_counter()
+            ways[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+            clean()
+    return seconds
+
+
+def transfers(bucket: str, sizes: list[int], rounds: int, scratch: Path) -> list[dict[str, Any]]:
+    """One row for each size and direction."""
+    rows = []
+    for size in sizes:
+        ways = Ways(bucket, adapter(scratch / f"adapter-{size}", size), scratch / "down")
+
+        def clean() -> None:
+            shutil.rmtree(scratch / "down", ignore_errors=True)
+            (scratch / "down").mkdir()
+
+        clean()
+        for direction, tried in (("up", ways.up()), ("down", ways.down())):
+            medians = {name: statistics.median(all_) for name, all_ in alternated(tried, rounds, clean).items()}
+            plain = min(medians[name] for name in ("boto3", "aws") if name in medians)
+            ratios = {name: round(plain / value, 3) for name, value in medians.items() if name not in ("boto3", "aws")}
+            row = {"megabytes": size, "direction": direction, "seconds": medians, "speed_to_fastest": ratios}
+            rows.append(row)
+            cells = "  ".join(f"{name} {value:8.4f} s" for name, value in medians.items())
+            print(f"{size:4} MB {direction:4}  {cells}  of the fastest: {ratios}")
+    return rows
+
+
+def requests_of(registry: Registry, call: Callable[[], object]) -> int:
+    """How many requests a call sends."""
+    sent = []
+    store: Any = registry.backend.store  # type: ignore[attr-defined]
+    for client in (store.bucket.client, store.bucket.client_without_retries):
+        client.meta.events.register("before-send.s3", lambda **_: sent.append(1), unique_id="counting")
+    call()
+    for client in (store.bucket.client, store.bucket.client_without_retries):
+        client.meta.events.unregister("before-send.s3", unique_id="counting")
+    return len(sent)
+
+
+def present(bucket: str, scratch: Path) -> dict[str, int]:
+    """Requests of a pull of what is there already, by its name and as a version."""
+    registry = Registry(S3Store(bucket, "bench"))
+    registry.push(adapter(scratch / "present", 1), "bench/present", base=BASE)
+    version = registry.pull("bench/present", scratch / "pulled")
+    first = requests_of(registry, lambda: registry.pull("bench/present", scratch / "first"))
+    named = requests_of(registry, lambda: registry.pull("bench/present", scratch / "pulled"))
+    known = requests_of(registry, lambda: registry.pull(version, scratch / "pulled"))
+    print(f"requests: first pull {first}, present by name {named}, present as a version {known}")
+    return {"first": first, "by_name": named, "by_version": known}
+
+
+def resolves(scratch: Path, folder: Path, count: int) -> float:
+    """Median milliseconds to resolve a name in a local folder."""
+    registry = Registry((scratch / "local").as_uri())
+    registry.push(folder, "bench/warm", base=BASE, alias="prod")
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        registry.resolve("bench/warm:prod")
+        times.append(time.perf_counter() - start)
+    milliseconds = statistics.median(times) * 1000
+    print(f"resolve of a warm name in a folder: {milliseconds:.3f} ms")
+    return milliseconds
+
+
+def alias_moves(url: str | S3Store, folder: Path, moves: int) -> dict[int, float]:
+    """Moves a second by so many threads, each on a name of its own."""
+    registry, speeds = Registry(url), {}
+    names = [f"bench/alias-{number}" for number in range(8)]
+    for name in names:
+        registry.push(folder, name, base=BASE)
+
+    def move(name: str) -> None:
+        for _ in range(moves):
+            registry.tag(name, f"a{uuid4().hex[:6]}", f"{name}:1")
+
+    for threads in (1, 2, 4, 8):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(move, names[:threads]))
+        speeds[threads] = round(threads * moves / (time.perf_counter() - start), 1)
+    print(f"alias moves a second, by threads, {'S3' if isinstance(url, S3Store) else 'folder'}: {speeds}")
+    return speeds
+
+
+def main() -> None:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1 and 20 MB, three rounds")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 20, 500])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bucket")
+    given = parser.parse_args()
+    sizes, rounds = ([1, 20], 3) if given.quick else (given.sizes, given.rounds)
+    with tempfile.TemporaryDirectory() as folder, somewhere(given.bucket) as bucket:
+        scratch = Path(folder)
+        rows = transfers(bucket, sizes, rounds, scratch)
+        small, moves = scratch / f"adapter-{sizes[0]}", 5 if given.quick else 50
+        result = {
+            "transfers": rows,
+            "requests": present(bucket, scratch),
+            "resolve_ms": resolves(scratch, small, 200 if given.quick else 2000),
+            "alias_moves_s3": alias_moves(S3Store(bucket, "moves"), small, moves),
+            "alias_moves_folder": alias_moves((scratch / "moves").as_uri(), small, moves),
+        }
+    print(json.dumps(result))
+
+
+@contextmanager
+def somewhere(bucket: str | None) -> Iterator[str]:
+    """The bucket that was named, or one of an own server."""
+    if bucket:
+        yield bucket
+    else:
+        with server() as own:
+            yield own
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Every write, and everything that can become of it on its way: it ends exactly once, and what is told is true."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_proxy import Answer, Fault, Forward, Proxy, Request
+
+from swapmeet_registry import open_store
+from swapmeet_registry.stores import Stored, s3, s3_upload
+from swapmeet_registry.stores.s3 import S3Store
+from swapmeet_registry.stores.s3_upload import unfinished
+
+TIMEOUT = 1.0
+LARGE = os.urandom((2 << 20) + 3)
+
+ANSWERS = {
+    "reset": None,
+    "time-out": "late",
+    "500": (500, b"<Error><Code>InternalError</Code></Error>"),
+    "503": (503, b"<Error><Code>SlowDown</Code></Error>"),
+    "409": (409, b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
+    "412": (412, b"<Error><Code>PreconditionFailed</Code></Error>"),
+}
+WRITES: dict[str, Callable[[Request], bool]] = {
+    "create": lambda request: "If-None-Match" in request.headers,
+    "replace": lambda request: "If-Match" in request.headers,
+    "put": lambda request: request.method == "PUT" and "partNumber" not in request.path,
+    "begin upload": lambda request: request.method == "POST" and request.path.endswith("?uploads"),
+    "part": lambda request: request.method == "PUT" and "partNumber=2" in request.path,
+    "end upload": lambda request: request.method == "POST" and "uploadId=" in request.path,
+    "delete": lambda request: request.method == "DELETE",
+}
+
+
+@pytest.fixture
+def store(proxy: Proxy, bucket: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    if answer == "time-out":
+        monkeypatch.setattr("swapmeet_registry.stores.s3_bucket.READ_TIMEOUT", TIMEOUT)
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    monkeypatch.setattr(s3, "LARGEST_PUT", 1 << 19)
+    monkeypatch.setattr(s3_upload, "PART", 1 << 20)
+    opened = open_store(f"s3://{bucket}/prefix")
+    assert isinstance(opened, S3Store)
+    return opened
+
+
+def fault(answer: Any, arrives: bool) -> Fault:
+    def become(forward: Forward) -> Answer | tuple[int, bytes] | None:
+        if arrives:
+            forward()
+        if answer == "late":
+            time.sleep(1.5 * TIMEOUT)
+            return None
+        return answer  # type: ignore[no-any-return]
+
+    return become
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "lost"])
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_ends_exactly_once(
+    store: S3Store, proxy: Proxy, tmp_path: Path, write: str, answer: str, arrives: bool
+) -> None:
+    first = store.swap("old", b"old", None)
+    proxy.wanted = WRITES[write]
+    taken: Counter[int] = Counter()
+    proxy.taken = lambda request, found: taken.update([found.status] if proxy.wanted(request) else [])
+    proxy.faults.append(fault(ANSWERS[answer], arrives))
+    large = tmp_path / "large"
+    if write == "create":
+        etag, data = store.swap("new", b"new", None), b"new"
+        assert store.get("new") == Stored(data, etag)
+        assert taken[200] == 1
+    elif write == "replace":
+        etag = store.swap("old", b"new", first)
+        assert store.get("old") == Stored(b"new", etag)
+        assert taken[200] == 1
+    elif write == "delete":
+        store.delete("old")
+        assert store.get("old") is None
+    else:
+        data = b"small" if write == "put" else LARGE
+        large.write_bytes(data)
+        store.put("new", large, hashlib.sha256(data).hexdigest())
+        assert b"".join(store.stream("new") or ()) == data
+    assert not proxy.faults, "nothing went wrong"
+    kept = [] if write == "delete" else ["old"]
+    assert list(store.list("")) == ([] if write in ("replace", "delete") else ["new"]) + kept
+    # An upload that was begun twice, because the first answer was lost, waits to be swept.
+    left = len(list(unfinished(store.bucket, "")))
+    assert left == 0 or (write, arrives) == ("begin upload", True)
+    assert store.sweep(0) == left
+    assert list(unfinished(store.bucket, "")) == []
