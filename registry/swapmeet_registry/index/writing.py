@@ -83,8 +83,9 @@ def _claim(connection: Connection, change: Change) -> int | None:
         new = _next_id(connection, ADAPTERS)
         kind: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         values = {"id": new, "name": change.name, "changes": 1, "stamp": change.stamp}
-        made = kind(ADAPTERS).values(**values, likes=0, downloads=0).on_conflict_do_nothing()
-        return new if connection.execute(made).rowcount == 1 else None
+        made = kind(ADAPTERS).values(**values, likes=0, downloads=0).on_conflict_do_nothing().returning(ADAPTERS.c.id)
+        inserted: int | None = connection.scalar(made)
+        return inserted
     row = ADAPTERS.c
     moved = (
         update(ADAPTERS)
