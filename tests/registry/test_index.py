@@ -97,7 +97,11 @@ def test_adapters_are_found_by_words_and_filters(
     assert found("law", base="tiny", license="mit", metrics=("eval_loss>0",)) == {"acme/tenancy-old"}
     (hit,) = index.search(Query("deposits")).hits
     assert (hit.purpose, hit.task) == ("Answers questions about German tenancy law", "question-answering")
-    assert (hit.license, hit.tags, hit.metrics) == ("Apache-2.0", ("law", "German"), {"eval_loss": 0.5, "accuracy": 0.9})
+    assert (hit.license, hit.tags, hit.metrics) == (
+        "Apache-2.0",
+        ("law", "German"),
+        {"eval_loss": 0.5, "accuracy": 0.9},
+    )
     assert (hit.rank, hit.targets, hit.base, hit.visibility) == (4, ("q_proj", "v_proj"), "tiny", "private")
 
 

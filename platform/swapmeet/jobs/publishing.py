@@ -18,6 +18,7 @@ from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.jobs.leftovers import clear_copies, kept_bytes
+from swapmeet.marketplace import Market
 from swapmeet.settings import Settings
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
@@ -89,6 +90,7 @@ class Publisher:
         self._store = open_store(settings.storage_url)
         self._registry = Registry(settings.registry_url)
         self._library = BaseLibrary(settings.folder)
+        self._market = Market(database, self._registry)
 
     def checkpoint(self, job: JobRow, saved: Saved) -> Model:
         """Make a checkpoint a model, and those that it pushes off the list none; delete old ones in the storage.
@@ -168,7 +170,10 @@ class Publisher:
             provenance = Provenance.read(folder)
             assert provenance is not None, "the run writes it"
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
-            return self._registry.push(folder, name, base=base.fingerprint, modules=module_shapes(base.path), run=run)
+            shapes = module_shapes(base.path)
+            version = self._registry.push(folder, name, base=base.fingerprint, modules=shapes, run=run)
+        self._market.note(name)
+        return version
 
     def withdraw(self, name: str, reason: str) -> None:
         """Make a checkpoint no model any more."""
@@ -178,6 +183,7 @@ class Publisher:
                     self._registry.yank(str(version), reason)
         except NotFound:
             return
+        self._market.note(name)
 
     def _store_figures(self, job: JobRow, figures: Iterable[EventRow]) -> FileRow:
         data = figures_csv(figures)

@@ -15,7 +15,8 @@ LOCK = 0x5357_4958
 BUSY_SECONDS = 60
 CACHE_KIB = 64 << 10
 MAPPED = 1 << 30
-_WRITES = "swapmeet_index_writes"
+WRITES = "swapmeet_writes"
+"""The option of a transaction that is going to write, as the platform's database has it too."""
 
 
 def make_engine(url: str) -> Engine:
@@ -50,7 +51,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that nobody else writes the index beside."""
-    with index_errors(), engine.execution_options(**{_WRITES: True}).begin() as connection:
+    with index_errors(), engine.execution_options(**{WRITES: True}).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         yield connection
@@ -79,5 +80,5 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
+    writes = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -8,7 +8,7 @@ from itertools import islice
 from time import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from swapmeet_registry.errors import Conflict, Corrupt
 from swapmeet_registry.index import finding, writing
@@ -41,15 +41,15 @@ class Index:
     nobody did so since: so an older state never replaces a newer one.
 
     Args:
-        url: of the database: `sqlite:///FILE` or `postgresql://…`.
+        database: its URL, `sqlite:///FILE` or `postgresql://…`; or an engine, whose SQLite connections must begin
+            transactions as `engines` has them.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._engine = make_engine(url)
+    def __init__(self, database: str | Engine) -> None:
+        self._engine = make_engine(database) if isinstance(database, str) else database
 
     def __reduce__(self) -> tuple[type["Index"], tuple[str]]:
-        return Index, (self.url,)
+        return Index, (self._engine.url.render_as_string(hide_password=False),)
 
     def close(self) -> None:
         """Let go of its connections; it may be used again."""
