@@ -1,5 +1,4 @@
-"""What a server does besides answering: uploads, the queue of jobs, webhooks, metrics for others, what is old,
-what is found.
+"""What a server does besides answering: uploads, the queue of jobs, webhooks, metrics, what is found, what is old.
 
 Any number of servers may do it over one database: one leads the queue, and the others share what is to be sent.
 """

@@ -32,7 +32,8 @@ class Id:
 
 
 PARAMETERS = {
-    "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "owner": "tenant", "permission": "permission",
+    "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "owner": "tenant",
+    "permission": "permission",
     "project_id": "tenant", "sweep_id": "sweep", "tenant": "tenant", "upload_id": "upload",
 }  # fmt: skip
 """Parameters that are ids, and of what."""

@@ -13,6 +13,7 @@ from swapmeet.cli import (
     jobs,
     keys,
     planning,
+    search,
     server,
     sweeps,
     tenants,
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, planning, adapters, diagnosis, demonstration, usage):
+for commands in (server, training, planning, adapters, search, diagnosis, demonstration, usage):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")

@@ -42,7 +42,7 @@ class Popularity:
 
 
 class Counters:
-    """Likes and downloads, in the platform's database. Whether a tenant may know of the adapter, the caller has seen."""
+    """Likes and downloads, in the platform's database. Who may know of an adapter was asked before."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
