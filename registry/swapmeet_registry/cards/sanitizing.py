@@ -1,13 +1,13 @@
 """Markdown of strangers, without what a browser would run.
 
-Raw HTML is taken out, any other `<` is written as `&lt;`, and links keep only addresses that are harmless. Only fenced
-code that begins at a line's start stays as it is, up to the first line that could end any fence: where it is not sure
-that every renderer takes a text for code, it is none here. All of it takes time in proportion to the text.
+Raw HTML is taken out, any other `<` is written as `&lt;`, and links keep only addresses that are harmless. Fenced code
+stays as it is where every renderer must take it for code: where all fences of the text are three backticks at a line's
+start, opening and closing in turn. Otherwise nothing is taken for code. All of it takes time in proportion to the text.
 """
 
 import re
 
-_FENCE = re.compile(r"^(?:```+|~~~+)[\w+#.-]*[ \t]*\n(?:(?![ \t]*(?:```|~~~)).*\n)*[ \t]*(?:```+|~~~+)[ \t]*$", re.M)
+_OPENING, _CLOSING = re.compile(r"```[\w+#.-]*[ \t]*"), re.compile(r"```[ \t]*")
 _HTML = re.compile(r"<!--.*?(?:-->|\Z)|<[!?/a-zA-Z][^<>]*>", re.DOTALL)
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>\"']+)>")
 _LINK = re.compile(r"(\]\(|\]:)(\s*)([^\s)]+)")
@@ -16,12 +16,16 @@ _HARMLESS = re.compile(r"https?://|mailto:[^:&\\]*\Z|[^:&\\]*\Z", re.IGNORECASE)
 
 def without_html(text: str) -> str:
     """The text without HTML, but for what stands in fenced code, and without links that run something."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    parts, at = [], 0
-    for found in _FENCE.finditer(text):
-        parts += [_cleaned(text[at : found.start()]), found[0]]
-        at = found.end()
-    return "".join([*parts, _cleaned(text[at:])])
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    fences = [number for number, line in enumerate(lines) if "```" in line or "~~~" in line]
+    if not all((_CLOSING if place % 2 else _OPENING).fullmatch(lines[at]) for place, at in enumerate(fences)):
+        fences = []
+    parts, end = [], 0
+    for opening, closing in zip(fences[::2], fences[1::2], strict=False):
+        parts += [_cleaned("\n".join(lines[end:opening])), "\n".join(lines[opening : closing + 1])]
+        end = closing + 1
+    parts.append(_cleaned("\n".join(lines[end:])))
+    return "\n".join(parts if end else parts[-1:])
 
 
 def _cleaned(text: str) -> str:
