@@ -50,7 +50,7 @@ def test_a_readme_taken_apart() -> None:
         ("purpose: !!python/object/apply:os.system [ls]", "tag"),
         ("purpose: !custom x", "tag"),
         ("a: " + "[" * 40 + "]" * 40, "deep"),
-        ("a: " + "[" * 5000, "not YAML"),
+        ("a: " + "[" * 5000, "deep"),
         ("a: " + "x" * 20_000, "longer than"),
         ("- a\n- b", "no mapping|not a mapping"),
         ("? [a]\n: b", "not YAML|no text"),
@@ -93,6 +93,8 @@ def test_what_is_wrong_is_left_out_and_told(header: str, mistake: str) -> None:
         "<javascript:alert(1)>",
         "```\ncode\n````\n<script>x</script>\n```",
         "~~~\n```\n~~~\n<script>x</script>\n```\n",
+        "~~~\n```\n~~~\n<script>x</script>\n~~~\n",
+        "```\n```\n<script>x</script>\n```\n",
         "> ```\n<script>x</script>\n```",
         "``` `\n<script>x</script>\n```\n",
         "a ` b\n` <script>x</script> `",
@@ -109,10 +111,10 @@ def test_nothing_that_runs_stays(text: str) -> None:
 
 
 def test_what_is_harmless_stays() -> None:
-    text = "# A *b* `c`\n\n[d](https://example.org/x?a=b&c=d), [e](#f), <https://example.org>, a < b\n\n```html\n<b>g</b>\n```\n"
-    assert without_html(text) == text.replace("<https://example.org>", "https://example.org").replace(
-        "a < b", "a &lt; b"
-    )
+    text = "# A *b* `c`\n\n[d](https://example.org/x?a=b&c=d), [e](#f), <https://example.org>, a < b\n\n"
+    text += "```html\n<b>g</b>\n```\nh\n\n```\n<i>\n```\n"
+    bare = text.replace("<https://example.org>", "https://example.org")
+    assert without_html(text) == bare.replace("a < b", "a &lt; b")
 
 
 @pytest.mark.parametrize("part", ["<", "<a", "<!--", "`", "```\n", "](", "[", '<a "', "]:", "~~~\n```\n", "<a><"])
@@ -127,9 +129,8 @@ def test_a_card(make_adapter: Callable[..., Path], base: Fingerprint, tmp_path: 
     folder = make_adapter(tmp_path / "a")
     registry.push(folder, "acme/legal", base=base)
     (folder / "README.md").write_text(GOOD)
-    Provenance.build(
-        base=base, metrics={"loss|x": 0.5}, training={"epochs": 3}, parent="acme/old@sha256:" + "0" * 64
-    ).write(folder)
+    parent = "acme/old@sha256:" + "0" * 64
+    Provenance.build(base=base, metrics={"loss|x": 0.5}, training={"epochs": 3}, parent=parent).write(folder)
     version = registry.push(folder, "acme/legal", base=base, alias="prod", license="MIT", tags=["a|b", "<i>"])
     registry.yank("acme/legal:1", "Too <b>small</b>.")
     card = Card.of(registry, version, registry.show("acme/legal"), {"statistics": {"largest norm": 3.5}})
