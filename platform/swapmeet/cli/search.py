@@ -4,7 +4,6 @@ With SWAPMEET_URL the server is asked, which knows likes and downloads; without,
 itself, through an index in the user's cache.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,7 +59,7 @@ def search(
             page = client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
         hits, following = page["data"], page["next_cursor"]
     else:
-        several = {"tags": tuple(tag or ()), "metrics": tuple(metric or ())}
+        several: dict[str, Any] = {"tags": tuple(tag or ()), "metrics": tuple(metric or ())}
         found = Registry(settings.registry_url).search(query, **filters, **several, versions=versions, after=after)
         hits, following = [asdict(hit) for hit in found.hits], found.next
     lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
@@ -167,7 +166,7 @@ def _sha256(file: Path) -> str:
         raise typer.BadParameter(f"{file} can not be read ({error.strerror}). Name a file or its SHA-256.") from error
 
 
-def _row(hit: dict[str, Any]) -> Iterable[Any]:
+def _row(hit: dict[str, Any]) -> tuple[Any, ...]:
     size = f"{hit['size'] / (1 << 20):.1f} MB"
     purpose = hit["purpose"] if hit["purpose"] is None or len(hit["purpose"]) <= 80 else hit["purpose"][:79] + "…"
     return (

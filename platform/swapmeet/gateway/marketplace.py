@@ -116,7 +116,7 @@ def card(
 
 @router.get(ADAPTER + "/newer")
 def newer(
-    name: Name, version: Annotated[int, Parameter(ge=1, le=10**9)], caller: Reader, backend: Backend
+    name: Name, caller: Reader, backend: Backend, version: Annotated[int, Parameter(ge=1, le=10**9)] = 1
 ) -> dict[str, Any]:
     """Whether there is a newer usable version than one at hand, and which."""
     latest = next((each for each in reversed(_listing(backend, caller, name).versions) if each.usable), None)

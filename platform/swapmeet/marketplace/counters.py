@@ -8,6 +8,7 @@ parts, two servers at the same moment. The index has a copy to sort by, changed 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
@@ -100,10 +101,9 @@ class Counters:
     def recount(self) -> None:
         """Set the index's copies right where they are not, as after it was made anew."""
         for likes, table in ((True, LikeRow), (False, DownloadRow)):
-            names = self._database.read(lambda session, likes=likes, table=table: _wrong(session, likes, table))
+            names = self._database.read(partial(_wrong, likes, table))
             for start in range(0, len(names), AT_ONCE):
-                some = names[start : start + AT_ONCE]
-                self._database.write(lambda session, some=some: [_set(session, name) for name in some])
+                self._database.write(partial(_set_all, names[start : start + AT_ONCE]))
 
 
 def _locked(session: Session, name: AdapterName) -> None:
@@ -120,6 +120,11 @@ def _add(session: Session, name: AdapterName, likes: int = 0, downloads: int = 0
         session.execute(update(table).where(key == adapter).values(more))
 
 
+def _set_all(names: Sequence[str], session: Session) -> None:
+    for name in sorted(names):
+        _set(session, name)
+
+
 def _set(session: Session, name: str) -> None:
     _locked(session, AdapterName.parse(name))
     adapter = select(ADAPTERS.c.id).where(ADAPTERS.c.name == name).scalar_subquery()
@@ -131,7 +136,7 @@ def _set(session: Session, name: str) -> None:
         session.execute(update(table).where(key == adapter).values(counts))
 
 
-def _wrong(session: Session, likes: bool, table: type[LikeRow] | type[DownloadRow]) -> Sequence[str]:
+def _wrong(likes: bool, table: type[LikeRow] | type[DownloadRow], session: Session) -> Sequence[str]:
     """The adapters whose copy of a count is wrong."""
     counted = select(table.adapter, func.count().label("number")).group_by(table.adapter).subquery()
     number = func.coalesce(counted.c.number, 0)
