@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from swapmeet_registry.index import words as texts
 from swapmeet_registry.index.looking import TASK, Content, Found, Known, searched
@@ -56,69 +55,72 @@ def known(connection: Connection, names: Sequence[str]) -> dict[str, Known]:
     return {name: Known(count, frozenset(digests), stamp) for name, (count, stamp, digests) in found.items()}
 
 
-def write(connection: Connection, changes: Iterable[Change]) -> list[str]:
-    """Write what was found; gives the names that somebody else wrote meanwhile, to be looked at again."""
-    lost: list[str] = []
-    rows: dict[Any, list[dict[str, Any]]] = {}
-    for change in changes:
-        adapter = _claim(connection, change)
-        if adapter is None:
-            lost.append(change.name)
-        elif change.found is None:
-            _delete_versions(connection, [adapter], None)
-            connection.execute(delete(READERS).where(READERS.c.adapter == adapter))
-            connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id == adapter))
-        elif adapter:
-            _write_adapter(connection, adapter, change, change.found, rows)
-    _insert(connection, rows)
-    return lost
+def write(connection: Connection, changes: Sequence[Change]) -> list[str]:
+    """Write what was found; gives the names that somebody else wrote meanwhile, to be looked at again.
 
-
-def _claim(connection: Connection, change: Change) -> int | None:
-    """The adapter's id once its row says that it changed; 0: nothing is to be done; None: another was faster."""
-    count = change.before.changes
-    if not count:
-        if change.found is None:
-            return 0
-        new = _next_id(connection, ADAPTERS)
-        kind: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        values = {"id": new, "name": change.name, "changes": 1, "stamp": change.stamp}
-        made = kind(ADAPTERS).values(**values, likes=0, downloads=0).on_conflict_do_nothing().returning(ADAPTERS.c.id)
-        inserted: int | None = connection.scalar(made)
-        return inserted
+    Nobody else writes before the transaction ends.
+    """
     row = ADAPTERS.c
-    moved = (
-        update(ADAPTERS)
-        .where(row.name == change.name, row.changes == count)
-        .values(changes=count + 1, stamp=change.stamp)
-        .returning(row.id)
-    )
-    identity: int | None = connection.scalar(moved)
-    return identity
+    names = [change.name for change in changes]
+    there = {each.name: each for each in connection.execute(select(ADAPTERS).where(row.name.in_(names)))}
+    lost = {each.name for each in changes if each.before.changes != _changes(there.get(each.name))}
+    good = [change for change in changes if change.name not in lost]
+    new = [change for change in good if change.name not in there and change.found is not None]
+    first = _next_id(connection, ADAPTERS)
+    ids = {change.name: first + place for place, change in enumerate(new)}
+    fresh = {"changes": 1, "likes": 0, "downloads": 0}
+    if new:
+        rows = [{"id": ids[each.name], "name": each.name, "stamp": each.stamp, **fresh} for each in new]
+        connection.execute(insert(ADAPTERS), rows)
+    old = [change for change in good if change.name in there and change.found is not None]
+    if old:
+        more = update(ADAPTERS).where(row.id == bindparam("of")).values(changes=row.changes + 1, stamp=bindparam("now"))
+        connection.execute(more, [{"of": there[each.name].id, "now": each.stamp} for each in old])
+    _delete(connection, [there[each.name].id for each in good if each.name in there and each.found is None])
+    made: dict[Any, list[dict[str, Any]]] = {}
+    for change in (*new, *old):
+        of = ids.get(change.name) or there[change.name].id
+        known = there.get(change.name)
+        counted = {name: getattr(known, name) if known is not None else 0 for name in ("likes", "downloads")}
+        _write_adapter(connection, of, change, counted, made)
+    _insert(connection, made)
+    return sorted(lost)
+
+
+def _changes(row: Any) -> int:
+    return 0 if row is None else int(row.changes)
+
+
+def _delete(connection: Connection, adapters: list[int]) -> None:
+    if adapters:
+        _delete_versions(connection, adapters, None)
+        connection.execute(delete(READERS).where(READERS.c.adapter.in_(adapters)))
+        connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id.in_(adapters)))
 
 
 def _write_adapter(
-    connection: Connection, adapter: int, change: Change, found: Found, rows: dict[Any, list[dict[str, Any]]]
+    connection: Connection,
+    adapter: int,
+    change: Change,
+    counted: dict[str, int],
+    rows: dict[Any, list[dict[str, Any]]],
 ) -> None:
-    listing, before = found.listing, change.before
-    versions = searched(listing)
+    """Change what is there of an adapter, and add to `rows` what is to be inserted."""
+    found, before = change.found, change.before
+    assert found is not None
+    listing, versions = found.listing, searched(found.listing)
     if gone := before.digests - {version.digest for version in versions}:
         _delete_versions(connection, [adapter], gone)
-    known = [version for version in versions if version.digest in before.digests]
-    if known:
+    if known := [version for version in versions if version.digest in before.digests]:
         _update_versions(connection, adapter, listing, known)
+    if before.changes:
         connection.execute(delete(READERS).where(READERS.c.adapter == adapter))
     for tenant in listing.shared_with if listing.visibility == "shared" else ():
         rows.setdefault(READERS, []).append({"tenant": tenant, "adapter": adapter})
-    counted = {"likes": 0, "downloads": 0}
-    if before.changes and found.contents:
-        row = connection.execute(select(ADAPTERS.c.likes, ADAPTERS.c.downloads).where(ADAPTERS.c.id == adapter)).one()
-        counted = {"likes": row.likes, "downloads": row.downloads}
     for version in versions:
         if (content := found.contents.get(version.digest)) is not None:
-            rows.setdefault(VERSIONS, []).append(
-                {"adapter": adapter, **_row(listing, version, content), **counted, "content": content}
-            )
+            made = {"adapter": adapter, **_row(listing, version, content), **counted, "content": content}
+            rows.setdefault(VERSIONS, []).append(made)
 
 
 def _update_versions(connection: Connection, adapter: int, listing: Listing, versions: list[Version]) -> None:
