@@ -1,4 +1,4 @@
-"""What a server does besides answering: uploads, the queue of jobs, webhooks, metrics for others, what is old.
+"""What a server does besides answering: uploads, the queue of jobs, webhooks, metrics, what is found, what is old.
 
 Any number of servers may do it over one database: one leads the queue, and the others share what is to be sent.
 """
@@ -17,11 +17,13 @@ from swapmeet.errors import DatabaseFailed
 from swapmeet.fine_tuning import settle
 from swapmeet.gateway.tuning import Tuning, tended
 from swapmeet.integrations import Relay
+from swapmeet.marketplace import Market
 from swapmeet.queue.scheduler import Scheduler
 from swapmeet.retention import Retention
 from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings
 from swapmeet.webhooks import Deliverer, Sender, announce
+from swapmeet_registry import Registry
 from swapmeet_training.attempts.warm import keep_warm
 
 LOOKS = 1.0
@@ -41,6 +43,7 @@ def at_work(settings: Settings, database: Database, tuning: Tuning) -> Iterator[
         "webhooks": deliverer.serve,
         "integrations": Relay(database, settings).serve,
         "warm": lambda stop: warm_up(settings, database, stop),
+        "market": Market(database, Registry(settings.registry_url)).serve,
         "retention": Retention(settings, database).serve,
     }
     threads = [threading.Thread(target=serve, args=(stop,), name=name, daemon=True) for name, serve in serves.items()]

@@ -2,6 +2,8 @@
 
     RegistryError
     ├── InvalidName          (ValueError)       a name, version, alias or digest is misspelt
+    ├── InvalidQuery         (ValueError)       a search asks for what can not be
+    ├── IndexFailed          (OSError)          the search index can not be used
     ├── NotFound             (LookupError)      no such adapter, version, alias or digest
     ├── Recalled             (PermissionError)  the version was recalled: nobody may use it
     ├── Conflict             (RuntimeError)     somebody else wrote first
@@ -31,6 +33,18 @@ class InvalidName(RegistryError, ValueError):
     """A name, version, alias or digest that can not exist."""
 
     code = "invalid_name"
+
+
+class InvalidQuery(RegistryError, ValueError):
+    """A search with a filter, sort or place that can not be."""
+
+    code = "invalid_query"
+
+
+class IndexFailed(RegistryError, OSError):
+    """The search index's database can not be used. The registry itself is as it was."""
+
+    code = "index_unavailable"
 
 
 class NotFound(RegistryError, LookupError):

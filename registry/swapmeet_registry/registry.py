@@ -5,9 +5,9 @@ and aliases. Until the head is written nobody sees anything; from then on everyt
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from swapmeet_registry import reports
@@ -23,7 +23,7 @@ from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.lineage import Ancestor, ancestors
 from swapmeet_registry.lora_parts import Modules
-from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.recalls import Recalls
@@ -32,6 +32,9 @@ from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.statistics import Report
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
+
+if TYPE_CHECKING:
+    from swapmeet_registry.index import Page
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +145,14 @@ class Registry(Life):
         """
         manifest = self.manifest(version)
         return reports.read(self.backend, version.digest, manifest, lambda file: self._contents.blob(version, file))
+
+    def stream(self, version: Version, file: StoredFile) -> Iterator[bytes]:
+        """A file's bytes in pieces; the end comes only if they are the right ones.
+
+        Raises:
+            Corrupt: they are gone or were changed.
+        """
+        return self._contents.blob(version, file)
 
     def pull(
         self,
@@ -269,6 +280,24 @@ class Registry(Life):
     def names(self) -> list[str]:
         """All adapters' names, sorted."""
         return self.backend.names()
+
+    def search(self, words: str = "", *, reader: str | None = None, **filters: Any) -> "Page":
+        """Find adapters by words and filters, in an index in the user's cache that is brought up to date first.
+
+        Args:
+            words: each must begin a word of the adapter's name, tags, base, purpose or card.
+            reader: a tenant, to find only what it may read; None finds all.
+            filters: see `index.Query`: base, task, tags, license, owner, rank_min, size_max, metrics, sort, limit, ….
+
+        Raises:
+            IndexFailed: the index can not be kept.
+            InvalidQuery: a filter is wrong.
+            StoreError: the store failed.
+        """
+        from swapmeet_registry.index import Query, open_index  # SQLAlchemy takes long to import
+
+        query = Query(words, **filters)
+        return open_index(self, lambda index: index.search(query, reader))
 
     def _withdraw(self, ref: str, how: Withdrawal, reason: str) -> Version:
         version = super()._withdraw(ref, how, reason)

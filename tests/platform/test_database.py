@@ -4,6 +4,7 @@ import pickle
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -16,6 +17,7 @@ from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import KeyRow, Table, TenantRow
 from swapmeet.errors import DatabaseFailed
+from swapmeet_registry.index.tables import METADATA, WORDS
 
 
 def _add(name: str, session: Session) -> None:
@@ -24,8 +26,14 @@ def _add(name: str, session: Session) -> None:
 
 def test_the_migrations_make_just_the_tables_that_the_code_knows(database: Database) -> None:
     with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Table.metadata) == []
+        # The index's words are a table in its database's own way; SQLite keeps them in several.
+        own = {
+            "compare_type": True,
+            "include_name": lambda name, kind, _: kind != "table" or not name.startswith(WORDS),
+        }
+        context = MigrationContext.configure(connection, opts=own)
+        known: Any = [Table.metadata, METADATA]
+        assert compare_metadata(context, known) == []
     upgrade(database)  # once more changes nothing
 
 

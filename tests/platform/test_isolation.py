@@ -32,7 +32,8 @@ class Id:
 
 
 PARAMETERS = {
-    "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "permission": "permission",
+    "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "owner": "tenant",
+    "permission": "permission",
     "project_id": "tenant", "sweep_id": "sweep", "tenant": "tenant", "upload_id": "upload",
 }  # fmt: skip
 """Parameters that are ids, and of what."""
@@ -43,10 +44,13 @@ AFTER = {
 }  # fmt: skip
 """What a list goes on after, by the last part of its path."""
 PLAIN = {
-    "action", "attempt", "by", "end", "format", "idempotency-key", "limit", "order", "owned", "purpose", "skip",
-    "start", "tail",
+    "action", "adapter", "attempt", "base", "by", "cursor", "end", "format", "idempotency-key", "license", "limit",
+    "metric", "order", "owned", "purpose", "query", "rank_max", "rank_min", "sha256", "size_max", "size_min", "skip",
+    "sort", "start", "tag", "tail", "task", "version", "versions",
 }  # fmt: skip
 """Parameters that are no ids."""
+SAME = {"adapter": "legal", "sha256": "0" * 64}
+"""What stands in the path of both: everybody's adapter goes by this name, and `owner` tells whose it is meant."""
 CHAT = [{"role": "user", "content": "Hello"}]
 JOB = {"model": Id("model"), "training_file": Id("file"), "validation_file": Id("held_out")}
 JOB |= {"lora": {"name": Id("adapter")}}
@@ -97,7 +101,7 @@ OPERATORS = {("POST", "/v1/tenants"), ("POST", "/v1/tenants/{name}"), ("GET", "/
 """What only the operator may do: another is told no more than that."""
 POSITIONS = {("/v1/tenants", "after"), ("/v1/files", "after"), ("/v1/audit", "after")}
 """Ids that say by themselves where a list goes on, so that one which is gone is as good."""
-FILTERS = {("/v1/fine_tuning/checkpoints/{model}/permissions", "project_id")}
+FILTERS = {("/v1/fine_tuning/checkpoints/{model}/permissions", "project_id"), ("/v1/search", "owner")}
 """Ids that narrow a list down, where nobody's is as good."""
 
 
@@ -120,6 +124,8 @@ class Operation:
         path = self.path
         for name in self.inside:
             path = path.replace(f"{{{name}}}", quote(ids[name], safe="/:@"))
+        for name, value in SAME.items():
+            path = path.replace(f"{{{name}}}", value)
         more: dict[str, Any] = {"params": {name: ids[name] for name in self.query if name in ids}}
         if self.path in FORMS and self.method == "POST":
             more |= FORMS[self.path]
@@ -167,7 +173,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
             assert not places["header"]
             body = dict(marked(BODIES.get(path))) if "requestBody" in described else {}
             found.append(Operation(method.upper(), path, places["path"], places["query"], body))
-    return sorted(found, key=lambda each: ["GET", "POST", "DELETE"].index(each.method))
+    return sorted(found, key=lambda each: ["GET", "PUT", "POST", "DELETE"].index(each.method))
 
 
 def kind_of(path: str, name: str) -> str | None:

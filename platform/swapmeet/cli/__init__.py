@@ -14,6 +14,7 @@ from swapmeet.cli import (
     keys,
     planning,
     provenance,
+    search,
     server,
     signing,
     stores,
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for commands in (
-    server, training, planning, adapters, withdrawal, signing, provenance, diagnosis, demonstration, usage,
+    server, training, planning, adapters, search, withdrawal, signing, provenance, diagnosis, demonstration, usage,
 ):  # fmt: skip
     commands.register(app)
 app.add_typer(bases.app, name="base")

@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from fastapi import FastAPI
 
 from swapmeet.database import Database
-from swapmeet.gateway import models, webhooks
+from swapmeet.gateway import marketplace, models, webhooks
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
 from swapmeet.gateway.services import Replicas, Services
 from swapmeet.gateway.tuning import Tuning, build_tuning
 from swapmeet.jobs import Jobs
+from swapmeet.marketplace import Market
 from swapmeet.permissions import Permissions
 from swapmeet.secret_key import load_secret_key
 from swapmeet.settings import Settings
@@ -54,6 +55,7 @@ def assemble(
         background=lambda: background(settings, database, tuning),
     )
     models.install(app, Permissions(database))
+    marketplace.install(app, Market(database, registry))
     sender = Sender(private=settings.webhook_private)
     webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
     return app

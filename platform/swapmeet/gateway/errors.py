@@ -30,6 +30,7 @@ STATUS = {
     "job_not_found": 404,
     "invalid_job_state": 400,
     "invalid_name": 404,
+    "invalid_query": 400,
     "base_mismatch": 400,
     "adapter_refused": 400,
     "context_length_exceeded": 400,
@@ -58,6 +59,7 @@ STATUS = {
     "store_full": 503,
     "database_unavailable": 503,
     "planning_failed": 503,
+    "index_unavailable": 503,
     "corrupt": 500,
     "secret_key_wrong": 500,
     "signing_key_invalid": 500,
@@ -78,6 +80,7 @@ RETRY_AFTER = {
     "store_unavailable": "5",
     "database_unavailable": "5",
     "planning_failed": "5",
+    "index_unavailable": "5",
 }
 MOST_MISTAKES = 20
 """So many of a request's are told: a long list may have a million."""

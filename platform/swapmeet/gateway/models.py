@@ -10,6 +10,7 @@ from swapmeet.database.tables import PermissionRow
 from swapmeet.errors import RequestRefused
 from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.marketplace import noted
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.permissions import Permissions
@@ -53,12 +54,13 @@ Granted = Annotated[Permissions, Depends(permissions_of)]
 
 
 @router.delete("/models/{model:path}")
-async def delete(model: str, backend: Backend, caller: Publisher) -> dict[str, Any]:
+async def delete(request: Request, model: str, backend: Backend, caller: Publisher) -> dict[str, Any]:
     """Withdraw every version of an adapter, or the one version that is named. Its digests still find it."""
     if model == backend.base.name:
         raise RequestRefused("The base itself can not be deleted: it is what the server hosts.", "model")
     reference = await _own(model, backend, caller)
     await run_in_threadpool(_delete, backend, reference, caller)
+    await noted(request, reference.name)
     return {"id": model, "object": "model", "deleted": True}
 
 

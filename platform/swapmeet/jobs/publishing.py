@@ -18,6 +18,7 @@ from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.jobs.leftovers import clear_copies, kept_bytes
+from swapmeet.marketplace import Market
 from swapmeet.settings import Settings
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
@@ -93,6 +94,7 @@ class Publisher:
         self._registry = Registry(settings.registry_url)
         self._signer = settings.signer
         self._library = BaseLibrary(settings.folder)
+        self._market = Market(database, self._registry)
 
     def checkpoint(self, job: JobRow, saved: Saved) -> Model:
         """Make a checkpoint a model, and those that it pushes off the list none; delete old ones in the storage.
@@ -182,6 +184,7 @@ class Publisher:
             )
         if self._signer is not None:
             self._registry.sign(version.pinned, self._signer)
+        self._market.note(name)
         return version
 
     def withdraw(self, name: str, reason: str) -> None:
@@ -192,6 +195,7 @@ class Publisher:
                     self._registry.yank(str(version), reason)
         except NotFound:
             return
+        self._market.note(name)
 
     def _store_figures(self, job: JobRow, figures: Iterable[EventRow]) -> FileRow:
         data = figures_csv(figures)

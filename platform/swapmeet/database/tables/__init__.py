@@ -4,6 +4,7 @@ from swapmeet.database.tables.base import Table
 from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
 from swapmeet.database.tables.integrations import SinkRow
 from swapmeet.database.tables.jobs import CheckpointRow, EventRow, JobRow, LeaseRow, PermissionRow
+from swapmeet.database.tables.marketplace import DownloadRow, LikeRow
 from swapmeet.database.tables.sweeps import SweepRow, SweepRunRow
 from swapmeet.database.tables.tenancy import AuditRow, KeyRow, SpendingRow, TenantRow, UsageRow
 from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
@@ -12,11 +13,13 @@ __all__ = [
     "AuditRow",
     "CheckpointRow",
     "DeliveryRow",
+    "DownloadRow",
     "EventRow",
     "FileRow",
     "JobRow",
     "KeyRow",
     "LeaseRow",
+    "LikeRow",
     "PartRow",
     "PermissionRow",
     "SinkRow",

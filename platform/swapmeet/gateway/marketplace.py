@@ -1,0 +1,190 @@
+"""What is found and liked: search, cards, likes, files by their hash. Of others' private adapters nobody learns."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi import Query as Parameter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.services import Services, services
+from swapmeet.marketplace import Market
+from swapmeet.tenancy import visible
+from swapmeet_registry import AdapterName, Listing, Reference, Version
+from swapmeet_registry.cards import Card, markdown
+from swapmeet_registry.heads import absent
+from swapmeet_registry.index import Hit, Page, Query
+
+router = APIRouter(prefix="/v1", tags=["marketplace"])
+ADAPTER = "/adapters/{owner}/{adapter}"
+DIGEST = r"^[0-9a-f]{64}$"
+
+Backend = Annotated[Services, Depends(services)]
+Reader = Annotated[Caller, Depends(may("read"))]
+
+
+def install(app: FastAPI, market: Market) -> None:
+    """Add the routes to an app, over this market and the app's services."""
+    app.state.market = market
+    app.include_router(router)
+
+
+async def market(request: Request) -> Market:
+    """The app's market, as a FastAPI dependency."""
+    found = request.app.state.market
+    assert isinstance(found, Market)
+    return found
+
+
+async def adapter_name(owner: str, adapter: str) -> AdapterName:
+    """The adapter in a route's path, as a FastAPI dependency."""
+    return AdapterName(owner, adapter)
+
+
+Sold = Annotated[Market, Depends(market)]
+Name = Annotated[AdapterName, Depends(adapter_name)]
+Text = Annotated[str | None, Parameter(max_length=1000)]
+Texts = Annotated[Sequence[str], Parameter(max_length=20)]
+Number = Annotated[int | None, Parameter(ge=0, le=2**62)]
+
+
+@router.get("/search")
+def search(
+    caller: Reader,
+    found: Sold,
+    query: Annotated[str, Parameter(max_length=1000)] = "",
+    base: Text = None,
+    task: Text = None,
+    tag: Texts = (),
+    license: Text = None,  # noqa: A002 - the parameter's name
+    owner: Text = None,
+    rank_min: Number = None,
+    rank_max: Number = None,
+    size_min: Number = None,
+    size_max: Number = None,
+    metric: Texts = (),
+    sort: Literal["relevance", "downloads", "likes", "date"] = "relevance",
+    versions: bool = False,
+    cursor: Text = None,
+    limit: Annotated[int, Parameter(ge=1, le=200)] = 20,
+) -> dict[str, Any]:
+    """Find adapters, each by its newest usable version, or with `versions` versions.
+
+    All words and filters must fit. `base` is a base's name or weights digest, a `metric` a range such as
+    `eval_loss<=0.9`, sizes are in bytes; `tag` and `metric` may be given again. `next_cursor` of an answer is the
+    `cursor` of the page that follows.
+    """
+    wanted = Query(
+        query, base, task, tuple(tag), license, owner, rank_min, rank_max, size_min, size_max, tuple(metric), sort,
+        versions, cursor, limit,
+    )  # fmt: skip
+    return _page(found.index.search(wanted, _reader(caller)))
+
+
+@router.get("/files-by-hash/{sha256}")
+def files_by_hash(sha256: Annotated[str, Path(pattern=DIGEST)], caller: Reader, found: Sold) -> dict[str, Any]:
+    """The versions that a file is part of, newest first; `withdrawn` says of some that they were yanked or recalled."""
+    return _page(Page(found.index.by_file(sha256, _reader(caller))))
+
+
+@router.get(ADAPTER + "/card")
+def card(
+    name: Name,
+    caller: Reader,
+    backend: Backend,
+    found: Sold,
+    version: Annotated[str | None, Parameter(max_length=200)] = None,
+    format: Literal["json", "markdown"] = "json",  # noqa: A002 - the parameter's name
+) -> Response:
+    """All that is told of a version on one page, the newest if none is named: as JSON, or as Markdown without HTML."""
+    listing = _listing(backend, caller, name)
+    wanted = Reference(name) if version is None else Reference.within(name, version)
+    shown = Card.of(backend.registry, backend.registry.resolve(str(wanted)), listing, {})
+    headers = {"x-content-type-options": "nosniff"}
+    if format == "markdown":
+        return PlainTextResponse(markdown(shown), media_type="text/markdown", headers=headers)
+    received = _popularity(found, name, caller)
+    more = {key: received[key] for key in ("likes", "liked", "downloads")}
+    newer = found.index.newer(str(name), shown.version.version)
+    more |= {"newer": None if newer is None else newer.version}
+    return JSONResponse({"object": "adapter.card"} | shown.as_json() | more, headers=headers)
+
+
+@router.get(ADAPTER + "/newer")
+def newer(
+    name: Name, caller: Reader, backend: Backend, version: Annotated[int, Parameter(ge=1, le=10**9)] = 1
+) -> dict[str, Any]:
+    """Whether there is a newer usable version than one at hand, and which."""
+    latest = next((each for each in reversed(_listing(backend, caller, name).versions) if each.usable), None)
+    better = latest if latest is not None and latest.version > version else None
+    told = None if better is None else _version(better)
+    return {"object": "adapter.newer", "name": str(name), "version": version, "newer": told}
+
+
+@router.get(ADAPTER + "/likes")
+def likes(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
+    """How an adapter is received. Its owner is told the downloads of each day."""
+    _listing(backend, caller, name)
+    return _popularity(found, name, caller)
+
+
+@router.put(ADAPTER + "/likes")
+def like(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
+    """Like an adapter, in the name of the caller's tenant; once more changes nothing."""
+    _listing(backend, caller, name)
+    found.counters.like(name, caller.tenant)
+    return _popularity(found, name, caller)
+
+
+@router.delete(ADAPTER + "/likes")
+def unlike(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
+    """Take a like back."""
+    _listing(backend, caller, name)
+    found.counters.unlike(name, caller.tenant)
+    return _popularity(found, name, caller)
+
+
+async def noted(request: Request, name: AdapterName | str) -> None:
+    """Have the index know what a route just did to an adapter; an app without a market has none."""
+    if isinstance(found := getattr(request.app.state, "market", None), Market):
+        await run_in_threadpool(found.note, name)
+
+
+def _listing(backend: Services, caller: Caller, name: AdapterName) -> Listing:
+    """What is under a name that the caller may know of; another's private one does not exist."""
+    listing = backend.registry.show(str(name))
+    opened = listing.visibility == "public" or caller.tenant in listing.shared_with
+    if not (opened or visible(caller, str(name))):
+        raise absent(name, backend.registry.backend.absence(name))
+    return listing
+
+
+def _reader(caller: Caller) -> str | None:
+    return None if caller.operator else caller.tenant
+
+
+def _popularity(found: Market, name: AdapterName, caller: Caller) -> dict[str, Any]:
+    owner = caller.operator or caller.tenant == name.tenant
+    received = found.counters.popularity(name, caller.tenant, days=owner)
+    told: dict[str, Any] = {"object": "adapter.likes", "name": str(name), **asdict(received)}
+    days: Sequence[tuple[date, int]] = told.pop("days")
+    if owner:
+        told["days"] = [{"day": day.isoformat(), "downloads": count} for day, count in days]
+    return told
+
+
+def _page(found: Page) -> dict[str, Any]:
+    data = [_hit(each) for each in found.hits]
+    return {"object": "list", "data": data, "has_more": found.next is not None, "next_cursor": found.next}
+
+
+def _hit(found: Hit) -> dict[str, Any]:
+    return {"object": "adapter.hit", "id": f"{found.name}@{found.digest}", **asdict(found)}
+
+
+def _version(version: Version) -> dict[str, Any]:
+    return {"version": version.version, "digest": version.digest, "created_at": version.created_at}

@@ -1,0 +1,256 @@
+"""What was found of adapters as rows. Each adapter is one step: whoever read it before somebody else wrote it loses."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from swapmeet_registry.index import words as texts
+from swapmeet_registry.index.looking import TASK, Content, Found, Known, searched
+from swapmeet_registry.index.tables import (
+    ADAPTERS,
+    COLUMNS,
+    FILES,
+    METRICS,
+    MOST_KEY,
+    READERS,
+    TAGS,
+    VERSIONS,
+    WORDS,
+    folded,
+)
+from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.names import LATEST, AdapterName
+from swapmeet_registry.version import Listing, Version
+
+AT_ONCE = 500
+"""Ids in one statement."""
+LARGEST_INTEGER, LARGEST = 2**31 - 1, 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An adapter, what the index had of it before it was looked at, what was found then, and the head's stamp."""
+
+    name: str
+    before: Known
+    found: Found | None
+    stamp: str
+
+
+def known(connection: Connection, names: Sequence[str]) -> dict[str, Known]:
+    """What the index has of some adapters."""
+    rows = connection.execute(
+        select(ADAPTERS.c.name, ADAPTERS.c.changes, ADAPTERS.c.stamp, VERSIONS.c.digest)
+        .outerjoin(VERSIONS)
+        .where(ADAPTERS.c.name.in_(names))
+    )
+    found: dict[str, tuple[int, str, set[str]]] = {}
+    for row in rows:
+        digests = found.setdefault(row.name, (row.changes, row.stamp, set()))[2]
+        if row.digest is not None:
+            digests.add(row.digest)
+    return {name: Known(count, frozenset(digests), stamp) for name, (count, stamp, digests) in found.items()}
+
+
+def write(connection: Connection, changes: Sequence[Change]) -> list[str]:
+    """Write what was found; gives the names that somebody else wrote meanwhile, to be looked at again.
+
+    Nobody else writes before the transaction ends.
+    """
+    row = ADAPTERS.c
+    names = [change.name for change in changes]
+    there = {each.name: each for each in connection.execute(select(ADAPTERS).where(row.name.in_(names)))}
+    lost = {each.name for each in changes if each.before.changes != _changes(there.get(each.name))}
+    good = [change for change in changes if change.name not in lost]
+    new = [change for change in good if change.name not in there and change.found is not None]
+    first = _next_id(connection, ADAPTERS)
+    ids = {change.name: first + place for place, change in enumerate(new)}
+    fresh = {"changes": 1, "likes": 0, "downloads": 0}
+    if new:
+        rows = [{"id": ids[each.name], "name": each.name, "stamp": each.stamp, **fresh} for each in new]
+        connection.execute(insert(ADAPTERS), rows)
+    old = [change for change in good if change.name in there and change.found is not None]
+    if old:
+        more = update(ADAPTERS).where(row.id == bindparam("of")).values(changes=row.changes + 1, stamp=bindparam("now"))
+        connection.execute(more, [{"of": there[each.name].id, "now": each.stamp} for each in old])
+    _delete(connection, [there[each.name].id for each in good if each.name in there and each.found is None])
+    made: dict[Any, list[dict[str, Any]]] = {}
+    for change in (*new, *old):
+        of = ids.get(change.name) or there[change.name].id
+        known = there.get(change.name)
+        counted = {name: getattr(known, name) if known is not None else 0 for name in ("likes", "downloads")}
+        _write_adapter(connection, of, change, counted, made)
+    _insert(connection, made)
+    return sorted(lost)
+
+
+def _changes(row: Any) -> int:
+    return 0 if row is None else int(row.changes)
+
+
+def _delete(connection: Connection, adapters: list[int]) -> None:
+    if adapters:
+        _delete_versions(connection, adapters, None)
+        connection.execute(delete(READERS).where(READERS.c.adapter.in_(adapters)))
+        connection.execute(delete(ADAPTERS).where(ADAPTERS.c.id.in_(adapters)))
+
+
+def _write_adapter(
+    connection: Connection,
+    adapter: int,
+    change: Change,
+    counted: dict[str, int],
+    rows: dict[Any, list[dict[str, Any]]],
+) -> None:
+    """Change what is there of an adapter, and add to `rows` what is to be inserted."""
+    found, before = change.found, change.before
+    assert found is not None
+    listing, versions = found.listing, searched(found.listing)
+    if gone := before.digests - {version.digest for version in versions}:
+        _delete_versions(connection, [adapter], gone)
+    if known := [version for version in versions if version.digest in before.digests]:
+        _update_versions(connection, adapter, listing, known)
+    if before.changes:
+        connection.execute(delete(READERS).where(READERS.c.adapter == adapter))
+    for tenant in listing.shared_with if listing.visibility == "shared" else ():
+        rows.setdefault(READERS, []).append({"tenant": tenant, "adapter": adapter})
+    for version in versions:
+        if (content := found.contents.get(version.digest)) is not None:
+            made = {"adapter": adapter, **_row(listing, version, content), **counted, "content": content}
+            rows.setdefault(VERSIONS, []).append(made)
+
+
+def _update_versions(connection: Connection, adapter: int, listing: Listing, versions: list[Version]) -> None:
+    row = VERSIONS.c
+    there = connection.execute(
+        select(row.version, row.newest, row.usable, row.public, row.withdrawn, row.shown).where(row.adapter == adapter)
+    )
+    now = {each.version: each for each in there}
+    changed = []
+    for version in versions:
+        old = now[version.version]
+        shown = json.loads(old.shown) | {"visibility": listing.visibility}
+        state = _state(listing, version) | {"shown": _dumped(shown)}
+        if any(getattr(old, name) != value for name, value in state.items()):
+            changed.append({"of": adapter, "number": version.version, **state})
+    if changed:
+        names = ("newest", "usable", "public", "withdrawn", "shown")
+        connection.execute(
+            update(VERSIONS)
+            .where(row.adapter == bindparam("of"), row.version == bindparam("number"))
+            .values({name: bindparam(name) for name in names}),
+            changed,
+        )
+
+
+def _state(listing: Listing, version: Version) -> dict[str, Any]:
+    """What of a version's row may change."""
+    withdrawn = "recalled" if version.recalled is not None else "yanked" if version.yanked else None
+    return {
+        "newest": int(listing.aliases.get(LATEST) == version.version),
+        "usable": int(version.usable),
+        "public": int(listing.visibility == "public"),
+        "withdrawn": withdrawn,
+    }
+
+
+def _row(listing: Listing, version: Version, content: Content) -> dict[str, Any]:
+    manifest, task = content.manifest, content.task
+    shown = {
+        "base": manifest.base.name,
+        "license": manifest.license,
+        "task": task,
+        "tags": manifest.tags,
+        "targets": manifest.lora.target_modules,
+        "metrics": manifest.metrics,
+        "purpose": content.readme.purpose,
+        "visibility": listing.visibility,
+    }
+    return {
+        **_state(listing, version),
+        "version": version.version,
+        "tenant": AdapterName.parse(listing.name).tenant,
+        "created_at": version.created_at,
+        "rank": min(manifest.lora.rank, LARGEST_INTEGER),
+        "size": min(manifest.size, LARGEST),
+        "parameters": min(manifest.lora.parameters, LARGEST),
+        "weights": manifest.base.weights.replace("\0", "")[:MOST_KEY],
+        "base_key": folded(manifest.base.name),
+        "license_key": folded(manifest.license) if manifest.license else None,
+        "task_key": folded(task) if task else None,
+        "name": listing.name,
+        "digest": version.digest,
+        "shown": _dumped(shown),
+    }
+
+
+def _insert(connection: Connection, rows: Mapping[Any, list[dict[str, Any]]]) -> None:
+    """Insert readers, and versions with all that hangs on them."""
+    if readers := rows.get(READERS):
+        connection.execute(insert(READERS), readers)
+    versions = rows.get(VERSIONS, [])
+    if not versions:
+        return
+    first = _next_id(connection, VERSIONS)
+    contents = [(first + place, row["name"], row.pop("content")) for place, row in enumerate(versions)]
+    connection.execute(insert(VERSIONS), [{"id": first + place, **row} for place, row in enumerate(versions)])
+    made = [(identity, content.manifest) for identity, _, content in contents]
+    for table, children in (
+        (TAGS, [{"id": i, "tag": tag} for i, manifest in made for tag in set(map(folded, manifest.tags))]),
+        (METRICS, [{"id": i, "name": name, "value": v} for i, manifest in made for name, v in _metrics(manifest)]),
+        (FILES, [{"id": i, "sha256": sha} for i, manifest in made for sha in {f.sha256 for f in manifest.files}]),
+    ):
+        if children:
+            connection.execute(insert(table), children)
+    _insert_words(connection, contents)
+
+
+def _metrics(manifest: Manifest) -> Iterable[tuple[str, float]]:
+    return {name.replace("\0", "")[:MOST_KEY]: value for name, value in manifest.metrics.items()}.items()
+
+
+def _insert_words(connection: Connection, contents: list[tuple[int, str, Content]]) -> None:
+    if connection.dialect.name == "sqlite":
+        marks = ", ".join("?" * (1 + len(COLUMNS)))
+        rows = [(identity, *map(" ".join, _words(name, content))) for identity, name, content in contents]
+        statement = f"INSERT INTO {WORDS} (rowid, {', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608 - names of ours
+        connection.exec_driver_sql(statement, rows)
+    else:
+        rows = [(identity, texts.ts_vector(_words(name, content))) for identity, name, content in contents]
+        connection.exec_driver_sql(f"INSERT INTO {WORDS} (id, words) VALUES (%s, %s::tsvector)", rows)  # noqa: S608
+
+
+def _words(name: str, content: Content) -> Iterator[list[str]]:
+    """A version's words, by `COLUMNS`."""
+    manifest, readme = content.manifest, content.readme
+    labels = [*manifest.tags, manifest.base.name, manifest.license or "", content.task or "", *readme.language]
+    yield texts.words(name)
+    yield texts.words(" ".join(label.removeprefix(TASK) for label in labels))
+    yield texts.words(readme.purpose or "")
+    yield texts.words(readme.text)
+
+
+def _delete_versions(connection: Connection, adapters: list[int], digests: Iterable[str] | None) -> None:
+    """Delete the versions with these digests, or all, of some adapters."""
+    where = [VERSIONS.c.adapter.in_(adapters)]
+    if digests is not None:
+        where.append(VERSIONS.c.digest.in_(list(digests)))
+    ids = list(connection.scalars(select(VERSIONS.c.id).where(*where)))
+    key = "rowid" if connection.dialect.name == "sqlite" else "id"
+    for start in range(0, len(ids), AT_ONCE):
+        some = ids[start : start + AT_ONCE]
+        connection.exec_driver_sql(f"DELETE FROM {WORDS} WHERE {key} IN ({', '.join(map(str, some))})")  # noqa: S608
+        for table in (TAGS, METRICS, FILES, VERSIONS):
+            connection.execute(delete(table).where(table.c.id.in_(some)))
+
+
+def _next_id(connection: Connection, table: Any) -> int:
+    """The first id that nobody has: only one at a time writes."""
+    return int(connection.scalar(select(func.coalesce(func.max(table.c.id), 0) + 1)) or 1)
+
+
+def _dumped(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
