@@ -176,6 +176,18 @@ class Client:
         """An answer that is no JSON, or of which more than its body counts."""
         return self._request("GET", path, query=query)
 
+    def chunks(self, path: str, query: Query | None = None, headers: Mapping[str, str] | None = None) -> Iterator[bytes]:
+        """An answer's bytes as they come."""
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            with self.http.stream("GET", path, params=given, headers=dict(headers or {})) as response:
+                if response.is_error:
+                    response.read()
+                    raise _api_error(response)
+                yield from response.iter_raw()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
     def send(self, path: str, fields: Mapping[str, str], name: str, filename: str, content: BinaryIO) -> dict[str, Any]:
         """Post a form with a file, read as it is sent.
 

@@ -5,7 +5,7 @@ and aliases. Until the head is written nobody sees anything; from then on everyt
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +20,7 @@ from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.lora_parts import Modules
-from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.pulling import unpack
 from swapmeet_registry.stores import Store
@@ -57,6 +57,7 @@ class Registry(Life):
         tags: Sequence[str] = (),
         modules: Modules | None = None,
         run: str | None = None,
+        once: str | None = None,
     ) -> Version:
         """Publish an adapter's folder as the next version of a name.
 
@@ -70,6 +71,7 @@ class Registry(Life):
             modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
             run: what made it, instead of what `swapmeet.json` says; whoever publishes a run again under the same name,
                 after a crash or at the same moment, gets the version that was made first.
+            once: the same without a word in the manifest: a name for this publish, by which its repetition is known.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights.
@@ -79,13 +81,14 @@ class Registry(Life):
         target = AdapterName.parse(name)
         if alias is not None:
             require_settable_alias(alias)
-        if run is not None and (made := self._made_by(target, run)) is not None:
+        nonce = run or once
+        if nonce is not None and (made := self._made_by(target, nonce)) is not None:
             return made
         admitted = admit(Path(folder), base, modules)
         manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
         reached("push.checked")
         with self.backend.stage(target, manifest, admitted.folder) as staged:
-            return self._publish(target, staged, alias, run or uuid4().hex)
+            return self._publish(target, staged, alias, nonce or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
@@ -162,17 +165,25 @@ class Registry(Life):
         """
         return Listing.of(self._heads.get(AdapterName.parse(name)))
 
-    def names(self) -> list[str]:
-        """All adapters' names, sorted."""
-        return self.backend.names()
+    def read(self, version: Version, file: StoredFile) -> Iterator[bytes]:
+        """A file of a version in pieces; the end comes only if they are the right ones.
 
-    def _made_by(self, name: AdapterName, run: str) -> Version | None:
-        """The version that a run made, if it was published already."""
+        Raises:
+            Corrupt: it is gone or was changed.
+        """
+        return self._contents.blob(version, file)
+
+    def names(self, tenant: str | None = None) -> list[str]:
+        """All adapters' names, or all of one tenant's, sorted."""
+        return self.backend.names(tenant)
+
+    def _made_by(self, name: AdapterName, nonce: str) -> Version | None:
+        """The version that a run, or a publish of this name, made already."""
         try:
             head = self._heads.get(name)
         except NotFound:
             return None
-        record = head.published(run)
+        record = head.published(nonce)
         if record is None:
             return None
         self.backend.settle(name, head)

@@ -252,7 +252,7 @@ class Platform:
         """A request of a tenant's; what it answers in secrets is remembered."""
         headers = {"authorization": f"Bearer {self.keys[who]}"} | more.pop("headers", {})
         answer = self.client.request(method, path, headers=headers, **more)
-        if "json" in answer.headers.get("content-type", "") and isinstance(body := answer.json(), dict):
+        if answer.headers.get("content-type") == "application/json" and isinstance(body := answer.json(), dict):
             self.secrets |= {body[each] for each in ("value", "signing_secret") if each in body}
         return answer
 
