@@ -86,7 +86,9 @@ class AdapterAccess:
         """
         if not self._owns(caller, name):
             self.listing(caller, name)
-            raise Forbidden(f"{name} is {name.tenant}'s, and only {name.tenant} may change it. Publish under {caller.tenant}/.")
+            raise Forbidden(
+                f"{name} is {name.tenant}'s, and only {name.tenant} may change it. Publish under {caller.tenant}/."
+            )
 
     def page(
         self, caller: Caller, owner: str | None = None, after: str | None = None, limit: int = 20
@@ -113,7 +115,7 @@ class AdapterAccess:
         return found[:limit], len(found) > limit
 
     def names(self, caller: Caller) -> list[str]:
-        """The names that a caller may ask by, its own first: of adapters, and of the models that it has permissions for.
+        """The names that a caller may ask by, its own first: adapters, and models that it has permissions for.
 
         What was shared past the server stands here once the registry was counted; what no longer is, until then.
         """
@@ -139,7 +141,7 @@ class AdapterAccess:
         return name.tenant == caller.tenant or caller.operator
 
     def _noted(self, tenant: str, name: AdapterName) -> bool:
-        """Whether a name may be shared with a tenant: one look-up, which finds as little of a private name as of none."""
+        """Whether a name may be shared with a tenant: one look-up, which finds no more of a private name than of none."""
         query = select(ReaderRow.name).where(ReaderRow.name == str(name), ReaderRow.reader.in_((EVERYBODY, tenant)))
         return self.database.read(lambda session: session.scalar(query.limit(1))) is not None
 

@@ -176,7 +176,9 @@ class Client:
         """An answer that is no JSON, or of which more than its body counts."""
         return self._request("GET", path, query=query)
 
-    def chunks(self, path: str, query: Query | None = None, headers: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    def chunks(
+        self, path: str, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
         """An answer's bytes as they come."""
         given = {name: value for name, value in (query or {}).items() if value is not None}
         try:

@@ -1,4 +1,4 @@
-"""The audit log as a chain: exact under writers at once, with an anchor where it was forgotten, checked without a server."""
+"""The audit log as a chain: exact under many writers, with an anchor where it was forgotten, checked offline."""
 
 import json
 import threading

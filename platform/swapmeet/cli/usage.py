@@ -11,7 +11,6 @@ from swapmeet.cli.remote import Tenant, connect, moment
 from swapmeet.tenancy import audit_chain
 from swapmeet_registry.stores.files import os_errors
 
-
 audit = typer.Typer(help="Who did what to what: list, export, verify.")
 
 

@@ -1,4 +1,4 @@
-"""Holds each entry of a tenant's audit log to the one before it, so that none is changed, lost or put in between unseen.
+"""Holds each entry of a tenant's audit log to the one before, so that none is changed, lost or put in between unseen.
 
 An entry's hash is the SHA-256 of the canonical JSON (`swapmeet_registry.canonical`) of all that is in it: its number
 in the log, the hash of the one before, the moment to the microsecond, and its texts. A log's row in `audit_chains` has
@@ -139,7 +139,7 @@ def forget(session: Session, tenant: str, before: datetime) -> bool:
 
 
 def _chain(session: Session) -> None:
-    """Give the entries of a transaction their places; of several logs in one order, or two could wait for each other."""
+    """Give a transaction's entries their places; of several logs in one order, or two could wait for each other."""
     pending, session.info[PENDING] = session.info[PENDING], []
     for tenant in sorted({row.tenant for row in pending}):
         start = {"tenant": tenant, "sequence": 0, "hash": START, "anchor_sequence": 0, "anchor_hash": START}
@@ -159,8 +159,8 @@ def _next(entry: dict[str, Any], now: Link | None, number: int) -> Link:
         raise AuditBroken(f"Line {number} is no entry of {now.tenant}'s log.")
     if entry["sequence"] != now.sequence + 1 or entry["previous"] != now.hash:
         raise AuditBroken(
-            f"Line {number}: after entry {now.sequence} of {now.tenant}'s log comes entry {entry['sequence']}, which does "
-            "not follow it. Entries were removed, added or moved."
+            f"Line {number}: after entry {now.sequence} of {now.tenant}'s log comes entry {entry['sequence']}, which "
+            "does not follow it. Entries were removed, added or moved."
         )
     if entry["hash"] != hash_of(entry):
         raise AuditBroken(f"Line {number}: entry {entry['sequence']} of {now.tenant}'s log was changed.")
