@@ -141,7 +141,7 @@ class AdapterAccess:
         return name.tenant == caller.tenant or caller.operator
 
     def _noted(self, tenant: str, name: AdapterName) -> bool:
-        """Whether a name may be shared with a tenant: one look-up, which finds no more of a private name than of none."""
+        """Whether a name may be shared with a tenant: one look-up, and the same for a private name and for none."""
         query = select(ReaderRow.name).where(ReaderRow.name == str(name), ReaderRow.reader.in_((EVERYBODY, tenant)))
         return self.database.read(lambda session: session.scalar(query.limit(1))) is not None
 

@@ -148,7 +148,7 @@ class Publishes:
         size = min(PART, file.size - offset)
         if offset % PART or size <= 0 or sums.bytes != size:
             raise RequestRefused(
-                f"{path} has {file.size} bytes in parts of {PART}, and {sums.bytes} bytes at {offset} are none of them. "
+                f"{path} has {file.size} bytes in parts of {PART}; {sums.bytes} bytes at {offset} are none of them. "
                 "Send the parts that are missing.",
                 "offset",
             )

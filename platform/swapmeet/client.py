@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Self
 
 import httpx
 
+from swapmeet.adapter_client import RemoteAdapters
 from swapmeet.errors import ApiError, NotConfigured
 from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent, sweep_path
 from swapmeet.settings import load_settings
@@ -149,13 +150,30 @@ class Client:
         """All that is told of a sweep's jobs, as `events`; the last one is the sweep itself."""
         return follow(self, sweep, tell, sweep_path)
 
-    def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
+    def adapters(self, tell: Tell = silent) -> RemoteAdapters:
+        """The server's registry: push, pull, show, tag, yank and more."""
+        return RemoteAdapters(self, tell)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """The object that one of the API's calls answers with.
 
         Raises:
             ApiError: the server refused or did not answer; the message says why.
         """
-        return dict(self._json(method, path, body, query))
+        return dict(self._answer(self._request(method, path, query, json=body, headers=headers)))
+
+    def put(
+        self, path: str, content: bytes, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Send bytes as they are."""
+        return dict(self._answer(self._request("PUT", path, query, content=content, headers=headers)))
 
     def listed(self, path: str, query: Query | None = None) -> Iterator[dict[str, Any]]:
         """Everything on a list, page after page."""

@@ -3,7 +3,6 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +382,7 @@ def test_scopes(hub: Any) -> None:
 
 
 @pytest.fixture
-def looks(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def looks(hub: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is asked of the registry."""
     found: list[str] = []
     backend = type(hub.registry.backend)
@@ -395,7 +394,7 @@ def looks(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return original(self, *arguments)
 
         monkeypatch.setattr(backend, name, noted)
-    yield found
+    return found
 
 
 def foreign_paths(name: str) -> list[tuple[str, str, Any]]:
