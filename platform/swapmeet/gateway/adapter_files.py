@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Reader, Ref
 from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.bodies import begun
 from swapmeet.gateway.services import Services
 from swapmeet_registry import AdapterName, NotFound, Reference, Registry, StoredFile, Version
 from swapmeet_registry.store_backend import StoreBackend, blob_key
@@ -70,7 +71,7 @@ def content(
         headers["content-range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"
     wanted = span or Span(0, file.size)
     headers["content-length"] = str(wanted.end - wanted.start)
-    chunks = _some(_whole(backend.registry.read(version, file)), wanted)
+    chunks = begun(_some(_whole(backend.registry.read(version, file)), wanted))
     return StreamingResponse(chunks, 206 if span else 200, headers=headers, media_type="application/octet-stream")
 
 

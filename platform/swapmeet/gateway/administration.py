@@ -24,6 +24,7 @@ from swapmeet.gateway.administration_wire import (
     usage_csv,
 )
 from swapmeet.gateway.authority import Caller, may, operator
+from swapmeet.gateway.bodies import begun
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.tenancy import Tenancy
@@ -173,7 +174,7 @@ def export_audit(books: Books, caller: Admin, tenant: str | None = None) -> Stre
     """A tenant's whole log, the caller's own unless another is named, as lines of JSON for `swapmeet audit verify`."""
     whose = _whose(caller, tenant, books) or caller.tenant
     headers = {"content-disposition": f'attachment; filename="audit-{whose}.jsonl"'}
-    return StreamingResponse(books.audit.export(whose), media_type="application/jsonl", headers=headers)
+    return StreamingResponse(begun(books.audit.export(whose)), media_type="application/jsonl", headers=headers)
 
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)

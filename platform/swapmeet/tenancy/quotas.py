@@ -110,8 +110,8 @@ def stored_bytes(session: Session, tenant: TenantRow) -> Stored:
     )
     kept = select(func.sum(JobRow.kept_bytes)).where(JobRow.tenant == tenant.name, JobRow.kept_bytes > 0)
     coming = select(func.sum(PublishRow.bytes)).where(*_coming(tenant.name))
-    amounts = [int(session.scalar(query) or 0) for query in (files, uploads, coming, kept)]
-    return Stored(*amounts, tenant.adapter_bytes)
+    found = [int(session.scalar(query) or 0) for query in (files, uploads, coming, kept)]
+    return Stored(found[0], found[1], found[2], found[3], tenant.adapter_bytes)
 
 
 def _coming(tenant: str) -> tuple[ColumnElement[bool], ...]:
