@@ -3,21 +3,23 @@
 import json
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from alembic import command
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
+from swapmeet.audit_export import START, verify
 from swapmeet.database import Database
+from swapmeet.database.migrations import _config, upgrade
 from swapmeet.database.tables import AuditRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import AuditBroken
 from swapmeet.tenancy import Caller
 from swapmeet.tenancy.audit import Audit, note
-from swapmeet.tenancy.audit_chain import START, verify
 
 ACME, BETA = (Caller(tenant, f"key-{tenant}", frozenset({"admin"})) for tenant in ("acme", "beta"))
 
@@ -136,6 +138,27 @@ def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pyt
     assert verify(lines_of(database)) == [before]
     audit.record(ACME, "key.create", "key-new")
     assert verify(lines_of(database), contains=before.hash)[0].sequence == 11
+
+
+def test_what_stood_in_an_older_database_is_chained(database_url: str) -> None:
+    database = Database(database_url)
+    with database.engine.execution_options(swapmeet_writes=True).begin() as connection:
+        command.upgrade(_config(connection), "0002")
+        insert = text(
+            "INSERT INTO audit (at, tenant, actor, key, action, subject, outcome, request, detail) VALUES"
+            " (:at, :tenant, 'admin', '', 'key.create', 'ä', 'done', '', '')"
+        )
+        moments = [datetime(2026, 11, day, 10, 0, 0, 120 + day, UTC) for day in range(1, 8)]
+        zone = "" if connection.dialect.name == "sqlite" else "+00:00"
+        rows = [
+            {"at": at.strftime("%Y-%m-%d %H:%M:%S.%f") + zone, "tenant": ("acme", "beta")[at.day % 2]} for at in moments
+        ]
+        connection.execute(insert, rows)
+    upgrade(database)
+    assert [verify(lines_of(database, tenant))[0].sequence for tenant in ("acme", "beta")] == [3, 4]
+    Audit(database).record(ACME, "key.create", "key-1")
+    assert verify(lines_of(database))[0].sequence == 4
+    database.close()
 
 
 def test_a_log_is_exported_and_checked_by_commands(

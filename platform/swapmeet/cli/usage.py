@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from swapmeet.audit_export import verify
 from swapmeet.cli.options import Json, show
 from swapmeet.cli.remote import Tenant, connect, moment
-from swapmeet.tenancy import audit_chain
 from swapmeet_registry.stores.files import os_errors
 
 audit = typer.Typer(help="Who did what to what: list, export, verify.")
@@ -97,7 +97,7 @@ def verify_audit(
 
 def _show_ends(file: Path, json: bool, contains: str | None = None) -> None:
     with os_errors(f"read {file}"), file.open(encoding="utf-8", errors="surrogateescape") as lines:
-        ends = audit_chain.verify(lines, contains)
+        ends = verify(lines, contains)
     rows = [{"tenant": end.tenant, "sequence": end.sequence, "hash": end.hash} for end in ends]
     text = "\n".join(f"{row['tenant']}: whole up to entry {row['sequence']}, {row['hash']}" for row in rows)
     show({"logs": rows}, text, json)

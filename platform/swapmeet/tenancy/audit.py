@@ -146,7 +146,7 @@ class Audit:
                 pass
 
     def export(self, tenant: str) -> Iterator[bytes]:
-        """A tenant's log as `audit_chain.verify` reads it: lines of JSON."""
+        """A tenant's log as `swapmeet.audit_export` reads it: lines of JSON."""
         with self._database.reading() as session:
             for entry in audit_chain.export(session, tenant):
                 yield canonical.encode(entry) + b"\n"
