@@ -28,6 +28,7 @@ from swapmeet.tenancy.audit import Audit, note
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage, require_versions
 from swapmeet.tenancy.stocktaking import note_published
+from swapmeet.tenancy.tenants import tenant_row
 from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.errors import Corrupt
@@ -93,6 +94,7 @@ class Publishes:
         identity, moment = _identity(name, key or wanted.run), now()
 
         def work(session: Session) -> PublishRow:
+            tenant_row(session, name.tenant, lock=True)  # of those who begin at once, one after the other
             row = session.get(PublishRow, identity, with_for_update=True)
             if row is not None and row.request != request:
                 raise Conflict("This run, or idempotency key, stands for a publish of something else. Choose another.")
@@ -173,8 +175,12 @@ class Publishes:
         _require_open(row)
         try:
             done = self._publish(row, by)
-        except RegistryError as error:
-            Audit(self._database).record(by, "adapter.publish", row.adapter, error.code, tenant=row.tenant)
+        except (RegistryError, RequestRefused) as error:
+            ended = self._database.read(lambda session: session.get_one(PublishRow, row.id))
+            if ended.status == "published":  # by another at the same time, who cleared the parts away
+                return ended
+            if isinstance(error, RegistryError):
+                Audit(self._database).record(by, "adapter.publish", row.adapter, error.code, tenant=row.tenant)
             raise
         self._clear(done)
         return done
