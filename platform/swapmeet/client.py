@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Self
 
 import httpx
 
+from swapmeet.adapter_client import RemoteAdapters
 from swapmeet.errors import ApiError, NotConfigured
 from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent, sweep_path
 from swapmeet.settings import load_settings
@@ -149,13 +150,30 @@ class Client:
         """All that is told of a sweep's jobs, as `events`; the last one is the sweep itself."""
         return follow(self, sweep, tell, sweep_path)
 
-    def call(self, method: str, path: str, body: Any = None, query: Query | None = None) -> dict[str, Any]:
+    def adapters(self, tell: Tell = silent) -> RemoteAdapters:
+        """The server's registry: push, pull, show, tag, yank and more."""
+        return RemoteAdapters(self, tell)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """The object that one of the API's calls answers with.
 
         Raises:
             ApiError: the server refused or did not answer; the message says why.
         """
-        return dict(self._json(method, path, body, query))
+        return dict(self._answer(self._request(method, path, query, json=body, headers=headers)))
+
+    def put(
+        self, path: str, content: bytes, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Send bytes as they are."""
+        return dict(self._answer(self._request("PUT", path, query, content=content, headers=headers)))
 
     def listed(self, path: str, query: Query | None = None) -> Iterator[dict[str, Any]]:
         """Everything on a list, page after page."""
@@ -175,6 +193,20 @@ class Client:
     def answered(self, path: str, query: Query | None = None) -> httpx.Response:
         """An answer that is no JSON, or of which more than its body counts."""
         return self._request("GET", path, query=query)
+
+    def chunks(
+        self, path: str, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
+        """An answer's bytes as they come."""
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        try:
+            with self.http.stream("GET", path, params=given, headers=dict(headers or {})) as response:
+                if response.is_error:
+                    response.read()
+                    raise _api_error(response)
+                yield from response.iter_raw()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def send(self, path: str, fields: Mapping[str, str], name: str, filename: str, content: BinaryIO) -> dict[str, Any]:
         """Post a form with a file, read as it is sent.

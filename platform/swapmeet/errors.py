@@ -21,6 +21,7 @@
     ├── SecretKeyWrong   (ValueError)         the platform's key is none, or not the one that secrets lie under
     ├── WebhookRefused   (ValueError)         a webhook's URL or events can not be used, or there are too many
     ├── WebhookFailed    (OSError)            a webhook's URL did not take an event
+    ├── AuditBroken      (ValueError)         an exported audit log is not whole, or was changed
     ├── SinkFailed       (OSError)            a system that metrics are sent to does not take them
     └── ApiError         (RuntimeError)       the server answered with an error; has `status` and `code`
 
@@ -171,6 +172,12 @@ class SinkFailed(PlatformError, OSError):
     """A system that a job's metrics are sent to does not take them; the message goes into the job's events."""
 
     code = "sink_failed"
+
+
+class AuditBroken(PlatformError, ValueError):
+    """An exported audit log is not whole, or an entry was changed."""
+
+    code = "audit_broken"
 
 
 class ApiError(PlatformError, RuntimeError):

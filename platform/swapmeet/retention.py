@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from swapmeet.adapter_publishes import Publishes
 from swapmeet.database import Database
 from swapmeet.errors import PlatformError
 from swapmeet.jobs.leftovers import clear
@@ -17,6 +18,7 @@ from swapmeet.tenancy.audit import Audit
 from swapmeet.tenancy.condensing import condense
 from swapmeet.tenancy.stocktaking import Stocktaking
 from swapmeet_registry import Registry, RegistryError
+from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.stores import open_store
 
 log = logging.getLogger("swapmeet.retention")
@@ -32,7 +34,10 @@ class Retention:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
         self._store = open_store(settings.storage_url)
-        self._stocktaking = Stocktaking(database, Registry(settings.registry_url))
+        registry = Registry(settings.registry_url)
+        self._stocktaking = Stocktaking(database, registry)
+        library, spool = BaseLibrary(settings.folder), settings.folder / "cache" / "uploads"
+        self._publishes = Publishes(database, registry, self._store, library, spool)
 
     def serve(self, stop: threading.Event) -> None:
         """Count and clean now and then until told to stop; a failure is logged, and tried again the next time."""
@@ -65,6 +70,7 @@ class Retention:
             Audit(self._database).forget(today - timedelta(days=settings.audit_days))
         kept = timedelta(days=settings.failed_run_days) if settings.failed_run_days else None
         clear(self._database, self._store, kept)
+        self._publishes.sweep()
 
 
 def _midnight() -> datetime:

@@ -69,8 +69,8 @@ class Backend(Protocol):
         """What `open_backend` opens again."""
         ...
 
-    def names(self) -> list[str]:
-        """All names that have a head, sorted."""
+    def names(self, tenant: str | None = None) -> list[str]:
+        """All names that have a head, or those of one tenant, sorted."""
         ...
 
     def head(self, name: AdapterName) -> Stored | None:

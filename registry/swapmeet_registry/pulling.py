@@ -1,14 +1,16 @@
 """Write a version's files into a folder that appears whole or not at all."""
 
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from swapmeet_registry.errors import Refused
+from swapmeet_registry.errors import Corrupt, Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.provenance import Provenance
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder
@@ -99,3 +101,65 @@ def _rename(partial: Path, folder: Path, manifest: Manifest) -> None:
         if not _occupied(folder):
             raise
         _require_same(manifest, folder)  # another pull of the same version was quicker
+
+
+def receive(manifest: Manifest, folder: Path, fetch: Callable[[StoredFile, int], Iterable[bytes]]) -> None:
+    """As `unpack`, for bytes that come from afar: goes on with what an interrupted call left, and checks all of it.
+
+    Args:
+        manifest: what to write.
+        folder: must not exist, be empty, or hold the same already; then nothing is fetched.
+        fetch: gives a file's bytes from some byte on, in pieces.
+
+    Raises:
+        Corrupt: a file came whole, and with other bytes than the manifest says.
+        Refused: the folder holds something else, or another process fills it.
+        StoreError: the disk is full, or the folder may not be written.
+    """
+    folder = folder.resolve()
+    with os_errors(f"write {folder}"):
+        if _occupied(folder):
+            _require_same(manifest, folder)
+            return
+        make_folder(folder.parent)
+        partial = folder.with_name(f".{folder.name}.{manifest.digest.removeprefix('sha256:')[:16]}.partial")
+        with _alone(partial.with_suffix(".lock"), folder):
+            partial.mkdir(exist_ok=True)
+            for file in manifest.files:
+                _receive(partial / file.path, file, fetch)
+            (partial / Provenance.FILE).unlink(missing_ok=True)
+            _write(partial / Provenance.FILE, [manifest.provenance().encode()])
+            sync_folder(partial)
+            _rename(partial, folder, manifest)
+            shutil.rmtree(partial, ignore_errors=True)  # another pull of the same version was quicker
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def _alone(path: Path, folder: Path) -> Iterator[None]:
+    """One process at a time, by a lock that goes with its holder."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"Another process pulls into {folder}. Wait for it, or name another folder.") from None
+        yield
+        path.unlink(missing_ok=True)
+
+
+def _receive(path: Path, file: StoredFile, fetch: Callable[[StoredFile, int], Iterable[bytes]]) -> None:
+    with path.open("ab") as stream:
+        if stream.tell() > file.size:
+            stream.truncate(0)
+            stream.seek(0)
+        if stream.tell() < file.size:
+            stream.writelines(fetch(file, stream.tell()))
+        stream.flush()
+        os.fsync(stream.fileno())
+    if (found := _sha256(path)) != file.sha256:
+        size = path.stat().st_size
+        path.unlink()
+        raise Corrupt(
+            f"{file.path} came as {size} bytes with sha256:{found}, and should have {file.size} "
+            f"with sha256:{file.sha256}. Pull again; if it is the same, the store is damaged."
+        )

@@ -71,6 +71,7 @@ class Registry(Life):
         tags: Sequence[str] = (),
         modules: Modules | None = None,
         run: str | None = None,
+        once: str | None = None,
     ) -> Version:
         """Publish an adapter's folder as the next version of a name.
 
@@ -85,6 +86,7 @@ class Registry(Life):
             modules: the shapes of the base's weights (`bases.module_shapes`), to check the adapter's against.
             run: what made it, instead of what `swapmeet.json` says; whoever publishes a run again under the same name,
                 after a crash or at the same moment, gets the version that was made first.
+            once: the same without a word in the manifest: a name for this publish, by which its repetition is known.
 
         Raises:
             BaseMismatch: the adapter was trained on other weights.
@@ -94,7 +96,8 @@ class Registry(Life):
         target = AdapterName.parse(name)
         if alias is not None:
             require_settable_alias(alias)
-        if run is not None and (made := self._made_by(target, run)) is not None:
+        nonce = run or once
+        if nonce is not None and (made := self._made_by(target, nonce)) is not None:
             return made
         with admit(Path(folder), base, modules) as admitted:
             for notice in admitted.notices:
@@ -104,7 +107,7 @@ class Registry(Life):
             reached("push.checked")
             with self.backend.stage(target, manifest, admitted.folder) as staged:
                 reports.store(self.backend, manifest.digest, admitted.folder)
-                return self._publish(target, staged, alias, run or uuid4().hex)
+                return self._publish(target, staged, alias, nonce or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
         """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
@@ -277,9 +280,9 @@ class Registry(Life):
         """
         return self._heads.get(AdapterName.parse(name))
 
-    def names(self) -> list[str]:
-        """All adapters' names, sorted."""
-        return self.backend.names()
+    def names(self, tenant: str | None = None) -> list[str]:
+        """All adapters' names, or all of one tenant's, sorted."""
+        return self.backend.names(tenant)
 
     def search(self, words: str = "", *, reader: str | None = None, **filters: Any) -> "Page":
         """Find adapters by words and filters, in an index in the user's cache that is brought up to date first.
@@ -306,13 +309,13 @@ class Registry(Life):
             self.recalls.tell(version)
         return version
 
-    def _made_by(self, name: AdapterName, run: str) -> Version | None:
-        """The version that a run made, if it was published already."""
+    def _made_by(self, name: AdapterName, nonce: str) -> Version | None:
+        """The version that a run, or a publish of this name, made already."""
         try:
             head = self._heads.get(name)
         except NotFound:
             return None
-        record = head.published(run)
+        record = head.published(nonce)
         if record is None:
             return None
         self.backend.settle(name, head)

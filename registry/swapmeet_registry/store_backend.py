@@ -38,9 +38,9 @@ class StoreBackend:
         """The store's."""
         return self.store.url
 
-    def names(self) -> list[str]:
+    def names(self, tenant: str | None = None) -> list[str]:
         """See `Backend`."""
-        return sorted(map(name_of, self.store.list(HEADS)))
+        return sorted(map(name_of, self.store.list(HEADS if tenant is None else f"{HEADS}{tenant}/")))
 
     def head(self, name: AdapterName) -> Stored | None:
         """See `Backend`."""

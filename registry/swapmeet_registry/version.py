@@ -90,3 +90,7 @@ class Listing:
             visibility=head.visibility,
             shared_with=head.shared_with,
         )
+
+    def visible_to(self, tenant: str) -> bool:
+        """Whether a tenant may know of the adapter and read it: as `Head.visible_to`."""
+        return self.visibility == "public" or tenant in (self.name.partition("/")[0], *self.shared_with)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from swapmeet.cli import main
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
-from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow, TenantRow
+from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow, PublishRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.assembly import assemble
@@ -252,7 +252,7 @@ class Platform:
         """A request of a tenant's; what it answers in secrets is remembered."""
         headers = {"authorization": f"Bearer {self.keys[who]}"} | more.pop("headers", {})
         answer = self.client.request(method, path, headers=headers, **more)
-        if "json" in answer.headers.get("content-type", "") and isinstance(body := answer.json(), dict):
+        if answer.headers.get("content-type") == "application/json" and isinstance(body := answer.json(), dict):
             self.secrets |= {body[each] for each in ("value", "signing_secret") if each in body}
         return answer
 
@@ -277,7 +277,9 @@ class Platform:
         """Have a tenant own one of everything; gives the ids by kind."""
         model, scopes = f"{who}/legal", {"scopes": ["infer"]}
         version = self.registry.push(self.adapter, model, base=self.base, alias="prod")
+        self.registry.push(self.adapter, model, base=self.base)
         own = {"tenant": who, "model": model, "pinned": version.pinned, "checkpoint": new_id("ftckpt-")}
+        own["adapter_upload"] = new_id("publish-")
         own |= {"key": self.do(who, "POST", "keys", json=scopes)["id"]}
         own |= {"file": self.upload(who, f"{who}.jsonl"), "held_out": self.upload(who, f"{who}-held-out.jsonl")}
         wanted = {"bytes": 6, "filename": f"{who}.txt", "mime_type": "text/plain", "purpose": "user_data"}
@@ -303,6 +305,17 @@ class Platform:
         def publish(session: Any) -> str:
             row = CheckpointRow(id=own["checkpoint"], job=own["job"], step=1, model=model, digest=DIGEST, metrics={})
             session.add(row)
+            coming = {"path": "adapter_config.json", "size": 1, "sha256": "0" * 64}
+            session.add(
+                PublishRow(
+                    id=own["adapter_upload"],
+                    tenant=who,
+                    adapter=model,
+                    request={"base": "tiny", "files": [coming]},
+                    bytes=1,
+                    expires_at=now() + timedelta(days=1),
+                )
+            )
             session.get_one(JobRow, own["job"]).attempt = 1
             return str(session.scalars(select(EventRow.id).where(EventRow.job == own["job"])).first())
 

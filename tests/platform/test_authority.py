@@ -15,7 +15,7 @@ from swapmeet.database.tables import PermissionRow
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.authority import Authority, Caller, may, operator
 from swapmeet.gateway.services import Services
-from swapmeet.tenancy import OPERATOR, Tenancy, visible
+from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import Call, Chunk, join
@@ -199,16 +199,6 @@ def test_a_suspended_tenant_is_told_so(ask: Callable[..., Any], key_of: Callable
         answer = ask(key, "GET", path)
         assert answer.status_code == 403
         assert "'acme' is suspended" in answer.json()["error"]["message"]
-
-
-def test_whose_adapters_are_visible() -> None:
-    acme = Caller("acme", "", frozenset({"infer"}), shared=frozenset({"ben/mine:step-8"}))
-    for name in ("acme/x", "acme/x:3", f"acme/x@{DIGEST}", "ben/mine:step-8"):
-        assert visible(acme, name)
-    for name in ("ben/mine", "ben/mine:step-80", "acmes/x", "acm/x", "admin/x", "/acme/x", ""):
-        assert not visible(acme, name)
-    assert not visible(Caller(OPERATOR, "", frozenset({"infer"})), "acme/x")
-    assert visible(Caller(OPERATOR, "", frozenset({"admin"})), "acme/x")
 
 
 @pytest.mark.usefixtures("registry")

@@ -33,30 +33,40 @@ class Id:
 
 PARAMETERS = {
     "file_id": "file", "job_id": "job", "key": "key", "model": "model", "name": "tenant", "owner": "tenant",
-    "permission": "permission",
-    "project_id": "tenant", "sweep_id": "sweep", "tenant": "tenant", "upload_id": "upload",
+    "permission": "permission", "project_id": "tenant", "sweep_id": "sweep", "tenant": "tenant",
+    "upload": "adapter_upload", "upload_id": "upload",
 }  # fmt: skip
 """Parameters that are ids, and of what."""
 AFTER = {
-    "audit": "audit", "checkpoints": "checkpoint", "events": "event", "files": "file", "jobs": "job", "keys": "key",
-    "permissions": "permission", "sweeps": "sweep", "tenants": "tenant", "webhook_endpoints": "endpoint",
-    "webhooks": "webhook",
+    "adapters": "model", "audit": "audit", "checkpoints": "checkpoint", "events": "event", "files": "file",
+    "jobs": "job", "keys": "key", "permissions": "permission", "sweeps": "sweep", "tenants": "tenant",
+    "webhook_endpoints": "endpoint", "webhooks": "webhook",
 }  # fmt: skip
 """What a list goes on after, by the last part of its path."""
+CONSTANTS = {
+    "adapter": "legal", "alias": "prod", "path": "adapter_config.json", "ref": "1", "sha256": "0" * 64,
+    "withdrawal": "yank",
+}  # fmt: skip
+"""Parts of paths that are no ids of their own, and what both the owner and the other have by these names."""
 PLAIN = {
-    "action", "adapter", "attempt", "base", "by", "cursor", "end", "format", "idempotency-key", "license", "limit",
-    "metric", "order", "owned", "purpose", "query", "rank_max", "rank_min", "sha256", "size_max", "size_min", "skip",
-    "sort", "start", "tag", "tail", "task", "version", "versions",
+    "action", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key", "if-none-match",
+    "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query", "range", "rank_max",
+    "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version", "versions",
+    "x-content-sha256", *CONSTANTS,
 }  # fmt: skip
 """Parameters that are no ids."""
-SAME = {"adapter": "legal", "sha256": "0" * 64}
-"""What stands in the path of both: everybody's adapter goes by this name, and `owner` tells whose it is meant."""
+ADAPTER = "/v1/adapters/{owner}/{adapter}"
+COMING = {"base": "tiny", "files": [{"path": "adapter_config.json", "size": 1, "sha256": "0" * 64}]}
 CHAT = [{"role": "user", "content": "Hello"}]
 JOB = {"model": Id("model"), "training_file": Id("file"), "validation_file": Id("held_out")}
 JOB |= {"lora": {"name": Id("adapter")}}
 SWEEP = {**JOB, "sweep": {"grid": {"rank": [2, 4]}}}
 HOOK = {"url": "http://127.0.0.1:9/"}
 BODIES: dict[str, Any] = {
+    f"{ADAPTER}/aliases/{{alias}}": {"version": 1},
+    f"{ADAPTER}/uploads": COMING,
+    f"{ADAPTER}/versions/{{ref}}/{{withdrawal}}": {"reason": "wrong"},
+    f"{ADAPTER}/visibility": {"visibility": "public"},  # sharing takes names of tenants
     "/v1/chat/completions": {"model": Id("model"), "messages": CHAT},
     "/v1/completions": {"model": Id("model"), "prompt": "Hello"},
     "/v1/fine_tuning/checkpoints/{model}/permissions": {"project_ids": [FRIEND]},  # sharing takes names of tenants
@@ -81,27 +91,32 @@ BODIES: dict[str, Any] = {
 }
 """What is sent as JSON."""
 FORMS: dict[str, Any] = {
+    f"{ADAPTER}/uploads/{{upload}}/files/{{path}}": {"content": b"a"},
     "/v1/files": {"files": {"file": ("a.txt", b"a")}, "data": {"purpose": "user_data"}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": ("blob", b"a")}},
 }
 FIELDS = {
-    "", "best_of", "bytes", "data", "echo", "event_type", "event_types", "expires_after", "expires_after[anchor]",
-    "expires_after[seconds]", "expires_in", "file", "filename", "frequency_penalty", "function_call", "functions",
-    "grace", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "hyperparameters", "ignore_eos",
-    "integrations", "keep_old_secret_active_for_24_hours", "logit_bias", "logprobs", "lora", "max_completion_tokens",
-    "max_tokens", "md5", "messages", "metadata", "method", "mime_type", "min_p", "modalities", "model", "n", "name",
-    "parallel_tool_calls", "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "purpose",
-    "quotas", "repetition_penalty", "response_format", "return_token_ids", "safety_identifier", "scopes", "seed",
-    "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended", "sweep",
-    "temperature", "tenant", "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "training_file", "url", "user",
-    "validation_file", "verbosity", "weight",
+    "", "alias", "base", "best_of", "bytes", "data", "echo", "event_type", "event_types", "expect", "expires_after",
+    "expires_after[anchor]", "expires_after[seconds]", "expires_in", "file", "filename", "files",
+    "frequency_penalty", "function_call", "functions", "grace", "guided_choice", "guided_grammar", "guided_json",
+    "guided_regex", "hyperparameters", "ignore_eos", "integrations", "keep_old_secret_active_for_24_hours",
+    "license", "logit_bias", "logprobs", "lora", "max_completion_tokens", "max_tokens", "md5", "messages",
+    "metadata", "method", "mime_type", "min_p", "modalities", "model", "n", "name", "parallel_tool_calls",
+    "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "purpose", "quotas", "reason",
+    "repetition_penalty", "response_format", "return_token_ids", "run", "safety_identifier", "scopes", "seed",
+    "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended",
+    "sweep", "tags", "temperature", "tenant", "tenants", "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
+    "training_file", "url", "user", "validation_file", "verbosity", "version", "visibility", "weight",
 }  # fmt: skip
 """Fields of bodies, of which `BODIES` has those that are ids."""
 OPERATORS = {("POST", "/v1/tenants"), ("POST", "/v1/tenants/{name}"), ("GET", "/metrics")}
 """What only the operator may do: another is told no more than that."""
-POSITIONS = {("/v1/tenants", "after"), ("/v1/files", "after"), ("/v1/audit", "after")}
+POSITIONS = {("/v1/adapters", "after"), ("/v1/tenants", "after"), ("/v1/files", "after"), ("/v1/audit", "after")}
 """Ids that say by themselves where a list goes on, so that one which is gone is as good."""
-FILTERS = {("/v1/fine_tuning/checkpoints/{model}/permissions", "project_id"), ("/v1/search", "owner")}
+FILTERS = {
+    ("/v1/adapters", "owner"), ("/v1/search", "owner"),
+    ("/v1/fine_tuning/checkpoints/{model}/permissions", "project_id"),
+}  # fmt: skip
 """Ids that narrow a list down, where nobody's is as good."""
 
 
@@ -122,18 +137,18 @@ class Operation:
     def send(self, platform: Any, who: str, ids: dict[str, str]) -> tuple[int, str]:
         """Status and body of the answer with these ids, by place; a query's are left out where none is given."""
         path = self.path
-        for name in self.inside:
-            path = path.replace(f"{{{name}}}", quote(ids[name], safe="/:@"))
-        for name, value in SAME.items():
-            path = path.replace(f"{{{name}}}", value)
+        for name, value in {**CONSTANTS, **ids}.items():
+            if name in CONSTANTS or name in self.inside:
+                path = path.replace(f"{{{name}}}", quote(value, safe="/:@"))
         more: dict[str, Any] = {"params": {name: ids[name] for name in self.query if name in ids}}
-        if self.path in FORMS and self.method == "POST":
+        if self.path in FORMS and self.method in ("POST", "PUT"):
             more |= FORMS[self.path]
-        elif self.path in BODIES and self.method == "POST":
+        elif self.path in BODIES and self.method in ("POST", "PUT"):
             more["json"] = fill(BODIES[self.path], ids)
         answer = platform.ask(who, self.method, path, **more)
         text = answer.text
         for name, value in ids.items():
+            text = text.replace(value, f"<{name}>") if name in CONSTANTS else text
             for each in (value, quote(value), re.split("[:@*]", value)[0]) if name in self.places else ():
                 text = text.replace(each, f"<{name}>")
         return answer.status_code, text
@@ -263,8 +278,8 @@ def test_nobody_learns_of_or_changes_what_is_another_s(
     assert len(every) > 60
     before = state_of(platform, own)
     assert {row.split()[0] for row in before if not row.startswith("/")} >= {
-        "api_keys", "audit", "checkpoint_permissions", "files", "job_checkpoints", "job_events", "jobs", "sweep_runs",
-        "sweeps", "tenants", "upload_parts", "uploads", "webhook_deliveries", "webhooks",
+        "adapter_publishes", "api_keys", "audit", "checkpoint_permissions", "files", "job_checkpoints", "job_events",
+        "jobs", "sweep_runs", "sweeps", "tenants", "upload_parts", "uploads", "webhook_deliveries", "webhooks",
     }  # fmt: skip
     secret = [OWNER, *(value for kind, value in own.items() if kind != "audit")]
     tried = 0
@@ -280,6 +295,9 @@ def test_nobody_learns_of_or_changes_what_is_another_s(
                 place: spellings(kind, own, mine)[-1] for place, kind in (operation.inside | operation.body).items()
             }
             attempts.append(({p: pair[0] for p, pair in pairs.items()}, {p: pair[1] for p, pair in pairs.items()}))
+        if operation.path.startswith(ADAPTER):
+            both = {"owner": OWNER, "upload": own["adapter_upload"]}
+            attempts.append((both | {"adapter": "legal"}, both | {"adapter": "legam"}))
         for foreign, nobodys in attempts:
             chosen = defaults(operation, mine)
             answer = operation.send(platform, OTHER, chosen | foreign)
@@ -318,3 +336,32 @@ def test_ids_are_looked_at(platform: Any, owned: tuple[dict[str, str], dict[str,
         for status, text in absent:
             assert status in (400, 404), (where, text)
             assert json.loads(text)["error"]["message"], where
+
+
+@pytest.mark.parametrize("visibility", ["shared", "public"])
+def test_what_others_may_read_they_do_not_change(
+    visibility: str, platform: Any, owned: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    """Of what is shared, who is not named learns nothing still."""
+    own, _ = owned
+    sharing = {"visibility": visibility, "tenants": [FRIEND] if visibility == "shared" else []}
+    platform.do(OWNER, "PUT", f"adapters/{own['model']}/visibility", json=sharing)
+    before, tried = state_of(platform, own), 0
+    theirs = {"owner": OWNER, "upload": own["adapter_upload"]}
+    for operation in operations(platform.client.get("/openapi.json").json()):
+        if not operation.path.startswith(ADAPTER):
+            continue
+        where = operation.method, operation.path
+        readable = operation.method == "GET" and "/uploads" not in operation.path
+        status, text = operation.send(platform, FRIEND, theirs)
+        assert status == (200 if readable else 403), (where, text)
+        answer = operation.send(platform, OTHER, theirs)
+        if visibility == "public":
+            assert answer[0] == status, where
+        else:
+            absent = operation.send(platform, OTHER, theirs | {"adapter": "legam"})
+            assert answer == (absent[0], absent[1].replace("<adapter>", "legal")), where
+            assert answer[0] == 404, where
+        assert state_of(platform, own) == before, where
+        tried += 1
+    assert tried > 12

@@ -28,13 +28,14 @@ EXAMPLES = 5
 """Requests of each operation, caller and kind."""
 DEVELOPER = "acme"
 URL = "http://testserver"
-ORDER = ["get", "post", "delete"]
+ORDER = ["get", "post", "put", "delete"]
 """What is deleted is looked at before."""
 
 
 def known(own: dict[str, str]) -> dict[str, str]:
     """By parameter or field: what a tenant has."""
     same = {name: own[name] for name in ("key", "model", "permission", "webhook")}
+    same |= {"owner": own["tenant"], "adapter": "legal", "ref": "1", "alias": "prod", "upload": own["adapter_upload"]}
     named = {f"{kind}_id": own[kind] for kind in ("file", "job", "sweep", "upload")}
     return same | named | {"name": own["tenant"], "delivery": own["webhook_delivery"], "training_file": own["file"]}
 

@@ -1,17 +1,22 @@
-"""`swapmeet push|pull|show|tag|yank`: the registry, straight on its store."""
+"""`swapmeet push|pull|show|tag|yank`: a server's registry if one is named, or one straight on its store."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, show, tell
+from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.cli.withdrawal import person, readers, withdrawal
-from swapmeet.settings import Settings, load_settings
+from swapmeet.settings import load_settings
 from swapmeet_registry import Reference, Registry
 from swapmeet_registry.bases import BaseLibrary, module_shapes
+
+if TYPE_CHECKING:
+    from swapmeet.adapter_client import RemoteAdapters
 
 Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
@@ -23,23 +28,24 @@ def push(
     alias: Annotated[str | None, typer.Option(help="An alias to move to the new version.")] = None,
     license: Annotated[str | None, typer.Option(help="An SPDX licence id.")] = None,  # noqa: A002 - the option's name
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be given again.")] = None,
+    run: Annotated[str | None, typer.Option(help="What made it: pushed twice, it is one version.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Publish an adapter as a new version."""
-    settings = load_settings(home=home, registry=registry)
-    trained_on = BaseLibrary(settings.folder, tell).find(base)
-    version = _registry(settings).push(
-        folder,
-        name,
-        base=trained_on.fingerprint,
-        alias=alias,
-        license=license,
-        base_license=trained_on.license,
-        tags=tag or (),
-        modules=module_shapes(trained_on.path),
-    )
+    with _adapters(url, registry, home) as adapters:
+        if isinstance(adapters, Registry):
+            trained_on = BaseLibrary(load_settings(home=home).folder, tell).find(base)
+            fits: dict[str, Any] = {
+                "base": trained_on.fingerprint,
+                "base_license": trained_on.license,
+                "modules": module_shapes(trained_on.path),
+            }
+        else:
+            fits = {"base": base}
+        version = adapters.push(folder, name, alias=alias, license=license, tags=tag or (), run=run, **fits)
     result = {"name": version.name, "version": version.version, "digest": version.digest}
     show(result, f"{version} {version.digest}", json)
 
@@ -48,21 +54,25 @@ def pull(
     reference: Ref,
     folder: Annotated[Path, typer.Argument(help="A folder to make.")],
     base: Annotated[str | None, typer.Option("--base", help="Refuse an adapter of any other base.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Fetch an adapter as a PEFT folder, every byte checked."""
-    settings = load_settings(home=home, registry=registry)
-    wanted = BaseLibrary(settings.folder, tell).find(base).fingerprint if base else None
-    version = _registry(settings).pull(reference, folder, base=wanted)
+    wanted = BaseLibrary(load_settings(home=home).folder, tell).find(base).fingerprint if base else None
+    with _adapters(url, registry, home) as adapters:
+        version = adapters.pull(reference, folder, base=wanted)
     result = {"name": version.name, "version": version.version, "digest": version.digest, "folder": str(folder)}
     show(result, f"{version} {version.digest} in {folder}", json)
 
 
-def show_adapter(name: str, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def show_adapter(
+    name: str, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
+) -> None:
     """An adapter's versions and aliases."""
-    listing = _registry(load_settings(home=home, registry=registry)).show(name)
+    with _adapters(url, registry, home) as adapters:
+        listing = adapters.show(name)
     lines = []
     for version in listing.versions:
         aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
@@ -75,13 +85,15 @@ def tag(
     reference: Ref,
     alias: Annotated[str, typer.Argument(help="The alias to move, such as prod.")],
     expect: Annotated[int | None, typer.Option(help="Move only if it points to this version now (0: nowhere).")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
-    store = _registry(load_settings(home=home, registry=registry))
-    version = store.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, by=person())
+    with _adapters(url, registry, home) as adapters:
+        told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
+        version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 
@@ -89,12 +101,14 @@ def tag(
 def yank(
     reference: Annotated[str, typer.Argument(help="TENANT/NAME:VERSION, :ALIAS or @sha256:DIGEST.")],
     reason: Annotated[str, typer.Option(help="Why; whoever asks for the version reads it.")],
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Withdraw a version: it is not served any more, except to whoever names its digest."""
-    version = _registry(load_settings(home=home, registry=registry)).yank(reference, reason)
+    with _adapters(url, registry, home) as adapters:
+        version = adapters.yank(reference, reason)
     result = {
         "name": version.name, "version": version.version, "digest": version.digest, "reason": version.yank_reason,
     }  # fmt: skip
@@ -110,5 +124,16 @@ def register(app: typer.Typer) -> None:
     app.command()(yank)
 
 
-def _registry(settings: Settings) -> Registry:
-    return Registry(settings.registry_url, settings.trust)
+@contextmanager
+def _adapters(url: str | None, registry: str | None, home: Path | None) -> "Iterator[Registry | RemoteAdapters]":
+    """The registry that is meant: one given by its URL, a server's, or the one of the settings."""
+    if url and registry:
+        raise typer.BadParameter("A server has its own registry. Name one of both.", param_hint="--registry")
+    settings = load_settings(home=home, registry=registry, url=url)
+    if registry is not None or not settings.url:
+        yield Registry(settings.registry_url, settings.trust)
+        return
+    from swapmeet.client import Client  # takes longer to import than most commands take to run
+
+    with Client(settings.url) as client:
+        yield client.adapters(tell)

@@ -14,6 +14,7 @@ Home = Annotated[Path | None, typer.Option("--home", help="Where Swapmeet keeps 
 RegistryUrl = Annotated[
     str | None, typer.Option("--registry", help="Where adapters are kept: file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")
 ]
+ServerUrl = Annotated[str | None, typer.Option("--url", help="A server to ask instead of a store (SWAPMEET_URL).")]
 BaseName = Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")]
 
 

@@ -32,6 +32,7 @@ def create(
     stored_bytes: Limit = None,
     tokens_a_minute: Limit = None,
     requests_a_minute: Limit = None,
+    stored_versions: Limit = None,
     json: Json = False,
 ) -> None:
     """Make a tenant; without limits but those that are given."""
@@ -41,6 +42,7 @@ def create(
         stored_bytes=stored_bytes,
         tokens_a_minute=tokens_a_minute,
         requests_a_minute=requests_a_minute,
+        stored_versions=stored_versions,
     )
     with connect() as client:
         made = client.call("POST", "/v1/tenants", {"name": name} | given(weight=weight) | quotas)
@@ -73,6 +75,7 @@ def set_tenant(
     stored_bytes: Limit = None,
     tokens_a_minute: Limit = None,
     requests_a_minute: Limit = None,
+    stored_versions: Limit = None,
     suspend: Annotated[bool | None, typer.Option("--suspend/--unsuspend", help="Refuse all of its requests.")] = None,
     json: Json = False,
 ) -> None:
@@ -83,6 +86,7 @@ def set_tenant(
         stored_bytes=stored_bytes,
         tokens_a_minute=tokens_a_minute,
         requests_a_minute=requests_a_minute,
+        stored_versions=stored_versions,
     )
     with connect() as client:
         row = client.call("POST", path_of("tenants", name), given(weight=weight, suspended=suspend) | quotas)

@@ -1,12 +1,17 @@
 """`swapmeet usage|audit`."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from swapmeet.audit_export import verify
 from swapmeet.cli.options import Json, show
 from swapmeet.cli.remote import Tenant, connect, moment
+from swapmeet_registry.stores.files import os_errors
+
+audit = typer.Typer(help="Who did what to what: list, export, verify.")
 
 
 class Grouping(StrEnum):
@@ -46,13 +51,17 @@ def usage(
     show(report, "\n".join(lines) or "nothing was used", json)
 
 
-def audit(
+@audit.callback(invoke_without_command=True)
+def list_audit(
+    context: typer.Context,
     tenant: Tenant = None,
     action: Annotated[str | None, typer.Option(help="Only this, such as key.create.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 100,
     json: Json = False,
 ) -> None:
-    """Who did what to what, newest first."""
+    """Who did what to what, newest first; or one of these commands."""
+    if context.invoked_subcommand is not None:
+        return
     with connect() as client:
         page = client.call("GET", "/v1/audit", query={"tenant": tenant, "action": action, "limit": limit})
     lines = [
@@ -63,10 +72,41 @@ def audit(
     show(page, "\n".join(lines), json)
 
 
+@audit.command("export")
+def export_audit(
+    file: Annotated[Path, typer.Argument(help="A file to make.")], tenant: Tenant = None, json: Json = False
+) -> None:
+    """Write a tenant's whole log, your own otherwise, to a file that `verify` checks."""
+    with connect() as client, os_errors(f"write {file}"), file.open("xb") as stream:
+        for chunk in client.chunks("/v1/audit/export", {"tenant": tenant}):
+            stream.write(chunk)
+    _show_ends(file, json)
+
+
+@audit.command("verify")
+def verify_audit(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    contains: Annotated[
+        str | None, typer.Option(help="The hash of an entry that was noted before: it must be in the log still.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check, without a server, that no entry of an exported log was changed, removed, added or moved."""
+    _show_ends(file, json, contains)
+
+
+def _show_ends(file: Path, json: bool, contains: str | None = None) -> None:
+    with os_errors(f"read {file}"), file.open(encoding="utf-8", errors="surrogateescape") as lines:
+        ends = verify(lines, contains)
+    rows = [{"tenant": end.tenant, "sequence": end.sequence, "hash": end.hash} for end in ends]
+    text = "\n".join(f"{row['tenant']}: whole up to entry {row['sequence']}, {row['hash']}" for row in rows)
+    show({"logs": rows}, text, json)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(usage)
-    app.command()(audit)
+    app.add_typer(audit, name="audit")
 
 
 def _usage_lines(row: dict[str, Any], by: list[Grouping]) -> list[str]:

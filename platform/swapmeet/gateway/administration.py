@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
 
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Forbidden, RequestRefused
@@ -23,6 +24,7 @@ from swapmeet.gateway.administration_wire import (
     usage_csv,
 )
 from swapmeet.gateway.authority import Caller, may, operator
+from swapmeet.gateway.bodies import begun
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.tenancy import Tenancy
@@ -165,6 +167,14 @@ def audit(
     older = int(after.removeprefix("audit-")) if after else None
     rows, more = books.audit.page(_whose(caller, tenant, books), older, limit, action)
     return page([audit_object(row) for row in rows], more)
+
+
+@router.get("/audit/export", response_class=StreamingResponse)
+def export_audit(books: Books, caller: Admin, tenant: str | None = None) -> StreamingResponse:
+    """A tenant's whole log, the caller's own unless another is named, as lines of JSON for `swapmeet audit verify`."""
+    whose = _whose(caller, tenant, books) or caller.tenant
+    headers = {"content-disposition": f'attachment; filename="audit-{whose}.jsonl"'}
+    return StreamingResponse(begun(books.audit.export(whose)), media_type="application/jsonl", headers=headers)
 
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)

@@ -56,6 +56,7 @@ class QuotaSettings(BaseModel):
     stored_bytes: Amount | None = None
     tokens_a_minute: Amount | None = None
     requests_a_minute: Amount | None = None
+    stored_versions: Amount | None = None
 
 
 class NewTenant(BaseModel):
@@ -158,6 +159,8 @@ def audit_object(row: AuditRow) -> dict[str, Any]:
         "outcome": row.outcome,
         "request": row.request,
         "detail": row.detail,
+        "sequence": row.sequence,
+        "hash": row.hash,
     }
 
 

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from fastapi import FastAPI
 
+from swapmeet.adapter_publishes import Publishes
 from swapmeet.database import Database
-from swapmeet.gateway import marketplace, models, webhooks
+from swapmeet.gateway import adapters, marketplace, models, webhooks
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
@@ -20,6 +21,7 @@ from swapmeet.settings import Settings
 from swapmeet.tenancy import Tenancy
 from swapmeet.webhooks import Sender, Webhooks, announce
 from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry.bases import BaseLibrary
 
 Background = Callable[[Settings, Database, Tuning], AbstractContextManager[None]]
 
@@ -56,6 +58,8 @@ def assemble(
     )
     models.install(app, Permissions(database))
     marketplace.install(app, Market(database, registry))
+    library = BaseLibrary(settings.folder)
+    adapters.install(app, Publishes(database, registry, tuning.store, library, tuning.spool))
     sender = Sender(private=settings.webhook_private)
     webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
     return app

@@ -1,5 +1,7 @@
-"""What the OpenAPI document says of bodies that a route reads itself."""
+"""What the OpenAPI document says of bodies that a route reads itself; and answers that are sent in pieces."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,6 +16,12 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """A JSON object."""
     schema = model.model_json_schema()
     return _body("application/json", _inlined(schema, schema.pop("$defs", {})))
+
+
+def begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, of which the first is there already: what fails before it is answered with its status."""
+    first = next(chunks, b"")
+    return chain([first], chunks)
 
 
 def _body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ HTTP_CODES = {
     405: "method_not_allowed",
     413: "request_too_large",
     415: "unsupported_media_type",
+    416: "range_not_satisfiable",
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """Of OpenAI's; of other statuses below 500 it is `invalid_request_error`, and from there on `server_error`."""

@@ -18,7 +18,6 @@ from swapmeet.gateway.bodies import json_body
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.tuning import Backend, Reader, Trainer, Tuning
 from swapmeet.planning import Answer, Refusal, needs_of, places, question_of
-from swapmeet.tenancy import visible
 from swapmeet_registry import canonical
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -48,7 +47,7 @@ def _submit(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key
 
 def _row(backend: Tuning, wanted: JobRequest, caller: Caller, idempotency_key: str | None = None) -> JobRow:
     def seen(model: str) -> bool:
-        return visible(caller, model)
+        return backend.access.may_read(caller, model)
 
     return backend.requests.row(wanted, caller.tenant, caller.key, seen, idempotency_key)
 

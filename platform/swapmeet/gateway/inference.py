@@ -1,7 +1,6 @@
 """Inference as OpenAI's API has it: chat completions, completions and the list of models."""
 
 import json
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -22,7 +21,6 @@ from swapmeet.gateway.presence import while_connected
 from swapmeet.gateway.services import Services, services
 from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
-from swapmeet.tenancy import visible
 from swapmeet_registry import NotFound, Reference, Version
 from swapmeet_registry.heads import absent
 from swapmeet_serving import Call, Chunk, Sampling
@@ -60,10 +58,8 @@ async def completions(request: Request, body: Completion, backend: Backend, char
 @router.get("/models")
 async def models(backend: Backend, caller: Reader) -> dict[str, Any]:
     """The base and every adapter that the caller may use, by name."""
-    published = await run_in_threadpool(backend.registry.names)
-    own = [name for name in published if visible(caller, name)]
-    shared = sorted(name for name in caller.shared.difference(own) if re.split("[:@]", name)[0] in published)
-    return {"object": "list", "data": [_model(name, backend) for name in [backend.base.name, *own, *shared]]}
+    names = await run_in_threadpool(backend.access.names, caller)
+    return {"object": "list", "data": [_model(name, backend) for name in [backend.base.name, *names]]}
 
 
 @router.get("/models/{model:path}")
@@ -94,9 +90,8 @@ async def _resolve(name: str, backend: Services, caller: Caller) -> Mix:
 
 def _look_up(reference: str, backend: Services, caller: Caller) -> Version:
     """The version that a reference names; of an adapter that is not the caller's to see, what is said of none."""
-    name = Reference.parse(reference).name
-    if not visible(caller, reference):
-        raise absent(name)
+    if not backend.access.may_read(caller, reference):
+        raise absent(Reference.parse(reference).name)
     return backend.unknown.look_up(reference, backend.registry.resolve)
 
 

@@ -13,10 +13,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from swapmeet.gateway.authority import Caller, may
 from swapmeet.gateway.services import Services, services
 from swapmeet.marketplace import Market
-from swapmeet.tenancy import visible
-from swapmeet_registry import AdapterName, Listing, Reference, Version
+from swapmeet_registry import AdapterName, Reference, Version
 from swapmeet_registry.cards import Card, markdown
-from swapmeet_registry.heads import absent
 from swapmeet_registry.index import Hit, Page, Query
 
 router = APIRouter(prefix="/v1", tags=["marketplace"])
@@ -101,7 +99,7 @@ def card(
     format: Literal["json", "markdown"] = "json",  # noqa: A002 - the parameter's name
 ) -> Response:
     """All that is told of a version on one page, the newest if none is named: as JSON, or as Markdown without HTML."""
-    listing = _listing(backend, caller, name)
+    listing = backend.access.listing(caller, name)
     wanted = Reference(name) if version is None else Reference.within(name, version)
     shown = Card.of(backend.registry, backend.registry.resolve(str(wanted)), listing, {})
     headers = {"x-content-type-options": "nosniff"}
@@ -119,7 +117,7 @@ def newer(
     name: Name, caller: Reader, backend: Backend, version: Annotated[int, Parameter(ge=1, le=10**9)] = 1
 ) -> dict[str, Any]:
     """Whether there is a newer usable version than one at hand, and which."""
-    latest = next((each for each in reversed(_listing(backend, caller, name).versions) if each.usable), None)
+    latest = next((each for each in reversed(backend.access.listing(caller, name).versions) if each.usable), None)
     better = latest if latest is not None and latest.version > version else None
     told = None if better is None else _version(better)
     return {"object": "adapter.newer", "name": str(name), "version": version, "newer": told}
@@ -128,14 +126,14 @@ def newer(
 @router.get(ADAPTER + "/likes")
 def likes(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
     """How an adapter is received. Its owner is told the downloads of each day."""
-    _listing(backend, caller, name)
+    backend.access.listing(caller, name)
     return _popularity(found, name, caller)
 
 
 @router.put(ADAPTER + "/likes")
 def like(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
     """Like an adapter, in the name of the caller's tenant; once more changes nothing."""
-    _listing(backend, caller, name)
+    backend.access.listing(caller, name)
     found.counters.like(name, caller.tenant)
     return _popularity(found, name, caller)
 
@@ -143,7 +141,7 @@ def like(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str,
 @router.delete(ADAPTER + "/likes")
 def unlike(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[str, Any]:
     """Take a like back."""
-    _listing(backend, caller, name)
+    backend.access.listing(caller, name)
     found.counters.unlike(name, caller.tenant)
     return _popularity(found, name, caller)
 
@@ -152,15 +150,6 @@ async def noted(request: Request, name: AdapterName | str) -> None:
     """Have the index know what a route just did to an adapter; an app without a market has none."""
     if isinstance(found := getattr(request.app.state, "market", None), Market):
         await run_in_threadpool(found.note, name)
-
-
-def _listing(backend: Services, caller: Caller, name: AdapterName) -> Listing:
-    """What is under a name that the caller may know of; another's private one does not exist."""
-    listing = backend.registry.show(str(name))
-    opened = listing.visibility == "public" or caller.tenant in listing.shared_with
-    if not (opened or visible(caller, str(name))):
-        raise absent(name, backend.registry.backend.absence(name))
-    return listing
 
 
 def _reader(caller: Caller) -> str | None:

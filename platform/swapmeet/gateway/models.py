@@ -14,8 +14,7 @@ from swapmeet.gateway.marketplace import noted
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.permissions import Permissions
-from swapmeet.tenancy.audit import DONE
-from swapmeet_registry import InvalidName, NotFound, Reference, Registry, RegistryError
+from swapmeet_registry import InvalidName, NotFound, Reference, Registry
 
 router = APIRouter(prefix="/v1", tags=["models"])
 PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
@@ -115,14 +114,9 @@ async def _own(model: str, backend: Services, caller: Caller, gone: bool = False
 
 def _delete(backend: Services, reference: Reference, caller: Caller) -> None:
     """Withdraw, and note how that ended: the registry is elsewhere than the audit log."""
-    outcome = DONE
-    try:
+    audit = backend.tenancy.audit
+    with audit.noting(caller, "model.delete", str(reference), tenant=reference.name.tenant):
         _yank(backend.registry, reference)
-    except RegistryError as error:
-        outcome = error.code
-        raise
-    finally:
-        backend.tenancy.audit.record(caller, "model.delete", str(reference), outcome, tenant=reference.name.tenant)
 
 
 def _yank(registry: Registry, reference: Reference) -> None:
@@ -131,7 +125,7 @@ def _yank(registry: Registry, reference: Reference) -> None:
         registry.yank(str(reference), DELETED)
         return
     for version in registry.show(str(reference.name)).versions:
-        if not version.yanked:
+        if version.usable:
             registry.yank(str(version), DELETED)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from fastapi import Request
 
+from swapmeet.adapter_access import AdapterAccess
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.unknown_models import UnknownModels
 from swapmeet.tenancy import Tenancy
@@ -46,6 +47,11 @@ class Services:
     replicas: Replicas
     admission: Admission = field(default_factory=lambda: Admission(CALLER_REQUESTS))
     unknown: UnknownModels = field(default_factory=UnknownModels)
+
+    @property
+    def access(self) -> AdapterAccess:
+        """Who may read or change which adapter."""
+        return AdapterAccess(self.registry, self.tenancy.database)
 
 
 async def services(request: Request) -> Services:

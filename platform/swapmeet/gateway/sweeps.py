@@ -18,7 +18,6 @@ from swapmeet.sweeps.rows import NewSweep, rows_of
 from swapmeet.sweeps.runs import Tried
 from swapmeet.sweeps.totals import Plan, Unplanned, plan_all
 from swapmeet.sweeps.wire import sweep_event_object, sweep_object
-from swapmeet.tenancy import visible
 
 router = APIRouter(prefix="/v1/fine_tuning/sweeps", tags=["fine-tuning"])
 SweepLimit = Annotated[int, Query(ge=1, le=100)]
@@ -79,7 +78,7 @@ def _submit(backend: Tuning, wanted: Sweep, caller: Caller, idempotency_key: str
 
 def _rows(backend: Tuning, wanted: Sweep, caller: Caller, idempotency_key: str | None = None) -> NewSweep:
     def seen(model: str) -> bool:
-        return visible(caller, model)
+        return backend.access.may_read(caller, model)
 
     return rows_of(backend.requests, wanted, caller.tenant, caller.key, seen, idempotency_key)
 

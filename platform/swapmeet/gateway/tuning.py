@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy import select
 
+from swapmeet.adapter_access import AdapterAccess
 from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, JobRow
 from swapmeet.files import Files, Sweeper, Uploads, Validator
@@ -70,7 +71,7 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Files, uploads, what checks them, jobs, sweeps, what plans them, machines, and a folder for what arrives.
+    """Files, uploads, what checks them, jobs, sweeps, what plans them, who may train on what, and a spool.
 
     `machines` are the cluster's, with the GPUs that jobs may have; `store` has what their attempts leave.
     """
@@ -83,6 +84,7 @@ class Tuning:
     sweeps: Sweeps
     requests: JobRequests
     planner: Planner
+    access: AdapterAccess
     machines: Callable[[], Sequence[Machine]]
     spool: Path
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FILE_THREADS))
@@ -111,6 +113,7 @@ def build_tuning(
         sweeps=Sweeps(database, announce),
         requests=JobRequests(files, models, settings),
         planner=Planner(settings),
+        access=AdapterAccess(registry, database),
         machines=lambda: lent(cluster.machines(), database.read(lambda session: list(session.scalars(running)))),
         spool=spool,
     )

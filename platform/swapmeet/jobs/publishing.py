@@ -20,7 +20,7 @@ from swapmeet.errors import QuotaExceeded
 from swapmeet.jobs.leftovers import clear_copies, kept_bytes
 from swapmeet.marketplace import Market
 from swapmeet.settings import Settings
-from swapmeet.tenancy.quotas import require_storage
+from swapmeet.tenancy.quotas import require_storage, require_versions
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
 from swapmeet_registry.names import MAX_PART
@@ -145,11 +145,16 @@ class Publisher:
         """Nothing, if a checkpoint may become a model. The adapter of a finished run is published in any case.
 
         Raises:
-            Refused: its tenant stores all that it may.
+            Refused: its tenant stores all that it may, or has as many versions.
         """
         size = sum(entry.size for entry in contents.files if entry.path in ADAPTER) if contents else 0
+
+        def look(session: Session) -> None:
+            require_storage(session, job.tenant, size, "for the model")
+            require_versions(session, job.tenant)
+
         try:
-            self._database.write(lambda session: require_storage(session, job.tenant, size, "for the model"))
+            self._database.write(look)
         except QuotaExceeded as error:
             raise Refused(str(error)) from error
 

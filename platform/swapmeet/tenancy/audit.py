@@ -1,24 +1,29 @@
-"""The audit log: who did what to what, and how it ended. Rows are added, never changed, and in the end forgotten."""
+"""The audit log: who did what to what, and how it ended. Rows are added, never changed, and in the end forgotten.
+
+Each tenant's is a chain (`audit_chain`).
+"""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import AuditRow
+from swapmeet.database.tables import AuditChainRow, AuditRow
 from swapmeet.database.tables.base import now
+from swapmeet.errors import PlatformError
+from swapmeet.tenancy import audit_chain
 from swapmeet.tenancy.caller import Caller, without_keys
+from swapmeet_registry import RegistryError, canonical
 
 DONE = "done"
 REFUSED = "refused"
 MOST_REFUSALS = 10_000
 """Kinds of refusals held in memory until they are written; more within a few seconds are not told apart."""
-
-FORGOTTEN = 500
-"""Entries that one transaction removes."""
 
 
 @dataclass(slots=True)
@@ -63,8 +68,27 @@ class Audit:
             tenant: in whose log it stands; the caller's own where none is given.
             detail: a sentence more.
         """
-        row = _row(caller, action, subject, outcome, tenant or caller.tenant, detail)
-        self._database.write(lambda session: session.merge(row))
+
+        def add(session: Session) -> None:
+            audit_chain.add(session, _row(caller, action, subject, outcome, tenant or caller.tenant, detail, at))
+
+        at = now()
+        self._database.write(add)
+
+    @contextmanager
+    def noting(
+        self, caller: Caller, action: str, subject: str, *, tenant: str | None = None, detail: str = ""
+    ) -> Iterator[None]:
+        """Note what is done within the block, elsewhere than in the database, and how that ended; see `record`."""
+        outcome = "internal_error"
+        try:
+            yield
+            outcome = DONE
+        except (PlatformError, RegistryError) as error:
+            outcome = error.code
+            raise
+        finally:
+            self.record(caller, action, subject, outcome, tenant=tenant, detail=detail)
 
     def refused(self, caller: Caller, action: str) -> None:
         """Note, in memory for now, that a caller was not let pass: a flood of such requests writes one row."""
@@ -78,9 +102,13 @@ class Audit:
             noted, self._refusals = self._refusals, {}
         if not noted:
             return
-        rows = [each.row(action) for (_, action), each in noted.items()]
+
+        def add(session: Session) -> None:
+            for (_, action), each in noted.items():
+                audit_chain.add(session, each.row(action))
+
         try:
-            self._database.write(lambda session: [session.merge(row) for row in rows])
+            self._database.write(add)
         except BaseException:
             with self._lock:
                 self._refusals = noted | self._refusals
@@ -108,16 +136,20 @@ class Audit:
         return rows[:limit], len(rows) > limit
 
     def forget(self, before: datetime) -> None:
-        """Remove what is older than a moment, oldest first and some at a time; several may do so at once."""
+        """Remove what is older than a moment, oldest first and some at a time; several may do so at once.
 
-        def work(session: Session) -> bool:
-            oldest = session.execute(select(AuditRow.id, AuditRow.at).order_by(AuditRow.id).limit(FORGOTTEN)).all()
-            over = [number for number, at in oldest if at < before]
-            session.execute(delete(AuditRow).where(AuditRow.id.in_(over)))
-            return len(over) == FORGOTTEN
+        An entry that is younger keeps all that came after it in the same log.
+        """
+        tenants = self._database.read(lambda session: list(session.scalars(select(AuditChainRow.tenant))))
+        for tenant in sorted(tenants):
+            while self._database.write(lambda session, tenant=tenant: audit_chain.forget(session, tenant, before)):  # type: ignore[misc]
+                pass
 
-        while self._database.write(work):
-            pass
+    def export(self, tenant: str) -> Iterator[bytes]:
+        """A tenant's log as `swapmeet.audit_export` reads it: lines of JSON."""
+        with self._database.reading() as session:
+            for entry in audit_chain.export(session, tenant):
+                yield canonical.encode(entry) + b"\n"
 
 
 def note(
@@ -134,7 +166,7 @@ def note(
         detail: a sentence more.
     """
     if by is not None:
-        session.add(_row(by, action, subject, DONE, tenant or by.tenant, detail))
+        audit_chain.add(session, _row(by, action, subject, DONE, tenant or by.tenant, detail))
 
 
 def _row(

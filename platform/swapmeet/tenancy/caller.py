@@ -20,6 +20,7 @@ class Limits:
     stored_bytes: int | None = None
     tokens_a_minute: int | None = None
     requests_a_minute: int | None = None
+    stored_versions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ What it may run is counted where that is decided (`swapmeet.queue.shares`), requ
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import FileRow, JobRow, TenantRow, UploadRow
+from swapmeet.database.tables import FileRow, JobRow, PublishRow, TenantRow, UploadRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.tenancy.caller import Limits
@@ -43,22 +43,41 @@ def require_storage(session: Session, tenant: str, bytes: int, what: str = "") -
         )
 
 
+def require_versions(session: Session, tenant: str) -> None:
+    """Let a transaction publish one more version for a tenant; those that are being published count.
+
+    Raises:
+        NotFound: there is no such tenant.
+        QuotaExceeded: it would be more than the tenant may have.
+    """
+    row = tenant_row(session, tenant, lock=True)
+    if row.stored_versions is None:
+        return
+    coming = int(session.scalar(select(func.count()).where(*_coming(tenant))) or 0)
+    if row.adapter_versions + coming + 1 > row.stored_versions:
+        raise QuotaExceeded(
+            f"One version more is over your quota: {row.adapter_versions} of {row.stored_versions} are published, "
+            f"and {coming} are on their way. Yank or delete some first, or ask the operator for more."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """Bytes of a tenant."""
 
     files: int
     uploads: int
+    publishes: int
     checkpoints: int
     adapters: int
 
     @property
     def total(self) -> int:
         """Of all."""
-        return self.files + self.uploads + self.checkpoints + self.adapters
+        return self.files + self.uploads + self.publishes + self.checkpoints + self.adapters
 
     def __str__(self) -> str:
-        each = ("files", "uploads", "checkpoints", "adapters")
+        each = ("files", "uploads", "publishes", "checkpoints", "adapters")
         return ", ".join(f"{getattr(self, name)} in {name}" for name in each if getattr(self, name)) or "nothing"
 
 
@@ -82,13 +101,19 @@ class Quotas:
 def stored_bytes(session: Session, tenant: TenantRow) -> Stored:
     """What a tenant stores.
 
-    Files count, deleted ones until their bytes are gone; pending uploads by the size that they were announced with;
-    the checkpoints that its jobs may go on from; and its published adapters that are not withdrawn.
+    Files count, deleted ones until their bytes are gone; pending uploads and publishes by the size that they were
+    announced with; the checkpoints that its jobs may go on from; and its published adapters that are not withdrawn.
     """
     files = select(func.sum(FileRow.bytes)).where(FileRow.tenant == tenant.name)
     uploads = select(func.sum(UploadRow.bytes)).where(
         UploadRow.tenant == tenant.name, UploadRow.status == "pending", UploadRow.expires_at > now()
     )
     kept = select(func.sum(JobRow.kept_bytes)).where(JobRow.tenant == tenant.name, JobRow.kept_bytes > 0)
-    in_files, in_uploads, in_kept = (int(session.scalar(query) or 0) for query in (files, uploads, kept))
-    return Stored(in_files, in_uploads, in_kept, tenant.adapter_bytes)
+    coming = select(func.sum(PublishRow.bytes)).where(*_coming(tenant.name))
+    found = [int(session.scalar(query) or 0) for query in (files, uploads, coming, kept)]
+    return Stored(found[0], found[1], found[2], found[3], tenant.adapter_bytes)
+
+
+def _coming(tenant: str) -> tuple[ColumnElement[bool], ...]:
+    """Which publishes are under way."""
+    return PublishRow.tenant == tenant, PublishRow.status == "pending", PublishRow.expires_at > now()

@@ -1,16 +1,18 @@
-"""How many bytes of published adapters each tenant has: the registry is asked, which others write to as well.
+"""What each tenant has in the registry, and what of it others may read: it is asked, as others write to it as well.
 
 What the platform publishes is added at once (`note_published`); what was pushed past it, and what was withdrawn, is
 seen with the next count.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from swapmeet.adapter_access import note_all, readers_of
 from swapmeet.database import Database
 from swapmeet.database.tables import TenantRow
+from swapmeet.database.tables.base import now
 from swapmeet_registry import AdapterName, NotFound, Registry
 
 Files = tuple[tuple[str, int], ...]
@@ -25,21 +27,27 @@ class Stocktaking:
         self._files: dict[str, Files] = {}
 
     def count(self) -> None:
-        """Note the bytes of each tenant's versions that are not withdrawn, each file once.
+        """Note the bytes of each tenant's versions that are not withdrawn, each file once, their number, and readers.
 
         Raises:
             RegistryError: the registry can not be read; what was noted stays.
         """
         found: dict[str, dict[str, int]] = defaultdict(dict)
         there: dict[str, Files] = {}
+        versions_of: Counter[str] = Counter()
+        readers: list[tuple[str, str]] = []
+        began = now()
         for name in self._registry.names():
             try:
-                versions = [each for each in self._registry.show(name).versions if not each.yanked]
+                listing, owner = self._registry.show(name), AdapterName.parse(name).tenant
+                readers += [(name, reader) for reader in readers_of(listing)]
+                versions = [each for each in listing.versions if each.usable]
+                versions_of[owner] += len(versions)
                 for version in versions:
                     there[version.digest] = self._files.get(version.digest) or tuple(
                         (file.sha256, file.size) for file in self._registry.manifest(version).files
                     )
-                    found[AdapterName.parse(name).tenant] |= dict(there[version.digest])
+                    found[owner] |= dict(there[version.digest])
             except NotFound:  # removed meanwhile
                 continue
         self._files = there
@@ -48,11 +56,13 @@ class Stocktaking:
         def note(session: Session) -> None:
             for tenant in session.query(TenantRow).order_by(TenantRow.name).with_for_update():
                 tenant.adapter_bytes = totals.get(tenant.name, 0)
+                tenant.adapter_versions = versions_of[tenant.name]
+            note_all(session, readers, began)
 
         self._database.write(note)
 
 
 def note_published(session: Session, tenant: str, bytes: int) -> None:  # noqa: A002 - the unit
     """Count a version in the transaction that tells of it."""
-    more = TenantRow.adapter_bytes + bytes
-    session.execute(update(TenantRow).where(TenantRow.name == tenant).values(adapter_bytes=more))
+    more = {"adapter_bytes": TenantRow.adapter_bytes + bytes, "adapter_versions": TenantRow.adapter_versions + 1}
+    session.execute(update(TenantRow).where(TenantRow.name == tenant).values(**more))

@@ -1,6 +1,6 @@
 """Tenants: who they are, their share of the machines, and their limits."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -114,6 +114,18 @@ def tenant_row(session: Session, name: str, *, lock: bool = False) -> TenantRow:
     if row is None:
         raise no_tenant(name)
     return row
+
+
+def require_tenants(session: Session, names: Collection[str]) -> None:
+    """Nothing, if there are tenants of all these names.
+
+    Raises:
+        NotFound: some there are not; the message names all of them.
+    """
+    good = [name for name in names if is_tenant(name)]
+    known = set(session.scalars(select(TenantRow.name).where(TenantRow.name.in_(good))))
+    if unknown := sorted(set(names) - known):
+        raise NotFound(f"There are no tenants {', '.join(repr(name[:64]) for name in unknown)}. Check their names.")
 
 
 def no_tenant(name: str) -> NotFound:

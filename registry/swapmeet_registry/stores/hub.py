@@ -94,11 +94,11 @@ class HubBackend:
         """`hf://ORGANIZATION`."""
         return f"hf://{self.organization}" + (f"?visibility={self.visibility}" if self.visibility != "private" else "")
 
-    def names(self) -> list[str]:
+    def names(self, tenant: str | None = None) -> list[str]:
         """See `Backend`."""
         models = list_repositories(self.organization)
         found = [self._name_in(model.id) for model in models if HEAD in paths(model)]
-        return sorted(str(name) for name in found if name is not None)
+        return sorted(str(name) for name in found if name is not None and tenant in (None, name.tenant))
 
     def head(self, name: AdapterName) -> Stored | None:
         """See `Backend`; the tag is the commit that the branch is at."""

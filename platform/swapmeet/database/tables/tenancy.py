@@ -26,9 +26,12 @@ class TenantRow(Table):
     stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     tokens_a_minute: Mapped[int | None] = mapped_column(BigInteger)
     requests_a_minute: Mapped[int | None] = mapped_column(BigInteger)
+    stored_versions: Mapped[int | None] = mapped_column(BigInteger)
     suspended_at: Mapped[datetime | None]
     adapter_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Of its published adapters, as they were counted last."""
+    adapter_versions: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Of its adapters that are not withdrawn, counted with them."""
 
 
 class KeyRow(Table):
@@ -97,10 +100,17 @@ class SpendingRow(Table):
 
 
 class AuditRow(Table):
-    """Something that was done, or refused, and by whom. Never changed."""
+    """Something that was done, or refused, and by whom. Never changed.
+
+    `sequence` counts each tenant's entries from 1; `hash` is of all else in the entry, and of the one `previous` to it
+    in the same log (`swapmeet.tenancy.audit_chain`).
+    """
 
     __tablename__ = "audit"
-    __table_args__ = (Index("ix_audit_tenant_id", "tenant", "id"),)
+    __table_args__ = (
+        Index("ix_audit_tenant_id", "tenant", "id"),
+        Index("ix_audit_tenant_sequence", "tenant", "sequence", unique=True),
+    )
 
     id: Mapped[int] = mapped_column(Counter, primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(default=now)
@@ -114,3 +124,18 @@ class AuditRow(Table):
     outcome: Mapped[str] = mapped_column(String(60))
     request: Mapped[str] = mapped_column(String(80), default="")
     detail: Mapped[str] = mapped_column(Text, default="")
+    sequence: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    previous: Mapped[str] = mapped_column(String(64), server_default="")
+    hash: Mapped[str] = mapped_column(String(64), server_default="")
+
+
+class AuditChainRow(Table):
+    """Where a tenant's log ends, and, as its anchor, the last of its entries that were forgotten."""
+
+    __tablename__ = "audit_chains"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    hash: Mapped[str] = mapped_column(String(64))
+    anchor_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    anchor_hash: Mapped[str] = mapped_column(String(64))

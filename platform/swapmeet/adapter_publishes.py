@@ -1,0 +1,373 @@
+"""Adapters that are published over the network: files come in parts, in any order, again where an answer was lost.
+
+A publish says first what will come, with each file's size and SHA-256. Its parts lie in the storage, so that any
+server takes the next one and whoever begins again, after a crash or on another day, sends only what is missing. When
+it is completed the files are joined on this machine, compared with their SHA-256, and pushed into the registry, which
+admits them or not; a publish that is completed twice makes one version.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from swapmeet.database import Database
+from swapmeet.database.tables import PublishRow
+from swapmeet.database.tables.base import now
+from swapmeet.errors import Conflict, NotFound, RequestRefused
+from swapmeet.files.blobs import measure_file
+from swapmeet.files.rules import refuse, shortened
+from swapmeet.ids import new_id, shown
+from swapmeet.tenancy.audit import Audit, note
+from swapmeet.tenancy.caller import Caller
+from swapmeet.tenancy.quotas import require_storage, require_versions
+from swapmeet.tenancy.stocktaking import note_published
+from swapmeet.tenancy.tenants import tenant_row
+from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile
+from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
+from swapmeet_registry.errors import Corrupt
+from swapmeet_registry.names import require_settable_alias
+from swapmeet_registry.provenance import Tag
+from swapmeet_registry.stores import Store
+from swapmeet_registry.stores.files import os_errors
+
+PART = 16 << 20
+"""Bytes of each part of a file but its last."""
+LARGEST = 4 << 30
+MOST_FILES = 65
+LIFE = timedelta(days=1)
+REMEMBERED = timedelta(days=30)
+"""How long a publish that is over is known of."""
+FOLDER = "publishing/"
+AT_ONCE = 500
+
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
+
+
+class PublishRequest(BaseModel):
+    """What will come, and what it is: `base` by a name that the server has, or by the digest of its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Word
+    files: Annotated[tuple[StoredFile, ...], Field(min_length=1, max_length=MOST_FILES)]
+    alias: Annotated[str, Field(max_length=63)] | None = None
+    license: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    tags: Annotated[tuple[Tag, ...], Field(max_length=50)] = ()
+    run: Word | None = None
+
+
+class Publishes:
+    """The publishes of all tenants. For any thread.
+
+    Args:
+        database: has what was said of them.
+        registry: where they go.
+        store: for parts.
+        library: the bases that adapters may be for; none is ever fetched.
+        folder: on this machine, for one publish's files while it is completed.
+    """
+
+    def __init__(
+        self, database: Database, registry: Registry, store: Store, library: BaseLibrary, folder: Path
+    ) -> None:
+        self.folder = folder
+        self._database, self._registry, self._store, self._library = database, registry, store, library
+
+    def begin(self, name: AdapterName, wanted: PublishRequest, key: str | None = None) -> PublishRow:
+        """A publish, which is open for a day; the same again, by its run or an idempotency key, is the same one.
+
+        Raises:
+            Conflict: the run or the key stands for something else already.
+            NotFound: the name's tenant is not there.
+            QuotaExceeded: it may not store so much.
+            RequestRefused: it could not be published, whatever its bytes.
+        """
+        self._require_sound(wanted)
+        request, size = wanted.model_dump(mode="json"), sum(file.size for file in wanted.files)
+        identity, moment = _identity(name, key or wanted.run), now()
+
+        def work(session: Session) -> PublishRow:
+            tenant_row(session, name.tenant, lock=True)  # of those who begin at once, one after the other
+            row = session.get(PublishRow, identity, with_for_update=True)
+            if row is not None and row.request != request:
+                raise Conflict("This run, or idempotency key, stands for a publish of something else. Choose another.")
+            if row is not None and (row.status == "published" or _open(row)):
+                return row
+            require_storage(session, name.tenant, size, "for the adapter")
+            require_versions(session, name.tenant)
+            row = row or PublishRow(id=identity, tenant=name.tenant, adapter=str(name), request=request, bytes=size)
+            row.status, row.created_at, row.expires_at = "pending", moment, moment + LIFE
+            session.add(row)
+            return row
+
+        return self._database.write(work)
+
+    def get(self, name: AdapterName, identity: str) -> PublishRow:
+        """A publish under a name.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        row = self._database.read(lambda session: session.get(PublishRow, identity) if identity.isprintable() else None)
+        if row is None or row.adapter != str(name):
+            raise NotFound(
+                f"There is no upload {shown(identity)} of {name}. Begin one: POST /v1/adapters/{name}/uploads."
+            )
+        return row
+
+    def missing(self, row: PublishRow) -> dict[str, list[int]]:
+        """By file: where the parts begin that have not come yet."""
+        there = {(sha256, offset) for _, sha256, offset in self._parts(row)} if _open(row) else set()
+        wanted = {file.path: [(file.sha256, at) for at in range(0, file.size, PART)] for file in _files(row)}
+        return {path: [part[1] for part in parts if part not in there] for path, parts in wanted.items()}
+
+    def add(self, row: PublishRow, path: str, offset: int, source: Path, sha256: str | None = None) -> None:
+        """Keep a part of a file, durable on return; sent again it takes the place of the earlier.
+
+        Args:
+            row: the publish.
+            path: the file's.
+            offset: where the part begins: a multiple of `PART`.
+            source: its bytes: `PART`, or those to the file's end.
+            sha256: what they must have, in hex, if that is known.
+
+        Raises:
+            NotFound: the publish has no such file.
+            RequestRefused: it is over, or the part is not one of the file's.
+        """
+        _require_open(row)
+        file = next((file for file in _files(row) if file.path == path), None)
+        if file is None:
+            raise NotFound(f"No file {shortened(path)} was announced for this upload. Begin another that names it.")
+        sums = measure_file(source)
+        size = min(PART, file.size - offset)
+        if offset % PART or size <= 0 or sums.bytes != size:
+            raise RequestRefused(
+                f"{path} has {file.size} bytes in parts of {PART}; {sums.bytes} bytes at {offset} are none of them. "
+                "Send the parts that are missing.",
+                "offset",
+            )
+        if sha256 is not None and sums.sha256 != sha256:
+            raise RequestRefused(f"The part of {path} at {offset} came damaged: it has another SHA-256. Send it again.")
+        key = f"{_folder(row)}{file.sha256}/{offset:012d}-{sums.sha256}"
+        self._store.put(key, source, sums.sha256)
+        for other, its_file, its_offset in list(self._parts(row)):
+            if (its_file, its_offset) == (file.sha256, offset) and other != key:
+                self._store.delete(other)
+
+    def complete(self, row: PublishRow, by: Caller) -> PublishRow:
+        """Publish the version; asked again, give the same answer.
+
+        Raises:
+            BaseMismatch: the adapter was trained on other weights.
+            Refused: its files are unsound or unsupported.
+            RequestRefused: the publish is over, or bytes are missing or wrong.
+        """
+        if row.status == "published":
+            return row
+        _require_open(row)
+        try:
+            done = self._publish(row, by)
+        except (RegistryError, RequestRefused) as error:
+            ended = self._database.read(lambda session: session.get_one(PublishRow, row.id))
+            if ended.status == "published":  # by another at the same time, who cleared the parts away
+                return ended
+            if isinstance(error, RegistryError):
+                Audit(self._database).record(by, "adapter.publish", row.adapter, error.code, tenant=row.tenant)
+            raise
+        self._clear(done)
+        return done
+
+    def cancel(self, row: PublishRow) -> PublishRow:
+        """End a publish; again is no mistake.
+
+        Raises:
+            RequestRefused: it is published.
+        """
+
+        def work(session: Session) -> PublishRow:
+            found = session.get_one(PublishRow, row.id, with_for_update=True)
+            if found.status == "published":
+                raise RequestRefused(f"{row.id} is published as version {found.version}. Yank that instead.")
+            found.status = "cancelled"
+            return found
+
+        ended = self._database.write(work)
+        self._clear(ended)
+        return ended
+
+    def sweep(self) -> None:
+        """Expire what nobody completed, remove the parts of what is over, and forget it after some time."""
+        moment = now()
+
+        def expire(session: Session) -> list[PublishRow]:
+            late = select(PublishRow).where(PublishRow.status == "pending", PublishRow.expires_at <= moment)
+            rows = list(session.scalars(late.limit(AT_ONCE).with_for_update(skip_locked=True)))
+            for row in rows:
+                row.status = "expired"
+            return rows
+
+        for row in self._database.write(expire):
+            self._clear(row)
+        over = delete(PublishRow).where(PublishRow.status != "pending", PublishRow.expires_at <= moment - REMEMBERED)
+        self._database.write(lambda session: session.execute(over))
+        for identity in {key.split("/")[1] for key in self._store.list(FOLDER)}:
+            query = select(PublishRow.status).where(PublishRow.id == identity)
+            if self._database.read(lambda session, query=query: session.scalar(query)) != "pending":  # type: ignore[misc]
+                self._drop(f"{FOLDER}{identity}/")
+
+    def base(self, named: str) -> Base:
+        """A base that this server has.
+
+        Raises:
+            RequestRefused: it has none of this name or digest.
+        """
+        for record in self._library.records():
+            if record.name == named:
+                return self._library.find(named)
+        for base in self._library.all() if named.startswith("sha256:") else ():
+            if base.fingerprint.weights == named:
+                return base
+        known = ", ".join(record.name for record in self._library.records()) or "none yet"
+        raise RequestRefused(f"There is no base {shortened(named)} here. Known are {known}.", "base", "base_not_found")
+
+    def _publish(self, row: PublishRow, by: Caller) -> PublishRow:
+        wanted, base = PublishRequest.model_validate(row.request), self.base(row.request["base"])
+        with os_errors(f"write in {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix="publish-")
+        with scratch as folder:
+            self._join(row, Path(folder))
+            version = self._registry.push(
+                Path(folder),
+                row.adapter,
+                base=base.fingerprint,
+                alias=wanted.alias,
+                license=wanted.license,
+                tags=wanted.tags,
+                modules=module_shapes(base.path),
+                run=wanted.run,
+                once=row.id,
+            )
+        size = self._registry.manifest(version).size
+
+        def end(session: Session) -> PublishRow:
+            found = session.get_one(PublishRow, row.id, with_for_update=True)
+            if found.status != "published":
+                found.status, found.version, found.digest = "published", version.version, version.digest
+                note_published(session, found.tenant, size)
+                note(session, by, "adapter.publish", str(version), tenant=found.tenant, detail=version.digest)
+            return found
+
+        return self._database.write(end)
+
+    def _join(self, row: PublishRow, folder: Path) -> None:
+        """Make the files of their parts.
+
+        Raises:
+            RequestRefused: some are missing, or a file has not the SHA-256 that was announced; its parts are dropped.
+        """
+        if lacking := [path for path, parts in self.missing(row).items() if parts]:
+            raise RequestRefused(
+                f"Parts of {', '.join(lacking)} are missing. Send them, and complete it again.", "files"
+            )
+        parts = sorted((sha256, offset, key) for key, sha256, offset in self._parts(row))
+        mistakes = []
+        for file in _files(row):
+            digest = hashlib.sha256()
+            keys = [key for sha256, _, key in parts if sha256 == file.sha256]
+            with os_errors(f"write {file.path}"), (folder / file.path).open("wb") as stream:
+                for chunk in (chunk for key in keys for chunk in self._stored(key)):
+                    digest.update(chunk)
+                    stream.write(chunk)
+            if digest.hexdigest() != file.sha256:
+                mistakes.append(("files", f"{file.path} came with another SHA-256 than was announced. Send it again."))
+                for key in keys:
+                    self._store.delete(key)
+        refuse(mistakes)
+
+    def _stored(self, key: str) -> Iterator[bytes]:
+        chunks = self._store.stream(key)
+        if chunks is None:  # another completed or cancelled it just now
+            raise Corrupt("A part of the upload is gone. Ask for the upload to see what became of it.")
+        return chunks
+
+    def _parts(self, row: PublishRow) -> Iterator[tuple[str, str, int]]:
+        """The parts that came: key, the file's SHA-256, and where in it they begin."""
+        for key in self._store.list(_folder(row)):
+            _, _, sha256, part = key.split("/")
+            yield key, sha256, int(part.partition("-")[0])
+
+    def _clear(self, row: PublishRow) -> None:
+        self._drop(_folder(row))
+
+    def _drop(self, prefix: str) -> None:
+        for key in list(self._store.list(prefix)):
+            self._store.delete(key)
+
+    def _require_sound(self, wanted: PublishRequest) -> None:
+        paths = [file.path for file in wanted.files]
+        mistakes = [("files", f"{path} is there twice.") for path in sorted(set(paths)) if paths.count(path) > 1]
+        mistakes += [
+            ("files", f"{file.path} has {file.size} bytes; at most {LARGEST} are taken.")
+            for file in wanted.files
+            if file.size > LARGEST
+        ]
+        try:
+            require_settable_alias(wanted.alias or "any")
+        except RegistryError as error:
+            mistakes.append(("alias", str(error)))
+        try:
+            self.base(wanted.base)
+        except RequestRefused as error:
+            mistakes.append(("base", str(error)))
+        refuse(mistakes)
+
+
+def publish_object(row: PublishRow, missing: dict[str, list[int]]) -> dict[str, Any]:
+    """A publish as the API shows it; files say where the parts begin that they lack."""
+    return {
+        "id": row.id,
+        "object": "adapter.upload",
+        "adapter": row.adapter,
+        "status": "expired" if row.status == "pending" and not _open(row) else row.status,
+        "created_at": int(row.created_at.timestamp()),
+        "expires_at": int(row.expires_at.timestamp()),
+        "part_size": PART,
+        "bytes": row.bytes,
+        "files": [file | {"missing": missing.get(file["path"], [])} for file in row.request["files"]],
+        "version": row.version,
+        "digest": row.digest,
+    }
+
+
+def _identity(name: AdapterName, key: str | None) -> str:
+    if key is None:
+        return new_id("publish-")
+    return "publish-" + hashlib.sha256(f"{name}\0{key}".encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _files(row: PublishRow) -> list[StoredFile]:
+    return [StoredFile.model_validate(file) for file in row.request["files"]]
+
+
+def _folder(row: PublishRow) -> str:
+    return f"{FOLDER}{row.id}/"
+
+
+def _open(row: PublishRow, at: datetime | None = None) -> bool:
+    return row.status == "pending" and row.expires_at > (at or now())
+
+
+def _require_open(row: PublishRow) -> None:
+    if not _open(row):
+        raise RequestRefused(
+            f"{row.id} is {'expired' if row.status == 'pending' else row.status}. Begin another upload."
+        )

@@ -1,0 +1,80 @@
+"""What adapters look like over HTTP."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from swapmeet.tenancy.caller import Caller
+from swapmeet_registry import Listing, Manifest, Version
+from swapmeet_registry.head import Visibility
+
+Reason = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+
+
+class Withdrawal(BaseModel):
+    """Why a version is withdrawn; whoever asks for it reads that."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason
+
+
+class AliasMove(BaseModel):
+    """Where an alias is to point, and where it must point now (0: nowhere), if that matters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | Annotated[str, Field(min_length=1, max_length=200)]
+    expect: Annotated[int, Field(ge=0, le=10**9)] | None = None
+
+
+class Sharing(BaseModel):
+    """Who may read an adapter: its owner only, also the tenants that are named, or all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    visibility: Visibility
+    tenants: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=1000)] = []
+
+
+def adapter_object(listing: Listing, caller: Caller) -> dict[str, Any]:
+    """An adapter, with its versions; whom it is shared with is told its owner."""
+    owner = listing.name.partition("/")[0]
+    shared_with = list(listing.shared_with) if caller.operator or caller.tenant == owner else []
+    return summary_object(listing) | {
+        "versions": [version_object(version) for version in listing.versions],
+        "shared_with": shared_with,
+    }
+
+
+def summary_object(listing: Listing) -> dict[str, Any]:
+    """An adapter on a list."""
+    return {
+        "id": listing.name,
+        "object": "adapter",
+        "owner": listing.name.partition("/")[0],
+        "visibility": listing.visibility,
+        "aliases": listing.aliases,
+        "created_at": listing.versions[0].created_at if listing.versions else None,
+        "version_count": len(listing.versions),
+    }
+
+
+def version_object(version: Version) -> dict[str, Any]:
+    """A version, and why it was withdrawn, if it was."""
+    return {
+        "id": str(version),
+        "object": "adapter.version",
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "created_at": version.created_at,
+        "yanked": version.yank_reason,
+        "recalled": version.recalled,
+        "deleted": version.deleted,
+    }
+
+
+def described_object(version: Version, manifest: Manifest) -> dict[str, Any]:
+    """A version with all that its manifest says, from whose canonical JSON the digest can be computed."""
+    return version_object(version) | {"size": manifest.size, "manifest": manifest.model_dump(mode="json")}

@@ -1,0 +1,132 @@
+"""`/v1/adapters`: the registry over HTTP, for whoever may read or change what (`swapmeet.adapter_access`)."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Query
+
+from swapmeet.adapter_publishes import Publishes
+from swapmeet.gateway import adapter_files, adapter_uploads
+from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Publisher, Reader, Ref
+from swapmeet.gateway.adapter_wire import (
+    AliasMove,
+    Sharing,
+    Withdrawal,
+    adapter_object,
+    described_object,
+    summary_object,
+    version_object,
+)
+from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.pages import page
+from swapmeet.gateway.services import Services
+from swapmeet_registry import AdapterName, Reference, Version
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+NAME = r"^[a-z0-9][a-z0-9._/-]*$"
+
+Administrator = Annotated[Caller, Depends(may("admin"))]
+
+
+def install(app: FastAPI, publishes: Publishes) -> None:
+    """Add the routes to an app, over its services and what is being published."""
+    app.state.publishes = publishes
+    for each in (router, adapter_files.router, adapter_uploads.router):
+        app.include_router(each)
+
+
+@router.get("")
+def adapters(
+    backend: Backend,
+    caller: Reader,
+    owner: Annotated[str | None, Query(max_length=63, pattern=NAME)] = None,
+    after: Annotated[str | None, Query(max_length=130, pattern=NAME)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """What the caller may read, its own first and then by name: of all, or of one owner."""
+    listings, more = backend.access.page(caller, owner, after, limit)
+    return page([summary_object(listing) for listing in listings], more)
+
+
+@router.get(ADAPTER)
+def adapter(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+    """An adapter: versions, aliases, and who may read it."""
+    return adapter_object(backend.access.listing(caller, name), caller)
+
+
+@router.get(ADAPTER + "/versions/{ref}")
+def version(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+    """A version by its number, an alias or its digest, with its manifest."""
+    found = backend.access.resolve(caller, Reference.within(name, ref))
+    return described_object(found, backend.registry.manifest(found))
+
+
+@router.get(ADAPTER + "/history")
+def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+    """Every move of an alias, oldest first; version 0: the alias was removed."""
+    moves = backend.access.listing(caller, name).history
+    return page([{"object": "adapter.move", **_fields(move)} for move in moves], False)
+
+
+@router.put(ADAPTER + "/aliases/{alias}")
+def move_alias(alias: Ref, body: AliasMove, name: Name, backend: Backend, caller: Publisher) -> dict[str, Any]:
+    """Point an alias to a version, if it points now where it is expected to."""
+    with _changing(backend, caller, name, "alias.move", f"{name}:{alias}"):
+        found = backend.registry.tag(str(name), alias, str(body.version), body.expect, caller.tenant)
+    return version_object(found)
+
+
+@router.delete(ADAPTER + "/aliases/{alias}")
+def remove_alias(
+    alias: Ref,
+    name: Name,
+    backend: Backend,
+    caller: Publisher,
+    expect: Annotated[int | None, Query(ge=0, le=10**9)] = None,
+) -> dict[str, Any]:
+    """Remove an alias, if it points now where it is expected to."""
+    with _changing(backend, caller, name, "alias.remove", f"{name}:{alias}"):
+        listing = backend.registry.untag(str(name), alias, expect, caller.tenant)
+    return adapter_object(listing, caller)
+
+
+@router.post(ADAPTER + "/aliases/{alias}/undo")
+def undo_alias(alias: Ref, name: Name, backend: Backend, caller: Publisher) -> dict[str, Any]:
+    """Point an alias to where it pointed before its last move."""
+    with _changing(backend, caller, name, "alias.undo", f"{name}:{alias}"):
+        listing = backend.registry.undo(str(name), alias, caller.tenant)
+    return adapter_object(listing, caller)
+
+
+@router.post(ADAPTER + "/versions/{ref}/{withdrawal}")
+def withdraw(
+    ref: Ref,
+    withdrawal: Literal["yank", "recall", "delete"],
+    body: Withdrawal,
+    name: Name,
+    backend: Backend,
+    caller: Publisher,
+) -> dict[str, Any]:
+    """Withdraw a version: only its digest finds it, nobody gets it any more, or its files are deleted as well."""
+    reference = str(Reference.within(name, ref))
+    with _changing(backend, caller, name, f"version.{withdrawal}", reference, body.reason):
+        found: Version = getattr(backend.registry, withdrawal)(reference, body.reason)
+    return version_object(found)
+
+
+@router.put(ADAPTER + "/visibility")
+def share(body: Sharing, name: Name, backend: Backend, caller: Administrator) -> dict[str, Any]:
+    """Say who may read an adapter: its owner only, also some tenants, or all."""
+    told = " ".join([body.visibility, *sorted(body.tenants)])
+    with _changing(backend, caller, name, "adapter.share", str(name), told):
+        listing = backend.access.share(name, body.visibility, body.tenants)
+    return adapter_object(listing, caller)
+
+
+def _changing(backend: Services, caller: Caller, name: AdapterName, action: str, subject: str, detail: str = "") -> Any:
+    """A block that changes what is under a name, if the caller may, and notes how that ended."""
+    backend.access.require_own(caller, name)
+    return backend.tenancy.audit.noting(caller, action, subject, tenant=name.tenant, detail=detail)
+
+
+def _fields(move: Any) -> dict[str, Any]:
+    return {"alias": move.alias, "version": move.version, "at": move.at, "by": move.by}

@@ -1,0 +1,88 @@
+"""Publishes of many at once, on either database: within the quota, and one version however often completed."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swapmeet.adapter_publishes import Publishes, PublishRequest
+from swapmeet.audit_export import verify
+from swapmeet.database import Database
+from swapmeet.database.tables import TenantRow
+from swapmeet.errors import QuotaExceeded
+from swapmeet.tenancy import Caller
+from swapmeet.tenancy.audit import Audit
+from swapmeet_registry import AdapterName, Fingerprint, Registry, open_store
+from swapmeet_registry.bases import BaseLibrary
+
+ACME = Caller("acme", "key-1", frozenset({"publish"}))
+LEGAL = AdapterName("acme", "legal")
+
+
+@pytest.fixture
+def publishes(database: Database, tiny_llama: Path, tmp_path: Path) -> Publishes:
+    library = BaseLibrary(tmp_path)
+    library.add(str(tiny_llama), "tiny")
+    database.write(lambda session: session.add(TenantRow(name="acme", stored_versions=3)))
+    registry, store = Registry(f"file://{tmp_path}/registry"), open_store(f"file://{tmp_path}/storage")
+    return Publishes(database, registry, store, library, tmp_path / "spool")
+
+
+def request_for(folder: Path) -> PublishRequest:
+    files = [
+        {"path": path.name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(folder.iterdir())
+    ]
+    return PublishRequest.model_validate({"base": "tiny", "files": files, "alias": "prod"})
+
+
+def at_once(*works: Callable[[], Any]) -> list[Any]:
+    """What each gives, or the error that it raises."""
+    found: list[Any] = [None] * len(works)
+
+    def run(place: int) -> None:
+        try:
+            found[place] = works[place]()
+        except Exception as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_publishes_of_many_at_once(
+    publishes: Publishes, database: Database, published: tuple[Fingerprint, Path], tmp_path: Path
+) -> None:
+    folder = published[1]
+    wanted = request_for(folder)
+    same = at_once(*(lambda: publishes.begin(LEGAL, wanted, "same") for _ in range(6)))
+    assert len({row.id for row in same}) == 1
+    others = at_once(*(lambda key=str(number): publishes.begin(LEGAL, wanted, key) for number in range(6)))
+    refused = [each for each in others if isinstance(each, QuotaExceeded)]
+    assert len(refused) == 4, others
+    begun = [same[0], *(each for each in others if each not in refused)]
+    parts = [
+        (lambda row=row, file=file: publishes.add(row, file.path, 0, folder / file.path))
+        for row in begun
+        for file in wanted.files
+    ]
+    assert at_once(*parts, *parts) == [None] * 2 * len(parts)
+    done = at_once(*(lambda row=row: publishes.complete(row, ACME) for row in begun for _ in range(3)))
+    again = at_once(*(lambda row=row: publishes.complete(publishes.get(LEGAL, row.id), ACME) for row in begun))
+    assert {row.version for row in again} == {1, 2, 3}
+    assert {(row.id, row.version) for row in done} == {(row.id, row.version) for row in again}
+    listing = Registry(f"file://{tmp_path}/registry").show("acme/legal")
+    assert len(listing.versions) == 3
+    tenant = database.read(lambda session: session.get_one(TenantRow, "acme"))
+    assert tenant.adapter_versions == 3
+    assert tenant.adapter_bytes == 3 * sum(path.stat().st_size for path in folder.iterdir())
+    entries = [line.decode() for line in Audit(database).export("acme")]
+    assert verify(entries)[0].sequence == len(entries) - 1
+    assert len([line for line in entries if '"outcome":"done"' in line]) == 3

@@ -1,0 +1,182 @@
+"""The audit log as a chain: exact under many writers, with an anchor where it was forgotten, checked offline."""
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from sqlalchemy import text, update
+from sqlalchemy.orm import Session
+
+from swapmeet.audit_export import START, verify
+from swapmeet.database import Database
+from swapmeet.database.migrations import _config, upgrade
+from swapmeet.database.tables import AuditRow
+from swapmeet.database.tables.base import now
+from swapmeet.errors import AuditBroken
+from swapmeet.tenancy import Caller
+from swapmeet.tenancy.audit import Audit, note
+
+ACME, BETA = (Caller(tenant, f"key-{tenant}", frozenset({"admin"})) for tenant in ("acme", "beta"))
+
+
+def lines_of(database: Database, tenant: str = "acme") -> list[str]:
+    return [line.decode() for line in Audit(database).export(tenant)]
+
+
+def test_entries_follow_each_other_whoever_writes_at_once(database: Database) -> None:
+    audit, failed = Audit(database), list[Exception]()
+
+    def write(number: int) -> None:
+        def both(session: Session) -> None:  # in either order
+            for caller in (ACME, BETA)[:: 1 if number % 2 else -1]:
+                note(session, caller, "key.create", f"key-{number}")
+
+        try:
+            for step in range(8):
+                audit.record(ACME, "model.delete", f"ä/{number}.{step}")
+                database.write(both)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    (end,) = verify(lines_of(database))
+    assert (end.tenant, end.sequence) == ("acme", 96)
+    assert [link.sequence for link in verify([*lines_of(database), *lines_of(database, "beta")])] == [96, 48]
+
+
+def test_what_did_not_take_place_leaves_no_gap(database: Database) -> None:
+    def fail(session: Session) -> None:
+        note(session, ACME, "key.create", "key-1")
+        raise KeyError("own")
+
+    Audit(database).record(ACME, "a", "1")
+    with pytest.raises(KeyError):
+        database.write(fail)
+    Audit(database).record(ACME, "a", "2")
+    assert verify(lines_of(database))[0].sequence == 2
+
+
+def test_a_log_without_entries_is_whole(database: Database) -> None:
+    assert verify(lines_of(database, "nobody"))[0].hash == START
+
+
+def _change(lines: list[str], number: int, **fields: Any) -> list[str]:
+    changed = json.dumps(json.loads(lines[number]) | fields)
+    return [*lines[:number], changed, *lines[number + 1 :]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda lines: _change(lines, 2, outcome="refused"),
+        lambda lines: _change(lines, 2, at="2026-01-01T00:00:00.000000Z"),
+        lambda lines: _change(lines, 2, hash="0" * 64),
+        lambda lines: _change(lines, 2, more=1),
+        lambda lines: _change(lines, 0, after={"sequence": 0, "hash": "1" * 64}),
+        lambda lines: _change(lines, 0, after={}),
+        lambda lines: [*lines[:2], *lines[3:]],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: lines[:-1],
+        lambda lines: lines[1:],
+        lambda lines: [*lines, lines[-1]],
+        lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],
+        lambda lines: [*lines, "[]"],
+        lambda lines: [],
+    ],
+)
+def test_whatever_was_done_to_an_export_is_seen(spoil: Callable[[list[str]], list[str]], database: Database) -> None:
+    for number in range(4):
+        Audit(database).record(ACME, "key.create", f"key-{number}", detail='a "b"\n')
+    lines = lines_of(database)
+    noted = json.loads(lines[2])["hash"]
+    assert verify(lines, contains=noted)[0].sequence == 4
+    with pytest.raises(AuditBroken, match="No entry has the hash"):
+        verify(lines, contains="f" * 64)
+    with pytest.raises(AuditBroken):
+        verify(spoil(lines))
+
+
+def test_what_was_changed_in_the_database_is_seen(database: Database) -> None:
+    for number in range(3):
+        Audit(database).record(ACME, "key.create", f"key-{number}")
+    database.write(lambda session: session.execute(update(AuditRow).where(AuditRow.sequence == 2).values(key="key-x")))
+    with pytest.raises(AuditBroken, match="entry 2 of acme's log was changed"):
+        verify(lines_of(database))
+
+
+def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swapmeet.tenancy.audit_chain.AT_ONCE", 3)
+    audit = Audit(database)
+    for number in range(10):
+        audit.record(ACME, "key.create", f"key-{number}")
+        audit.record(BETA, "key.create", f"key-{number}")
+    before = verify(lines_of(database))[0]
+
+    def age(session: Session) -> None:
+        old = update(AuditRow).where(AuditRow.tenant == "acme", AuditRow.sequence <= 7)
+        session.execute(old.values(at=now() - timedelta(days=9)))
+
+    hashes = [json.loads(line)["hash"] for line in lines_of(database)[1:]]
+    database.write(age)
+    audit.forget(now() - timedelta(days=8))
+    lines = lines_of(database)
+    assert json.loads(lines[0])["after"] == {"sequence": 7, "hash": hashes[6]}
+    assert verify(lines, contains=hashes[6]) == [before]
+    assert len(lines) == 4
+    assert len(lines_of(database, "beta")) == 11
+    audit.forget(now() + timedelta(days=1))
+    assert verify(lines_of(database)) == [before]
+    audit.record(ACME, "key.create", "key-new")
+    assert verify(lines_of(database), contains=before.hash)[0].sequence == 11
+
+
+def test_what_stood_in_an_older_database_is_chained(database_url: str) -> None:
+    database = Database(database_url)
+    with database.engine.execution_options(swapmeet_writes=True).begin() as connection:
+        command.upgrade(_config(connection), "0002")
+        insert = text(
+            "INSERT INTO audit (at, tenant, actor, key, action, subject, outcome, request, detail) VALUES"
+            " (:at, :tenant, 'admin', '', 'key.create', 'ä', 'done', '', '')"
+        )
+        moments = [datetime(2026, 11, day, 10, 0, 0, 120 + day, UTC) for day in range(1, 8)]
+        zone = "" if connection.dialect.name == "sqlite" else "+00:00"
+        rows = [
+            {"at": at.strftime("%Y-%m-%d %H:%M:%S.%f") + zone, "tenant": ("acme", "beta")[at.day % 2]} for at in moments
+        ]
+        connection.execute(insert, rows)
+    upgrade(database)
+    assert [verify(lines_of(database, tenant))[0].sequence for tenant in ("acme", "beta")] == [3, 4]
+    Audit(database).record(ACME, "key.create", "key-1")
+    assert verify(lines_of(database))[0].sequence == 4
+    database.close()
+
+
+def test_a_log_is_exported_and_checked_by_commands(
+    platform: Any, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    platform.add("acme")
+    platform.do("acme", "POST", "keys", json={"scopes": ["infer"]})
+    exported = platform.ask("acme", "GET", "/v1/audit/export")
+    file = tmp_path / "audit.jsonl"
+    file.write_bytes(exported.content)
+    assert command_line("audit", "verify", file).out.startswith("acme: whole up to entry 1, ")
+    told = json.loads(command_line("audit", "verify", file, "--json").out)
+    assert told["logs"][0]["hash"] == platform.do("acme", "GET", "audit")["data"][0]["hash"]
+    file.write_text(file.read_text().replace("key.create", "key.forged"))
+    ended = command_line("audit", "verify", file)
+    assert ended.code == 1
+    assert "entry 1 of acme's log was changed" in ended.err
+    platform.add("beta", "admin")
+    assert platform.ask("beta", "GET", "/v1/audit/export?tenant=acme").status_code == 404
+    assert b'"tenant":"acme"' in platform.ask("admin", "GET", "/v1/audit/export?tenant=acme").content
+    assert platform.ask("beta", "GET", "/v1/audit/export").content.count(b"\n") == 1
