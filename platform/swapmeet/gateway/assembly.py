@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from fastapi import FastAPI
 
 from swapmeet.database import Database
-from swapmeet.gateway import models, webhooks
+from swapmeet.gateway import hub_api, models, webhooks
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
@@ -56,4 +56,5 @@ def assemble(
     models.install(app, Permissions(database))
     sender = Sender(private=settings.webhook_private)
     webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
+    hub_api.install(app)  # the last: its paths begin with a tenant's name
     return app
