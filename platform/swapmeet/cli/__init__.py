@@ -7,6 +7,7 @@ import typer
 from swapmeet.cli import (
     adapters,
     bases,
+    compat,
     data,
     demonstration,
     diagnosis,
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (server, training, planning, adapters, diagnosis, demonstration, usage):
+for commands in (server, training, planning, adapters, compat, diagnosis, demonstration, usage):
     commands.register(app)
 app.add_typer(bases.app, name="base")
 app.add_typer(data.app, name="data")

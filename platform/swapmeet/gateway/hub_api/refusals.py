@@ -1,7 +1,7 @@
 """Errors as a Hub tells them: by `X-Error-Code` its clients know what is missing, by `X-Error-Message` what to say."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from swapmeet.gateway.errors import InvalidApiKey, describe_error
 
-INVALID_TOKEN = "Invalid credentials in Authorization header"
+WRONG_KEY = "Invalid credentials in Authorization header"
 """In just these words: clients tell a wrong token from a missing repository by them."""
 _NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
@@ -40,7 +40,7 @@ def no_repository(name: str) -> HubRefused:
 class HubRoute(APIRoute):
     """A route whose errors, those of its authority too, are a Hub's."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, with its errors translated."""
         handle = super().get_route_handler()
 
@@ -50,14 +50,14 @@ class HubRoute(APIRoute):
             except Exception as error:
                 return _answer(error, "authorization" in request.headers)
 
-        return translated  # type: ignore[return-value]  # FastAPI wants a coroutine, by its types alone
+        return translated
 
 
 def _answer(error: Exception, authorized: bool) -> Response:
     if isinstance(error, HubRefused):
         return _refusal(error.status, error.message, error.error, error.headers)
     if isinstance(error, InvalidApiKey):
-        return _refusal(401, INVALID_TOKEN if authorized else f"{error} Clients of the Hub send HF_TOKEN.")
+        return _refusal(401, WRONG_KEY if authorized else f"{error} Clients of the Hub send HF_TOKEN.")
     if isinstance(error, RequestValidationError):
         wrong = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()[:20])
         return _refusal(400, wrong)
