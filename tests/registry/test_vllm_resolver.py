@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -284,11 +285,14 @@ def test_settings() -> None:
     assert Settings.read({}) is None
 
 
-def test_an_unreachable_registry_is_an_error(place: Place) -> None:
-    (place.folder / "registry" / "heads" / "acme" / "legal.json").unlink()
-    (place.folder / "registry" / "heads" / "acme" / "legal.json").mkdir()
+def test_an_unreachable_registry_is_an_error(place: Place, aws: pytest.MonkeyPatch) -> None:
+    """And not an adapter that does not exist, which its clients would take for final."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    aws.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreError):
-        place.resolve("acme/legal")
+        place.resolve("acme/legal", place.resolver(registry="s3://bucket/prefix"))
 
 
 REAL = """
