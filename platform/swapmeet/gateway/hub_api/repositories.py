@@ -10,7 +10,7 @@ What is first in this list wins: an alias that is called `main` or `v3` is found
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from swapmeet.gateway.hub_api.refusals import HubRefused, no_repository
 from swapmeet.tenancy import Caller, visible
@@ -26,16 +26,29 @@ _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _COMMIT = re.compile(rf"[0-9a-f]{{{COMMIT}}}")
 
 
-def readable(caller: Caller, head: Head) -> bool:
-    """Whether a caller may know of an adapter and download it."""
-    return visible(caller, head.adapter) or head.visible_to(caller.tenant)
+MayRead = Callable[[Caller, Reference], bool]
+"""Whether a caller may know of what a reference names, and download it; False too where there is no such name."""
+
+
+def by_head(registry: Registry) -> MayRead:
+    """The rule: an adapter's owner may, the operator, and those whom its permissions or its head name."""
+    heads = Heads(registry.backend)
+
+    def may_read(caller: Caller, reference: Reference) -> bool:
+        try:
+            return visible(caller, str(reference)) or heads.get(reference.name).visible_to(caller.tenant)
+        except NotFound:
+            return False
+
+    return may_read
 
 
 class Repositories:
     """The adapters of a registry, to those who may read them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, may_read: MayRead | None = None) -> None:
         self._registry, self._heads = registry, Heads(registry.backend)
+        self._may_read = may_read or by_head(registry)
 
     def open(self, caller: Caller, namespace: str, repository: str) -> Head:
         """What there is under a name.
@@ -44,12 +57,12 @@ class Repositories:
             HubRefused: nothing that the caller may read.
         """
         try:
-            head = self._heads.get(AdapterName(namespace, repository))
+            name = AdapterName(namespace, repository)
+            if self._may_read(caller, Reference(name)):
+                return self._heads.get(name)
         except (InvalidName, NotFound):
-            raise no_repository(f"{namespace}/{repository}") from None
-        if not readable(caller, head):
-            raise no_repository(f"{namespace}/{repository}")
-        return head
+            pass
+        raise no_repository(f"{namespace}/{repository}")
 
     def names(self, author: str | None, words: list[str], after: str) -> Iterator[AdapterName]:
         """All names behind `after`, sorted: of one author, with all of the words in them."""

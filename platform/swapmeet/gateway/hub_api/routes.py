@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from swapmeet.gateway.authority import Caller, may
 from swapmeet.gateway.hub_api import describing, downloads, listing
 from swapmeet.gateway.hub_api.refusals import HubRefused, HubRoute, no_repository
-from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, commit_of, find
+from swapmeet.gateway.hub_api.repositories import MAIN, MayRead, Repositories, commit_of, find
 from swapmeet.gateway.hub_api.snapshots import Snapshot, Snapshots
 from swapmeet.gateway.services import Services
 from swapmeet.tenancy.scopes import SCOPES
@@ -47,17 +47,18 @@ class Hub:
         return head, self.snapshots.of(find(head, revision))
 
 
-def install(app: FastAPI, pulled: Pulled = lambda *_: None) -> None:
+def install(app: FastAPI, pulled: Pulled = lambda *_: None, may_read: MayRead | None = None) -> None:
     """Add the routes to an app, behind all of its others.
 
     Args:
         app: has its services.
         pulled: counts downloads.
+        may_read: who may read what, instead of `by_head`.
     """
     backend = app.state.services
     assert isinstance(backend, Services)
     registry = backend.registry
-    app.state.hub = Hub(Repositories(registry), Snapshots(registry), pulled)
+    app.state.hub = Hub(Repositories(registry, may_read), Snapshots(registry), pulled)
     app.include_router(router)
 
 
