@@ -89,7 +89,7 @@ def sha256(path: Path) -> str:
 METADATA = """
 import json
 from dataclasses import asdict
-from huggingface_hub import HfApi, ModelCard, file_exists
+from huggingface_hub import HfApi, HfFileSystem, ModelCard, file_exists
 api = HfApi()
 info = api.model_info("acme/legal", files_metadata=True)
 refs = api.list_repo_refs("acme/legal")
@@ -113,6 +113,9 @@ print(json.dumps({
     "exists": [api.repo_exists("acme/legal"), api.repo_exists("ben/mine"), api.revision_exists("acme/legal", "v9")],
     "auth": api.auth_check("acme/legal"),
     "card": ModelCard.load("acme/legal").data.license,
+    "tensors": len(api.parse_safetensors_file_metadata("acme/legal", "adapter_model.safetensors").tensors),
+    "mounted": json.loads(HfFileSystem().read_text("acme/legal@prod/adapter_config.json"))["peft_type"],
+    "seen": sorted(HfFileSystem().ls("acme/legal", detail=False)),
 }))
 """
 
@@ -137,6 +140,8 @@ def test_the_client_reads_metadata(server: Server) -> None:
     assert told["listed"] == ["acme/legal"]
     assert told["found"] == [["acme/legal"], [], [], [], []]  # the latest has neither licence nor tag
     assert (told["who"], told["config.json"], told["exists"]) == ("acme", False, [True, False, False])
+    assert (told["mounted"], told["seen"]) == ("LORA", [f"acme/legal/{name}" for name in FILES])
+    assert told["tensors"] > 2
 
 
 FETCH = """
@@ -419,6 +424,16 @@ def test_odd_paths_are_not_found(server: Server) -> None:
         known = ("RepoNotFound", "RevisionNotFound", "EntryNotFound")
         assert told.headers.get("x-error-code") in known or "%0d" in path, path
         assert told.headers.keys().isdisjoint(("x-evil", "set-cookie")), path
+
+
+def test_one_damaged_adapter_is_left_out_of_the_list(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.registry.share("ben/mine", "public")
+    version = server.registry.resolve("ben/mine")
+    path = server.home.parent / "registry" / "manifests" / version.digest.replace(":", "/")
+    path.write_bytes(b"changed")
+    assert [each["id"] for each in server.ask("/api/models").json()] == ["acme/legal"]
+    assert "ben/mine is not listed: The manifest of ben/mine:1 should have the digest" in caplog.text
+    assert server.ask("/api/models/ben/mine").status_code == 500
 
 
 LIST = """

@@ -1,5 +1,6 @@
 """Pages of repositories, by name."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,8 +11,9 @@ from swapmeet.gateway.hub_api.refusals import HubRefused
 from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, find
 from swapmeet.gateway.hub_api.snapshots import Snapshots
 from swapmeet.tenancy import Caller
-from swapmeet_registry import AdapterName
+from swapmeet_registry import AdapterName, Corrupt
 
+log = logging.getLogger("swapmeet.gateway")
 PAGE = 100
 LOOKED_AT = 1000
 """Names that a page looks at, whether they match or not: what is left is on the next."""
@@ -73,10 +75,12 @@ def page(
 def _described(
     name: AdapterName, caller: Caller, repositories: Repositories, snapshots: Snapshots
 ) -> dict[str, Any] | None:
-    """A repository at its latest version; None where the caller sees none."""
+    """A repository at its latest version; None where the caller sees none, or it can not be read."""
     try:
         head = repositories.open(caller, name.tenant, name.name)
-        version = find(head, MAIN)
+        return describing.model(head, snapshots.of(find(head, MAIN)))
     except HubRefused:
         return None
-    return describing.model(head, snapshots.of(version))
+    except Corrupt as error:  # all others' are not to be missing for it
+        log.error("%s is not listed: %s", name, error)
+        return None
