@@ -7,6 +7,7 @@ import typer
 from swapmeet.cli import (
     adapters,
     bases,
+    compat,
     data,
     demonstration,
     diagnosis,
@@ -38,7 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for commands in (
-    server, training, planning, adapters, search, withdrawal, signing, provenance, diagnosis, demonstration, usage,
+    server, training, planning, adapters, search, withdrawal, signing, provenance, compat, diagnosis, demonstration,
+    usage,
 ):  # fmt: skip
     commands.register(app)
 app.add_typer(bases.app, name="base")

@@ -1,11 +1,11 @@
 """Pulling over HTTP: a version's files, whole or from some byte on, each checked against its SHA-256 as it is read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path
+from fastapi import APIRouter, Depends, Header, Path, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -13,13 +13,24 @@ from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Reader, Ref
 from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import begun
 from swapmeet.gateway.services import Services
-from swapmeet_registry import AdapterName, NotFound, Reference, Registry, StoredFile, Version
+from swapmeet_registry import AdapterName, NotFound, Reference, Registry, StoredFile, Version, lora_weights
 from swapmeet_registry.store_backend import StoreBackend, blob_key
 
 router = APIRouter(prefix="/v1/adapters" + ADAPTER + "/versions/{ref}/files", tags=["adapters"])
 LINK_SECONDS = 3600
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
+Downloaded = Callable[[Version, str], None]
+"""Called with a version whose weights are sent, and to which tenant."""
+
+
+async def downloads(request: Request) -> Downloaded:
+    """What counts the app's downloads, as a FastAPI dependency."""
+    found: Downloaded = request.app.state.downloaded
+    return found
+
+
+Counting = Annotated[Downloaded, Depends(downloads)]
 File = Annotated[str, Path(max_length=200)]
 Text = Annotated[str | None, Header(max_length=300)]
 
@@ -33,13 +44,15 @@ class Span:
 
 
 @router.get("")
-def files(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+def files(ref: Ref, name: Name, backend: Backend, caller: Reader, downloaded: Counting) -> dict[str, Any]:
     """A version's files; where the store can, each with a `url` that needs no key and is good for an hour."""
     version = backend.access.resolve(caller, Reference.within(name, ref))
     data = [
         {"object": "adapter.file", **file.model_dump(), "url": _link(backend.registry, file)}
         for file in backend.registry.manifest(version).files
     ]
+    if any(each["url"] and each["path"] == lora_weights.FILE for each in data):
+        downloaded(version, caller.tenant)  # what the store sends is not seen here
     return {
         "object": "list",
         "data": data,
@@ -57,6 +70,7 @@ def content(
     name: Name,
     backend: Backend,
     caller: Reader,
+    downloaded: Counting,
     range: Text = None,  # noqa: A002 - the header's name
     if_range: Text = None,
     if_none_match: Text = None,
@@ -66,6 +80,8 @@ def content(
     headers = _headers(version, file)
     if if_none_match is not None and if_none_match in (headers["etag"], "*"):
         return Response(status_code=304, headers=headers)
+    if file.path == lora_weights.FILE:
+        downloaded(version, caller.tenant)
     span = _span(range, file.size) if if_range in (None, headers["etag"]) else None
     if span is not None:
         headers["content-range"] = f"bytes {span.start}-{span.end - 1}/{file.size}"

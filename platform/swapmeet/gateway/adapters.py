@@ -27,9 +27,9 @@ NAME = r"^[a-z0-9][a-z0-9._/-]*$"
 Administrator = Annotated[Caller, Depends(may("admin"))]
 
 
-def install(app: FastAPI, publishes: Publishes) -> None:
-    """Add the routes to an app, over its services and what is being published."""
-    app.state.publishes = publishes
+def install(app: FastAPI, publishes: Publishes, downloaded: adapter_files.Downloaded = lambda *_: None) -> None:
+    """Add the routes to an app, over its services, what is being published, and what counts downloads."""
+    app.state.publishes, app.state.downloaded = publishes, downloaded
     for each in (router, adapter_files.router, adapter_uploads.router):
         app.include_router(each)
 

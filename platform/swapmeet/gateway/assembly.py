@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from swapmeet.adapter_publishes import Publishes
 from swapmeet.database import Database
-from swapmeet.gateway import adapters, marketplace, models, webhooks
+from swapmeet.gateway import adapters, hub_api, marketplace, models, webhooks
 from swapmeet.gateway.admission import Admission
 from swapmeet.gateway.app import create_app
 from swapmeet.gateway.http_meter import HttpMeter
@@ -57,9 +57,12 @@ def assemble(
         background=lambda: background(settings, database, tuning),
     )
     models.install(app, Permissions(database))
-    marketplace.install(app, Market(database, registry))
+    market = Market(database, registry)
+    marketplace.install(app, market)
     library = BaseLibrary(settings.folder)
-    adapters.install(app, Publishes(database, registry, tuning.store, library, tuning.spool))
+    publishes = Publishes(database, registry, tuning.store, library, tuning.spool)
+    adapters.install(app, publishes, market.counters.downloaded)
     sender = Sender(private=settings.webhook_private)
     webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
+    hub_api.install(app, market.counters.downloaded)  # the last: its paths begin with a tenant's name
     return app

@@ -1,0 +1,86 @@
+"""Pages of repositories, by name."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from starlette.datastructures import QueryParams
+
+from swapmeet.gateway.hub_api import describing
+from swapmeet.gateway.hub_api.refusals import HubRefused
+from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, find
+from swapmeet.gateway.hub_api.snapshots import Snapshots
+from swapmeet.tenancy import Caller
+from swapmeet_registry import AdapterName, Corrupt
+
+log = logging.getLogger("swapmeet.gateway")
+PAGE = 100
+LOOKED_AT = 1000
+"""Names that a page looks at, whether they match or not: what is left is on the next."""
+DETAIL = {"full", "cardData", "config", "expand"}
+"""Parameters that ask for what every answer has."""
+TAGS = {"filter", "pipeline_tag", "library", "other"}
+KNOWN = DETAIL | TAGS | {"search", "author", "limit", "cursor"}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to list: of one author, with all of the words in the name, with all of the tags; from behind a name."""
+
+    author: str | None = None
+    words: list[str] = field(default_factory=list)
+    tags: set[str] = field(default_factory=set)
+    after: str = ""
+    limit: int = PAGE
+
+    @classmethod
+    def of(cls, given: QueryParams) -> Self:
+        """Read a query's parameters.
+
+        Raises:
+            HubRefused: one would narrow or order the list in a way that is not supported.
+        """
+        if unknown := sorted(set(given) - KNOWN):
+            raise HubRefused(
+                400,
+                f"This server does not list by {', '.join(unknown)[:200]}, only by search, author and filter, "
+                "ordered by name. Leave it out.",
+            )
+        limit = given.get("limit", str(PAGE))
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and int(limit)):
+            raise HubRefused(400, f"limit is {limit[:50]!r}. Give a whole number from 1.")
+        return cls(
+            given.get("author"),
+            given.get("search", "").lower().split(),
+            {tag for name in TAGS for each in given.getlist(name) for tag in each.split(",")},
+            given.get("cursor", ""),
+            min(int(limit), PAGE),
+        )
+
+
+def page(
+    query: Query, caller: Caller, repositories: Repositories, snapshots: Snapshots
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Repositories that the caller may read, and behind which name there may be more, if there may."""
+    found: list[dict[str, Any]] = []
+    for looked_at, name in enumerate(repositories.names(query.author, query.words, query.after), start=1):
+        described = _described(name, caller, repositories, snapshots)
+        if described is not None and query.tags <= set(described["tags"]):
+            found.append(described)
+        if len(found) == query.limit or looked_at == LOOKED_AT:
+            return found, str(name)
+    return found, None
+
+
+def _described(
+    name: AdapterName, caller: Caller, repositories: Repositories, snapshots: Snapshots
+) -> dict[str, Any] | None:
+    """A repository at its latest version; None where the caller sees none, or it can not be read."""
+    try:
+        head = repositories.open(caller, name.tenant, name.name)
+        return describing.model(head, snapshots.of(find(head, MAIN)))
+    except HubRefused:
+        return None
+    except Corrupt as error:  # all others' are not to be missing for it
+        log.error("%s is not listed: %s", name, error)
+        return None

@@ -1,0 +1,146 @@
+"""Versions in folders named by their digest, for a process that reads them again whenever it likes.
+
+A folder that was handed out is held until its process ends, by a lock that the system takes back even from one that is
+killed. Others, of this process or of another, delete only what nobody holds, oldest use first.
+"""
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from swapmeet_registry.errors import Refused, StoreFull
+from swapmeet_registry.fingerprint import Fingerprint
+from swapmeet_registry.registry import Registry
+from swapmeet_registry.stores.files import os_errors
+from swapmeet_registry.version import Version
+
+PREFIX = "sha256-"
+GOING = ".going"
+ABANDONED_SECONDS = 3600.0
+"""A half-written folder without a new file for so long is nobody's any more."""
+
+
+class HeldFolders:
+    """Folders `ROOT/sha256-HEX` of verified files; several processes may share a root.
+
+    Args:
+        root: where the folders are.
+        registry: where versions come from.
+        budget: bytes that all folders together may take.
+    """
+
+    def __init__(self, root: Path, registry: Registry, budget: int) -> None:
+        self._root, self._registry, self._budget = root.resolve(), registry, budget
+        self._held: dict[str, int] = {}
+        self._coming: dict[str, int] = {}  # bytes that this process is fetching, by digest
+        self._turns: dict[str, threading.Lock] = {}
+        self._room = threading.Lock()
+
+    def fetch(self, version: Version, base: Fingerprint) -> Path:
+        """The folder of a version, which stays as it is until this process ends.
+
+        Of those who ask for one version at once, one fetches.
+
+        Raises:
+            BaseMismatch: it was trained on other weights than this base's.
+            Corrupt: its bytes are not those of its digest.
+            StoreFull: all that is there is in use, and the rest of the budget is too small.
+        """
+        folder = self._root / version.digest.replace(":", "-")
+        with self._turns.setdefault(version.digest, threading.Lock()):
+            while version.digest not in self._held:
+                self._pull(version, folder, base)
+                self._hold(version, folder)
+        return folder
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def _pull(self, version: Version, folder: Path, base: Fingerprint) -> None:
+        def pull() -> None:
+            make_room = partial(self._make_room, version.digest)
+            self._registry.pull(version, folder, base=base, make_room=make_room)
+
+        try:
+            pull()
+        except Refused:  # something changed its files since
+            if not self._remove(folder):
+                raise
+            pull()
+        finally:
+            self._coming.pop(version.digest, None)
+
+    def _hold(self, version: Version, folder: Path) -> None:
+        """Hold a folder, unless another process just removed it."""
+        with os_errors(f"read {folder}"), suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+                os.utime(folder)
+                self._held[version.digest] = lock
+            else:
+                os.close(lock)
+
+    def _make_room(self, digest: str, size: int) -> None:
+        """Delete what nobody holds until there is room for so many bytes more."""
+        with self._room, os_errors(f"write {self._root}"):
+            self._clear_away()
+            found = sorted((_used(path), path, _bytes(path)) for path in self._root.glob(f"{PREFIX}*"))
+            excess = sum(each for _, _, each in found) + sum(self._coming.values()) + size - self._budget
+            for _, path, each in found:
+                if excess > 0 and self._remove(path):
+                    excess -= each
+            if excess <= 0:
+                self._coming[digest] = size
+        if excess > 0:
+            raise StoreFull(
+                f"{self._root} may take {self._budget:,} bytes, and the adapters in use leave {excess:,} too few for "
+                "another. Allow more, or restart the server that uses them."
+            )
+
+    def _clear_away(self) -> None:
+        """Delete what killed processes left half written or half deleted."""
+        for path in self._root.glob(f".{PREFIX}*"):
+            if path.suffix == GOING or _used(path) < time.time() - ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, folder: Path) -> bool:
+        """Delete a folder, for others at one stroke; False where somebody holds it."""
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            going = folder.with_name(f".{folder.name}.{uuid4().hex}{GOING}")
+            folder.rename(going)
+            shutil.rmtree(going, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        finally:
+            os.close(lock)
+        return True
+
+
+def _used(folder: Path) -> float:
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
+
+
+def _bytes(folder: Path) -> int:
+    total = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as files:
+        for file in files:
+            total += file.stat(follow_symlinks=False).st_size
+    return total
