@@ -82,7 +82,7 @@ def _card(manifest: Manifest) -> Json:
     metrics = [{"type": name, "value": repr(value)} for name, value in sorted(manifest.metrics.items())]
     data = [{"ref": each["bom-ref"]} for each in _dataset(manifest)]
     return {
-        "modelParameters": {"task": "text-generation", **({"datasets": data} if data else {})},
+        **({"modelParameters": {"datasets": data}} if data else {}),
         **({"quantitativeAnalysis": {"performanceMetrics": metrics}} if metrics else {}),
     }
 

@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StringConstraints, ValidationError
 
 from swapmeet_registry import canonical
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -134,11 +135,13 @@ class Provenance(Facts):
 
 def code_digest(*packages: str) -> str:
     """`sha256:HEX` over the Python files of installed packages: one line `SHA-256  PACKAGE/PATH` each, sorted."""
+    from importlib.resources import files  # takes longer to import than all that is here
+
     lines = [line for package in packages for line in _python_files(files(package), package)]
     return canonical.digest("".join(sorted(lines)).encode())
 
 
-def _python_files(folder: Traversable, path: str) -> Iterator[str]:
+def _python_files(folder: "Traversable", path: str) -> Iterator[str]:
     for each in folder.iterdir():
         if each.is_dir():
             yield from _python_files(each, f"{path}/{each.name}")

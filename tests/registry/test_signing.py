@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_signatures_of_strangers_neither_help_nor_harm(
     assert registry.verify(NAME) == version
     found = {signature.key: signature.good for signature in registry.signatures(version)}
     assert found == {key.public.id: True, stranger.public.id: False, **{f"{n:064x}": False for n in range(3)}}
+
+
+def test_signers_at_once_are_all_kept(
+    url: str, folder: Path, base: Fingerprint, key: PrivateKey, tmp_path: Path
+) -> None:
+    registry = Registry(url)
+    version = registry.push(folder, NAME, base=base)
+    keys = [key, *(another(tmp_path, f"other-{number}") for number in range(3))]
+    with ThreadPoolExecutor(5) as pool:
+        pushed = pool.submit(lambda: Registry(url).push(folder, NAME, base=base))
+        list(pool.map(lambda each: Registry(url).sign(str(version), each), keys))
+    assert pushed.result().version == 2
+    assert registry.backend.signers(version) == sorted(each.public.id for each in keys)
 
 
 # --- policy and keys

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry.errors import BaseInvalid
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.provenance import Provenance, code_digest
 from swapmeet_training import (
     CheckpointError,
     DataError,
@@ -61,7 +61,7 @@ def test_run_leaves_an_adapter_that_peft_loads(
 
 
 def test_adapter_says_where_it_comes_from(make_spec: MakeSpec, tmp_path: Path, tiny_llama: Path) -> None:
-    spec = make_spec(max_steps=1, license="cc-by-4.0", tags=("dates",))
+    spec = make_spec(max_steps=1, license="cc-by-4.0", dataset_license="odbl", tags=("dates",))
     result = run(spec, tmp_path / "run")
 
     provenance = Provenance.read(result.adapter)
@@ -69,7 +69,8 @@ def test_adapter_says_where_it_comes_from(make_spec: MakeSpec, tmp_path: Path, t
     assert provenance.base == spec.base_fingerprint
     assert provenance.training["rank"] == 4
     assert provenance.dataset is not None
-    assert provenance.license == "cc-by-4.0"
+    assert (provenance.license, provenance.dataset_license) == ("cc-by-4.0", "odbl")
+    assert provenance.code == code_digest("swapmeet_registry", "swapmeet_training")
     assert provenance.tags == ("dates",)
     assert {"torch", "peft", "bitsandbytes"} <= provenance.packages.keys()
     assert provenance.metrics["loss"] == result.metrics["loss"]

@@ -199,5 +199,6 @@ def _provenance(spec: FineTune) -> Provenance:
         packages={package: version(package) for package in PACKAGES},
         code=code_digest("swapmeet_registry", "swapmeet_training"),
         license=spec.license,
+        dataset_license=spec.dataset_license,
         tags=spec.tags,
     )

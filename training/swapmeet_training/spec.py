@@ -94,6 +94,7 @@ class FineTune(BaseModel):
     early_stopping: int | None = Field(None, ge=1)
     keep_best: bool = True
     license: str | None = None
+    dataset_license: str | None = None
     tags: tuple[Tag, ...] = ()
 
     @model_validator(mode="wrap")
@@ -113,7 +114,8 @@ class FineTune(BaseModel):
     def settings(self) -> dict[str, JsonValue]:
         """What a reader of the adapter needs to train it again: no path of this machine, no name, no long text."""
         files = {"base", "data", "validation", "parent", "chat_template"}
-        return self.model_dump(mode="json", exclude=files | {"name", "base_fingerprint", "license", "tags"})
+        elsewhere = {"name", "base_fingerprint", "license", "dataset_license", "tags"}
+        return self.model_dump(mode="json", exclude=files | elsewhere)
 
 
 class Resources(BaseModel):

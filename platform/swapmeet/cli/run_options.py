@@ -74,7 +74,8 @@ class RunOptions:
     )
     keep_best: Annotated[bool | None, typer.Option(help="Publish the best evaluation's adapter, not the last.")] = None
     alias: Annotated[str | None, typer.Option(help="An alias to move to the new version.")] = None
-    license: Annotated[str | None, typer.Option(help="An SPDX licence id.")] = None
+    license: Annotated[str | None, typer.Option(help="An SPDX licence id; the base's where none is given.")] = None
+    dataset_license: Annotated[str | None, typer.Option(help="The training data's licence.")] = None
     tag: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be given again.")] = None
     metadata: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE that the server keeps with the job; may be given again.")

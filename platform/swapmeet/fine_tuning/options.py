@@ -58,6 +58,7 @@ class LoraOptions(Strict):
 
     name: Annotated[Text, Field(min_length=1, max_length=130)] | None = None
     license: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
+    dataset_license: Annotated[Text, Field(min_length=1, max_length=100)] | None = None
     tags: Annotated[list[Label], Field(max_length=32)] = Field(default_factory=list)
     resources: RunResources = RunResources()
     priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0

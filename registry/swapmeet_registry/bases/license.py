@@ -25,9 +25,10 @@ def stated_license(requested: str, folder: Path) -> str | None:
     if kind == "catalogue" and name in CATALOGUE:
         return CATALOGUE[name].license
     stated = _front_matter(folder / CARD)
-    named = stated.get("license")
-    own = stated.get("license_name")
-    return own if named == "other" and isinstance(own, str) else named if isinstance(named, str) else None
+    license, own = stated.get("license"), stated.get("license_name")  # noqa: A001 - the card's word
+    if license == "other" and isinstance(own, str):
+        return own
+    return license if isinstance(license, str) else None
 
 
 def _front_matter(card: Path) -> dict[str, Any]:
