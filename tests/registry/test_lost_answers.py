@@ -39,9 +39,8 @@ WRITES: dict[str, Callable[[Request], bool]] = {
 
 
 @pytest.fixture
-def store(proxy: Proxy, bucket: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    if answer == "time-out":
-        monkeypatch.setattr("swapmeet_registry.stores.s3_bucket.READ_TIMEOUT", TIMEOUT)
+def store(proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setattr("swapmeet_registry.stores.s3_bucket.READ_TIMEOUT", TIMEOUT)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
     monkeypatch.setattr(s3, "LARGEST_PUT", 1 << 19)
     monkeypatch.setattr(s3_upload, "PART", 1 << 20)
@@ -63,38 +62,37 @@ def fault(answer: Any, arrives: bool) -> Fault:
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "lost"])
-@pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_ends_exactly_once(
-    store: S3Store, proxy: Proxy, tmp_path: Path, write: str, answer: str, arrives: bool
-) -> None:
-    first = store.swap("old", b"old", None)
+def test_a_write_ends_exactly_once(store: S3Store, proxy: Proxy, tmp_path: Path, write: str, arrives: bool) -> None:
     proxy.wanted = WRITES[write]
-    taken: Counter[int] = Counter()
-    proxy.taken = lambda request, found: taken.update([found.status] if proxy.wanted(request) else [])
-    proxy.faults.append(fault(ANSWERS[answer], arrives))
-    large = tmp_path / "large"
-    if write == "create":
-        etag, data = store.swap("new", b"new", None), b"new"
-        assert store.get("new") == Stored(data, etag)
-        assert taken[200] == 1
-    elif write == "replace":
-        etag = store.swap("old", b"new", first)
-        assert store.get("old") == Stored(b"new", etag)
-        assert taken[200] == 1
-    elif write == "delete":
+    for answer in ANSWERS:
+        place = store.below(answer)
+        first = place.swap("old", b"old", None) if write in ("replace", "delete") else ""
+        taken: Counter[int] = Counter()
+        proxy.taken = lambda request, found, taken=taken: taken.update([found.status] * proxy.wanted(request))  # type: ignore[misc]
+        proxy.faults.append(fault(ANSWERS[answer], arrives))
+        done(place, write, first, tmp_path / "large")
+        assert not proxy.faults, f"nothing went wrong with {answer}"
+        if write in ("create", "replace"):
+            assert taken[200] == 1, f"{answer}: {taken}"
+        assert list(place.list("")) == {"replace": ["old"], "delete": []}.get(write, ["new"]), answer
+        # An upload that was begun twice, because the first answer was lost, waits to be swept.
+        left = len(list(unfinished(store.bucket, "")))
+        assert left == 0 or (write, arrives) == ("begin upload", True), answer
+        assert (store.sweep(0), list(unfinished(store.bucket, ""))) == (left, [])
+
+
+def done(store: S3Store, write: str, first: str, large: Path) -> None:
+    """Do it, and look whether what is told of it is true."""
+    if write == "delete":
         store.delete("old")
         assert store.get("old") is None
+    elif write in ("create", "replace"):
+        key, expected = ("new", None) if write == "create" else ("old", first)
+        etag = store.swap(key, b"new", expected)
+        assert store.get(key) == Stored(b"new", etag)
     else:
         data = b"small" if write == "put" else LARGE
         large.write_bytes(data)
         store.put("new", large, hashlib.sha256(data).hexdigest())
         assert b"".join(store.stream("new") or ()) == data
-    assert not proxy.faults, "nothing went wrong"
-    kept = [] if write == "delete" else ["old"]
-    assert list(store.list("")) == ([] if write in ("replace", "delete") else ["new"]) + kept
-    # An upload that was begun twice, because the first answer was lost, waits to be swept.
-    left = len(list(unfinished(store.bucket, "")))
-    assert left == 0 or (write, arrives) == ("begin upload", True)
-    assert store.sweep(0) == left
-    assert list(unfinished(store.bucket, "")) == []

@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((s3, "LARGEST_PUT"), (s3_upload, "PART"), (s3_download, "RANGE")):
+    for module, name in ((s3, "LARGEST_PUT"), (s3_upload, "PART"), (s3_download, "FIRST"), (s3_download, "RANGE")):
         monkeypatch.setattr(module, name, 1 << 20)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
 
@@ -129,6 +129,7 @@ def test_ranges_that_break_off_go_on(proxy: Proxy, bucket: str, source: Path) ->
         return forward()._replace(cut=True)
 
     proxy.wanted = lambda request: request.method == "GET" and "Range" in request.headers
+    proxy.requests.clear()
     proxy.faults.extend([cut] * 3)
     assert b"".join(store.stream("large") or ()) == DATA
     assert len([request for request in proxy.requests if request.startswith("GET")]) == PARTS + 3

@@ -51,7 +51,9 @@ class S3Store:
 
     def below(self, folder: str) -> "S3Store":
         """A store in the same bucket, inside a folder of this one's."""
-        return S3Store(self.bucket.name, self._root + folder, self.bucket.options)
+        inner = S3Store(self.bucket.name, self._root + folder, self.bucket.options)
+        inner.bucket = self.bucket  # with its connections
+        return inner
 
     def where(self, key: str) -> dict[str, Any]:
         """What names an object in requests."""

@@ -10,9 +10,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from swapmeet_registry.errors import StoreError
+from swapmeet_registry.stores.protocol import CHUNK
 from swapmeet_registry.stores.s3_bucket import S3Bucket
 from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, PAUSES, endpoint, missing, s3_errors, status
 
+FIRST = 1 << 20
+"""Bytes that are asked for first: most objects are no larger, and of others the answer says how large they are."""
 RANGE = 8 << 20
 """Bytes that are asked for at once."""
 AHEAD = 4
@@ -26,13 +29,13 @@ def download(bucket: S3Bucket, where: Mapping[str, str], start: int = 0) -> Iter
 
     Nothing here tells that an object was replaced meanwhile: whoever reads compares with a digest.
     """
-    first = _range(bucket, where, start, start + RANGE)
+    first = _range(bucket, where, start, start + FIRST)
     return None if first is None else _ordered(bucket, where, start, *first)
 
 
 def _ordered(bucket: S3Bucket, where: Mapping[str, str], start: int, data: bytes, size: int) -> Iterator[bytes]:
     yield data
-    rest = iter(range(start + RANGE, size, RANGE))
+    rest = iter(range(start + FIRST, size, RANGE))
     with ThreadPoolExecutor(AHEAD, "s3-download") as pool:
         pending: deque[Future[tuple[bytes, int] | None]] = deque()
         try:
@@ -51,13 +54,13 @@ def _ordered(bucket: S3Bucket, where: Mapping[str, str], start: int, data: bytes
 
 def _range(bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int) -> tuple[bytes, int] | None:
     """The bytes from `start` to before `end`, as far as there are, and the size of all; or None."""
-    data, pauses = bytearray(), iter(PAUSES)
+    data, size, pauses = bytearray(), 0, iter(PAUSES)
     while True:
         with s3_errors(bucket.name):
             try:
                 answer = bucket.client.get_object(**where, Range=f"bytes={start + len(data)}-{end - 1}")
                 size = _require_range(bucket, answer, start + len(data), end)
-                for chunk in answer["Body"].iter_chunks(1 << 18):
+                for chunk in answer["Body"].iter_chunks(CHUNK):
                     data += chunk
                 return bytes(data), size
             except ClientError as error:
@@ -67,6 +70,8 @@ def _range(bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int) -> 
                     return b"", 0
                 raise
             except NETWORK_ERRORS:
+                if data and start + len(data) == min(end, size):  # all but the end itself
+                    return bytes(data), size
                 pause = next(pauses, None)
                 if pause is None:
                     raise

@@ -70,8 +70,9 @@ class _Upload:
     def __init__(self, bucket: S3Bucket, where: Mapping[str, Any], sha256: str) -> None:
         self._bucket, self._where, self._sha256 = bucket, where, sha256
         self._encrypting = bucket.options.encrypting()
-        self._id = self._found() or self._begun()
-        self._arrived = self._list_parts()
+        found = self._found()
+        self._id = found or self._begun()
+        self._arrived = self._list_parts() if found else {}
 
     def send(self, source: Path) -> None:
         """Send what has not arrived, and end the upload.
