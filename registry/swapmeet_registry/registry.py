@@ -88,8 +88,11 @@ class Registry(Life):
                 _log.warning(notice)
             manifest = _manifest(admitted, target, base, {"license": license, "tags": tuple(tags), "run": run})
             reached("push.checked")
-            with self.backend.stage(target, manifest, admitted.folder) as staged:
-                reports.store(self.backend, manifest.digest, admitted.folder)
+            with (
+                reports.computing(self.backend, admitted.folder) as store_report,
+                self.backend.stage(target, manifest, admitted.folder) as staged,
+            ):
+                store_report(manifest.digest)
                 return self._publish(target, staged, alias, run or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:
