@@ -105,8 +105,11 @@ class Registry(Life):
             given = {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
             manifest = _manifest(admitted, target, base, given)
             reached("push.checked")
-            with self.backend.stage(target, manifest, admitted.folder) as staged:
-                reports.store(self.backend, manifest.digest, admitted.folder)
+            with (
+                reports.computing(self.backend, admitted.folder) as store_report,
+                self.backend.stage(target, manifest, admitted.folder) as staged,
+            ):
+                store_report(manifest.digest)
                 return self._publish(target, staged, alias, nonce or uuid4().hex)
 
     def resolve(self, ref: str) -> Version:

@@ -8,6 +8,9 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from swapmeet_registry import lora_config, lora_weights
@@ -16,6 +19,7 @@ from swapmeet_registry.errors import Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.statistics import Report, statistics
 from swapmeet_registry.store_backend import StoreBackend, report_key
+from swapmeet_registry.stores import Store
 
 MAX_COMPUTED = 256 << 20
 """Bytes of weights that are fetched to compute a report that is not stored."""
@@ -30,19 +34,29 @@ def of_folder(folder: Path) -> Report:
     return statistics(path, config, lora_weights.read_weights(path, config))
 
 
-def store(backend: Backend, digest: str, folder: Path) -> None:
-    """Compute a report and keep it where reports are kept: to be called within the publish's intent, before its end.
+@contextmanager
+def computing(backend: Backend, folder: Path) -> Iterator[Callable[[str], None]]:
+    """Compute a report beside what is done in this context.
 
     Args:
-        backend: where the version is.
-        digest: the version's.
+        backend: where the version will be.
         folder: the admitted files.
+
+    Returns:
+        What stores the report under a version's digest, where reports are kept: to be called within the publish's
+        intent, before the head is written.
     """
     if not isinstance(backend, StoreBackend):
+        yield lambda _: None
         return
+    with ThreadPoolExecutor(1, "report") as pool:
+        yield partial(_store, backend.store, pool.submit(of_folder, folder))
+
+
+def _store(store: Store, report: Future[Report], digest: str) -> None:
     try:
-        data = of_folder(folder).encode()
-        backend.store.put(report_key(digest), data, hashlib.sha256(data).hexdigest())
+        data = report.result().encode()
+        store.put(report_key(digest), data, hashlib.sha256(data).hexdigest())
     except (OSError, ValueError) as error:
         _log.warning(f"The statistics of {digest} were not stored; they are computed when they are asked for. {error}")
 

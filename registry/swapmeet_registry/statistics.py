@@ -2,11 +2,12 @@
 
 A layer's change is s·B·A, with s its scale. Its singular values are those of an r by r matrix made of BᵀB and AAᵀ, so
 the change itself, which is as large as the layer, is never computed: with BᵀB = LLᵀ they are the roots of the
-eigenvalues of Lᵀ(AAᵀ)L. Numbers are doubles; values below about 1e-8 of the largest are noise, and given as 0.
+eigenvalues of Lᵀ(AAᵀ)L. Numbers are doubles; values below about 1e-6 of the largest are noise, and given as 0.
 """
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -30,7 +31,12 @@ MAX_WORK = 60e9
 MAX_TENSOR = 128 << 20
 """Bytes of a factor that is held in memory; larger ones are left out."""
 COLUMNS = 1 << 14
-NOISE = 1e-8
+LIFT = 1e-14
+"""What is added to the diagonal, in parts of its sum, so that a B without full rank has a root: far below the noise."""
+TILE = 64
+"""Products of this size, at most, OpenBLAS does in the calling thread: more of them cost a busy machine more than they
+give, as they wait for each other without sleeping."""
+NOISE = 1e-6
 
 
 class Layer(BaseModel):
@@ -93,8 +99,9 @@ def _layer(pair: Pair, scale: float, a: "Matrix", b: "Matrix") -> Layer:
 
     inner_a, size_a = _inner(a)
     inner_b, size_b = _inner(b.T)
-    values, vectors = np.linalg.eigh(inner_b)
-    root = vectors * np.sqrt(np.maximum(values, 0))
+    trace = float(np.trace(inner_b))
+    lifted = inner_b + np.eye(pair.rank) * (trace * LIFT)
+    root = np.linalg.cholesky(lifted) if trace else lifted  # which is 0 where B is
     squares = np.maximum(np.linalg.eigvalsh(root.T @ inner_a @ root)[::-1], 0)
     found = np.sqrt(squares)
     found[found < NOISE * found[0]] = 0
@@ -116,15 +123,21 @@ def _inner(a: "Matrix") -> tuple["Matrix", float]:
     import numpy as np
 
     size = float(max(a.max(), -a.min())) or 1.0
-    total = np.zeros((a.shape[0], a.shape[0]))
-    for part in _columns(a):
-        block = part.astype(np.float64) / size
-        total += block @ block.T
+    rank = a.shape[0]
+    total = np.zeros((rank, rank))
+    for part in _columns(a, COLUMNS):
+        for block in _columns(part.astype(np.float64) / size, max(TILE, TILE**3 // rank**2)):
+            for i, j in product(range(0, rank, TILE), repeat=2):
+                if i <= j:
+                    total[i : i + TILE, j : j + TILE] += block[i : i + TILE] @ block[j : j + TILE].T
+    for i, j in product(range(0, rank, TILE), repeat=2):
+        if i > j:
+            total[i : i + TILE, j : j + TILE] = total[j : j + TILE, i : i + TILE].T
     return total, size
 
 
-def _columns(a: "Matrix") -> Iterator["Matrix"]:
-    return (a[:, at : at + COLUMNS] for at in range(0, a.shape[1], COLUMNS))
+def _columns(a: "Matrix", width: int) -> Iterator["Matrix"]:
+    return (a[:, at : at + width] for at in range(0, a.shape[1], width))
 
 
 def _read(stream: BinaryIO, start: int, entry: TensorEntry) -> "Matrix":

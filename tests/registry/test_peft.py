@@ -75,6 +75,13 @@ def test_half_precision_weights_are_admitted(
             assert admitted.lora.parameters == sum(value.numel() for value in weights.values())
 
 
+def test_weights_that_peft_wrote_are_canonical_already(
+    tiny_qwen2: Path, random_lora: Callable[..., Path], tmp_path: Path, base: Fingerprint
+) -> None:
+    with admit(random_lora(tiny_qwen2, tmp_path / "trained", use_dora=True), base) as admitted:
+        assert (admitted.folder / "adapter_model.safetensors").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("config", "key"),
     [

@@ -8,7 +8,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 MACHINE = re.compile(r"(?<![\w.~}*)\]-])/(?:root|work|home/\w+|Users/\w+)(?![\w-])")
-INDEX = re.compile(r"\b(?:\w+\.)*(?:pypi|pythonhosted|npmjs|anaconda)\.(?:org|com)\b|\bpypi\b|/simple/", re.IGNORECASE)
+INDEX = re.compile(
+    r"\b(?:\w+\.)*(?:pypi|pythonhosted|npmjs|anaconda)\.(?:org|com)\b|(?<!pkg:)\bpypi\b|/simple/", re.IGNORECASE
+)
 
 
 def tracked_files() -> list[Path]:
