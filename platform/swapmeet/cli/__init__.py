@@ -7,6 +7,7 @@ import typer
 from swapmeet.cli import (
     adapters,
     bases,
+    copies,
     data,
     demonstration,
     diagnosis,
@@ -42,6 +43,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(webhooks.app, name="webhook")
+app.add_typer(copies.store, name="store")
 
 
 def main() -> None:
