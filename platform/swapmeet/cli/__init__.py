@@ -43,7 +43,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(webhooks.app, name="webhook")
-app.add_typer(copies.store, name="store")
+copies.register(app)
 
 
 def main() -> None:

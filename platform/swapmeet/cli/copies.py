@@ -101,3 +101,8 @@ def import_(
         for each in found
     ]
     show({"versions": [asdict(each) for each in found]}, "\n".join(lines), json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group, with these commands, to the command line."""
+    app.add_typer(store, name="store")
