@@ -141,7 +141,7 @@ class _Check:
                 continue
             if self._repair:
                 self._backend.settle(name, head)
-            for mistake in _mistakes(head):
+            for mistake in mistakes(head):
                 self._found.add(f"The head of {name}: {mistake} Restore it from a copy.")
             for record in head.versions:
                 if record.deleted is None:
@@ -228,7 +228,7 @@ class _Check:
                     partial.unlink(missing_ok=True)
 
 
-def _mistakes(head: Head) -> Iterator[str]:
+def mistakes(head: Head) -> Iterator[str]:
     """What contradicts itself in a head."""
     numbers = [record.version for record in head.versions]
     if numbers != list(range(1, len(numbers) + 1)):

@@ -30,7 +30,6 @@ NOTES = ("reports/", "signatures/")
 """What stands in stores about versions, under their manifests' digests."""
 
 Tell = Callable[[str], None]
-Check = Callable[[Path, Manifest], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +95,10 @@ def mirror(
 
 
 class Copier:
-    """Copies names from one backend to another, and counts what it copied.
+    """Copies names from one backend to another, and counts what it copied."""
 
-    Args:
-        source: where from.
-        target: where to.
-        check: looks at each version's folder before it is published; what it raises keeps the version out.
-    """
-
-    def __init__(self, source: Backend, target: Backend, check: Check = lambda *_: None) -> None:
-        self._source, self._target, self._check = source, target, check
+    def __init__(self, source: Backend, target: Backend) -> None:
+        self._source, self._target = source, target
         self._there, self._here = Heads(source), Heads(target)
         self._contents = Contents(source)
         self.versions = self.bytes = 0
@@ -128,6 +121,15 @@ class Copier:
         self._announce(before, after)
         return after != before
 
+    def lacking(self, head: Head) -> list[Record]:
+        """The versions that `follow` would copy.
+
+        Raises:
+            Conflict: the target has something that the source has not.
+        """
+        old = following(self._known(AdapterName.parse(head.adapter)), head, 0)
+        return [record for record in head.versions[len(old.versions) :] if record.deleted is None]
+
     def publish(self, head: Head, record: Record) -> Version:
         """Publish one version under the next number of its name, unless the target has it under any."""
         name = AdapterName.parse(head.adapter)
@@ -144,6 +146,24 @@ class Copier:
         self._target.settle(name, after)
         (made,) = [known for known in after.versions if known.digest == record.digest]
         return Version.of(after, made)
+
+    def fetch(self, version: Version, folder: Path) -> Manifest:
+        """A version's manifest, and its files in a folder, each compared with its digest.
+
+        Raises:
+            Corrupt: something is gone or was changed.
+        """
+        self._contents.manifest(version)  # compares its digest
+        data = self._source.manifest(version)
+        manifest = Copied.of(data or b"", f"The manifest of {version}")
+        if manifest.digest != version.digest or manifest.adapter != version.name:
+            raise Corrupt(f"The manifest of {version} is one of {manifest.adapter}@{manifest.digest}.")
+        if len({file.path for file in manifest.files}) < len(manifest.files):
+            raise Corrupt(f"The manifest of {version} names a file twice.")
+        for file in manifest.files:
+            with (folder / file.path).open("xb") as stream:
+                stream.writelines(self._contents.blob(version, file))
+        return manifest
 
     def copy_notes(self, names: list[AdapterName] | None) -> None:
         """Copy reports and signatures that the target has not, where both are stores; of all versions, or of some."""
@@ -180,25 +200,12 @@ class Copier:
     def _stage(self, version: Version, add: Callable[[Head], Head]) -> Head:
         name = AdapterName.parse(version.name)
         with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
-            manifest = self._fetch(version, Path(scratch))
-            self._check(Path(scratch), manifest)
+            manifest = self.fetch(version, Path(scratch))
             with self._target.stage(name, manifest, Path(scratch)) as staged:
                 after = self._here.change(name, add, start=Head(adapter=str(name)), staged=staged)
         self.versions += 1
         self.bytes += manifest.size
         return after
-
-    def _fetch(self, version: Version, folder: Path) -> Manifest:
-        """A version's files in a folder, each compared with its digest, and its manifest."""
-        self._contents.manifest(version)  # compares its digest
-        data = self._source.manifest(version)
-        manifest = Copied.of(data or b"", f"The manifest of {version}")
-        if manifest.digest != version.digest or manifest.adapter != version.name:
-            raise Corrupt(f"The manifest of {version} is one of {manifest.adapter}@{manifest.digest}.")
-        for file in manifest.files:
-            with (folder / file.path).open("xb") as stream:
-                stream.writelines(self._contents.blob(version, file))
-        return manifest
 
     def _announce(self, before: Head, after: Head) -> None:
         """Have the target's servers know what must not be served any more."""

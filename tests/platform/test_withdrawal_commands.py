@@ -99,3 +99,29 @@ def test_a_recall_waits_for_servers(
 def test_on_a_hub_nobody_is_waited_for(command_line: Callable[..., Any]) -> None:
     done = command_line("recall", f"{NAME}:1", "--reason", "x", "--wait", "--registry", "hf://lab-1")
     assert (done.code, "leave no word" in done.err) == (1, True)
+
+
+def test_a_registry_is_checked_and_taken_along(
+    run: Callable[..., Any], command_line: Callable[..., Any], registry: Registry, tmp_path: Path
+) -> None:
+    here, there = registry.backend.url, (tmp_path / "there").as_uri()
+    assert "1 names, 3 versions" in run("store", "fsck", "--deep").out
+    copied = command_line("store", "mirror", here, there)
+    assert (copied.code, copied.err) == (0, f"{NAME}: 3 versions copied\n")
+    assert json.loads(command_line("store", "mirror", here, there, NAME, "--json").out)["versions"] == 0
+    manifest = tmp_path / "there" / "manifests" / registry.find(f"{NAME}:2").digest.replace(":", "/")
+    manifest.unlink()
+    damaged = command_line("store", "fsck", "--registry", there)
+    assert (damaged.code, f"The manifest of {NAME}:2" in damaged.out) == (1, True)
+    assert command_line("store", "fsck", "--registry", there, "--from", here).code == 1
+    assert command_line("store", "fsck", "--registry", there, "--from", here, "--repair").code == 0
+    Registry(there).tag(NAME, "mine", "2")
+    refused = command_line("store", "mirror", here, there)
+    assert (refused.code, f"{NAME}: Aliases of" in refused.err) == (1, True)
+    bundle = tmp_path / "bundle.tar"
+    assert run("store", "export", f"{NAME}:2", "--to", bundle).out.endswith(f"1 versions in {bundle}\n")
+    assert run("store", "import", bundle).out.endswith(", which was there\n")
+    elsewhere = command_line("store", "import", bundle, "--registry", (tmp_path / "elsewhere").as_uri())
+    assert elsewhere.out.startswith(f"{NAME}:1 {registry.find(f'{NAME}:2').digest}, which was :2 where")
+    bundle.write_bytes(b"x")
+    assert "no bundle" in run("store", "import", bundle).err

@@ -8,6 +8,7 @@ from swapmeet.cli import (
     adapters,
     bases,
     compat,
+    copies,
     data,
     demonstration,
     diagnosis,
@@ -49,8 +50,16 @@ app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(sweeps.app, name="sweeps")
-app.add_typer(stores.app, name="store")
 app.add_typer(webhooks.app, name="webhook")
+
+store = typer.Typer(
+    help="Stores of adapters: probe, check, clean, copy, take along.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for commands in (stores, copies):
+    commands.register(store)
+app.add_typer(store, name="store")
 
 
 def main() -> None:

@@ -13,10 +13,7 @@ from swapmeet_registry.stores import open_store
 from swapmeet_registry.stores.probing import Check, probe
 from swapmeet_registry.stores.probing.probe import ROUNDS, THREADS
 
-app = typer.Typer(help="Where adapters are kept.", no_args_is_help=True)
 
-
-@app.command("probe")
 def probe_store(
     url: Annotated[str, typer.Argument(help="file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")],
     rounds: Annotated[int, typer.Option(min=1, max=100_000, help="How often writers race.")] = ROUNDS,
@@ -31,7 +28,6 @@ def probe_store(
         raise typer.Exit(1)
 
 
-@app.command("gc")
 def collect_garbage(
     age: Annotated[float, typer.Option(min=0, help="Seconds; what is younger stays.")] = AGE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
@@ -52,3 +48,9 @@ def collect_garbage(
 def _line(check: Check) -> str:
     seen = f"  {plain(check.seen)}" if check.seen else ""
     return f"{check.outcome:8} {check.name:32} {duration(check.seconds) if check.seconds >= 1 else ''}{seen}".rstrip()
+
+
+def register(group: typer.Typer) -> None:
+    """Add the commands to `swapmeet store`."""
+    group.command("probe")(probe_store)
+    group.command("gc")(collect_garbage)

@@ -123,6 +123,8 @@ class HubBackend:
     def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
         """See `Backend`."""
         repository = self.repository(name)
+        if staged is None and expected is None:  # a copy of an adapter whose first version was deleted
+            repository.create(self.visibility)
         parent = expected or _unclaimed(repository)
         files: dict[str, bytes | LargeFile] = {HEAD: head.encode()}
         if staged is None:
