@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from swapmeet.client import Client
 from swapmeet.database import Database
 from swapmeet.database.tables import DownloadRow
 from swapmeet.marketplace import Market, counters
@@ -192,6 +193,39 @@ def test_what_others_publish_is_found_by_itself(
     finally:
         stop.set()
         thread.join()
+
+
+def test_the_command_line_with_a_server(
+    shop: Any, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Connected(Client):
+        """Asks the app under test, with carol's key."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.http.close()
+            self.http = shop.client
+            shop.client.headers["authorization"] = f"Bearer {shop.keys['carol']}"
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("SWAPMEET_URL", "http://testserver")
+    monkeypatch.setenv("SWAPMEET_API_KEY", shop.keys["carol"])
+    monkeypatch.setattr("swapmeet.cli.search.connect", Connected)
+    done = command_line("search", "law", "--license", "MIT", "--tag", "law", "--versions", "--size-max", "1G")
+    assert (done.code, done.out.split("\t")[:2]) == (0, ["acme/public", "1"]), done.err
+    liked = command_line("like", "acme/public")
+    assert (liked.code, liked.out.split()[:2]) == (0, ["likes", "1"]), liked.err
+    assert '"likes": 1' in command_line("search", "--sort", "likes", "--json").out
+    assert command_line("unlike", "acme/public").out.split()[:2] == ["likes", "0"]
+    assert "# acme/public" in command_line("card", "acme/public:1").out
+    assert '"visibility": "public"' in command_line("card", "acme/public", "--json").out
+    weights = shop.adapter / "adapter_model.safetensors"
+    assert command_line("find-file", weights).out.startswith("acme/public:1 sha256:")
+    private = command_line("like", "acme/private")
+    assert (private.code, "There is no adapter acme/private" in private.err) == (1, True)
+    assert command_line("search", "--metric", "loss").code == 1
 
 
 def test_the_command_line_without_a_server(
