@@ -112,6 +112,7 @@ def test_a_tenant_s_life(ask: Ask) -> None:
     quotas = {
         "concurrent_runs": None, "gpu_seconds_a_day": None, "stored_bytes": 10, "tokens_a_minute": None,
         "requests_a_minute": None,
+        "stored_versions": None,
     }  # fmt: skip
     assert body == {
         "id": "acme", "object": "tenant", "name": "acme", "weight": 2.0, "suspended_at": None, "quotas": quotas,

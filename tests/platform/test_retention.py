@@ -19,7 +19,7 @@ from swapmeet.jobs.leftovers import clear, kept_bytes
 from swapmeet.jobs.states import Move
 from swapmeet.retention import Retention
 from swapmeet.settings import load_settings
-from swapmeet.tenancy import Caller, Tenancy
+from swapmeet.tenancy import Caller, Tenancy, audit_chain
 from swapmeet.tenancy.condensing import BATCH, CONDENSED, condense
 from swapmeet.tenancy.quotas import require_storage, stored_bytes
 from swapmeet.tenancy.stocktaking import Stocktaking, note_published
@@ -127,10 +127,16 @@ def test_what_an_unfinished_job_used_is_left_for_its_end(books: Tenancy, databas
     assert database.read(lambda session: session.scalar(total)) == 600
 
 
+def enter(database: Database, at: datetime, action: str) -> None:
+    """An entry of the audit log."""
+    texts = dict.fromkeys(("key", "subject", "request", "detail"), "")
+    row = AuditRow(at=at, tenant="acme", actor="acme", action=action, outcome="done", **texts)
+    database.write(lambda session: audit_chain.add(session, row))
+
+
 def test_the_audit_log_is_forgotten_from_its_old_end(books: Tenancy, database: Database) -> None:
     for age in (500, 401, 2, 399, 1):
-        row = AuditRow(at=NOON - age * DAY, tenant="acme", actor="acme", action=f"a{age}", outcome="done")
-        database.write(lambda session, row=row: session.add(row))  # type: ignore[misc]
+        enter(database, NOON - age * DAY, f"a{age}")
     books.audit.forget(NOON - 400 * DAY)
     assert [row.action for row in books.audit.page(None)[0]] == ["a1", "a399", "a2"]
 
@@ -244,8 +250,7 @@ def test_settings_say_for_how_long(database: Database, tmp_path: Path, books: Te
         settings = load_settings(home=tmp_path / "home", database=database.url, **days)
         if found:
             tell(books, "gateway-1", now() - 1000 * DAY, 5)
-            row = AuditRow(at=now() - 1000 * DAY, tenant="acme", actor="acme", action="a", outcome="done")
-            database.write(lambda session, row=row: session.add(row))  # type: ignore[misc]
+            enter(database, now() - 1000 * DAY, "a")
         Retention(settings, database).clean()
         old = database.read(
             lambda session: session.scalars(select(UsageRow.source).where(UsageRow.source != CONDENSED)).all()
