@@ -133,6 +133,8 @@ def _filtered(statement: Select[Any], query: Query) -> Select[Any]:
     statement = statement.where(*(column <= value for column, value in most.items() if value is not None))
     for tag in query.tags:
         statement = statement.where(row.id.in_(select(TAGS.c.id).where(TAGS.c.tag == folded(tag))))
+    if query.words.strip() or query.base is not None:  # few rows are left: looked up one by one
+        return statement.where(*(_measured(each).where(METRICS.c.id == row.id).exists() for each in query.ranges))
     return statement.where(*(row.id.in_(_measured(each)) for each in query.ranges))
 
 
