@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, inspect, literal, or
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import CheckpointRow, EventRow, JobRow, TenantRow
+from swapmeet.database.tables import CheckpointRow, EventRow, JobRow, SweepRow, TenantRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import JobNotFound
 from swapmeet.ids import shown
@@ -91,9 +91,7 @@ class Jobs:
             if tenant is not None:
                 query = query.where(JobRow.tenant == tenant)
             if after is not None:
-                last = _find(session, tenant, after)
-                same = (JobRow.created_at == last.created_at) & (JobRow.id < last.id)
-                query = query.where(or_(JobRow.created_at < last.created_at, same))
+                query = query.where(older_than(JobRow, _find(session, tenant, after)))
             if not all(map(may_be, [*(metadata or {}).keys(), *(metadata or {}).values()])):
                 return [], False
             for key, value in (metadata or {}).items():
@@ -173,6 +171,12 @@ class Jobs:
             return cut(session.scalars(query).all(), limit)
 
         return self._database.read(work)
+
+
+def older_than(table: type[JobRow] | type[SweepRow], last: JobRow | SweepRow) -> ColumnElement[bool]:
+    """What follows a row in a list that has the newest first."""
+    same = (table.created_at == last.created_at) & (table.id < last.id)
+    return or_(table.created_at < last.created_at, same)
 
 
 def add_job(session: Session, row: JobRow, by: Caller | None) -> JobRow:

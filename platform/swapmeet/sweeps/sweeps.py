@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from uuid import uuid4
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
@@ -15,7 +15,7 @@ from swapmeet.errors import NotFound, WrongState
 from swapmeet.ids import shown
 from swapmeet.jobs.ending import Announce, announce_nothing, move
 from swapmeet.jobs.events import tell
-from swapmeet.jobs.jobs import REPEATED, add_job, cut, may_be
+from swapmeet.jobs.jobs import REPEATED, add_job, cut, may_be, older_than
 from swapmeet.jobs.states import Move, State
 from swapmeet.sweeps.rows import NewSweep
 from swapmeet.sweeps.runs import Run, Tried
@@ -98,9 +98,7 @@ class Sweeps:
             if tenant is not None:
                 query = query.where(SweepRow.tenant == tenant)
             if after is not None:
-                last = _find(session, tenant, after)
-                same = (SweepRow.created_at == last.created_at) & (SweepRow.id < last.id)
-                query = query.where(or_(SweepRow.created_at < last.created_at, same))
+                query = query.where(older_than(SweepRow, _find(session, tenant, after)))
             rows, more = cut(session.scalars(query).all(), limit)
             return _tried(session, rows), more
 
