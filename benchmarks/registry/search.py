@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from swapmeet_registry import Fingerprint, Lora, Manifest, Registry, StoredFile
-from swapmeet_registry.collection import collect
 from swapmeet_registry.head import Head
 from swapmeet_registry.index import Index, Query
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores.local import MARK
+from swapmeet_registry.upkeep.collection import collect
 
 EACH = 4
 """Versions of an adapter."""

@@ -24,11 +24,11 @@ from swapmeet_registry import (
     Version,
     canonical,
 )
+from swapmeet_registry.copies.pulling import receive
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.fingerprint import require_fit
 from swapmeet_registry.head import Visibility
 from swapmeet_registry.names import LATEST
-from swapmeet_registry.pulling import receive
 from swapmeet_registry.stores.files import os_errors
 from swapmeet_registry.version import AliasMove
 

@@ -33,7 +33,7 @@ from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.names import require_settable_alias
-from swapmeet_registry.provenance import Tag
+from swapmeet_registry.origin.provenance import Tag
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.files import os_errors
 

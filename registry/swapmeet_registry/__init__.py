@@ -37,7 +37,7 @@ from swapmeet_registry.errors import (
 from swapmeet_registry.fingerprint import Fingerprint, Quantization, require_fit
 from swapmeet_registry.manifest import Lora, Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.registry import Registry
 from swapmeet_registry.signing import Signature, Trust
 from swapmeet_registry.stores import Store, open_store

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 from swapmeet_registry.errors import InvalidName, StoreError
 from swapmeet_registry.head import Head
-from swapmeet_registry.intents import Declared
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.stores import Store, Stored, open_store
+from swapmeet_registry.upkeep.intents import Declared
 from swapmeet_registry.version import Version
 
 MAX_SIGNERS = 1000

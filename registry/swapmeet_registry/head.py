@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from swapmeet_registry.errors import Conflict, NotFound, Recalled
 from swapmeet_registry.manifest import Timestamp
 from swapmeet_registry.names import LATEST, AdapterName, Reference, require_settable_alias
-from swapmeet_registry.provenance import Digest, Document
+from swapmeet_registry.origin.provenance import Digest, Document
 
 Visibility = Literal["private", "shared", "public"]
 Withdrawal = Literal["yanked", "recalled", "deleted"]

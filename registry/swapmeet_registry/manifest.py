@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from swapmeet_registry import canonical
-from swapmeet_registry.provenance import Facts, Provenance
+from swapmeet_registry.origin.provenance import Facts, Provenance
 
 FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}"
 """Names of published files: no folders, nothing hidden, nothing a shell or an URL would change."""

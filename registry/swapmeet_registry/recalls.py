@@ -21,7 +21,7 @@ from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Recalled, Refused, RegistryError, StoreError
 from swapmeet_registry.life import now
 from swapmeet_registry.manifest import Timestamp
-from swapmeet_registry.provenance import Digest, Document
+from swapmeet_registry.origin.provenance import Digest, Document
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Version

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from swapmeet_registry import reports
-from swapmeet_registry.admission import Admitted, admit
+from swapmeet_registry.admission import reports
+from swapmeet_registry.admission.admit import Admitted, admit
+from swapmeet_registry.admission.lora_parts import Modules
+from swapmeet_registry.admission.statistics import Report
 from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
+from swapmeet_registry.copies.pulling import unpack
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Head, Withdrawal
 from swapmeet_registry.heads import Heads
-from swapmeet_registry.licences import Licences
 from swapmeet_registry.life import Life, now
-from swapmeet_registry.lineage import Ancestor, ancestors
-from swapmeet_registry.lora_parts import Modules
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
-from swapmeet_registry.pulling import unpack
+from swapmeet_registry.origin.licences import Licences
+from swapmeet_registry.origin.lineage import Ancestor, ancestors
 from swapmeet_registry.recalls import Recalls
 from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
-from swapmeet_registry.statistics import Report
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Listing, Version
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, Staged
 from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head
-from swapmeet_registry.intents import Intents
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.stores import Store, Stored
+from swapmeet_registry.upkeep.intents import Intents
 from swapmeet_registry.version import Version
 
 HEADS, SUFFIX = "heads/", ".json"

@@ -29,9 +29,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from swapmeet_registry.copies.held_folders import HeldFolders
 from swapmeet_registry.errors import BaseMismatch, BaseNotFound, Corrupt, InvalidName, NotFound, Recalled, Refused
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
-from swapmeet_registry.held_folders import HeldFolders
 from swapmeet_registry.names import Reference, require_tenant
 from swapmeet_registry.registry import Registry
 from swapmeet_registry.version import Version

@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from swapmeet_registry import lora_config, lora_parts, lora_weights
+from swapmeet_registry.admission import lora_config, lora_parts, lora_weights
+from swapmeet_registry.admission.lora_config import LoraConfig
+from swapmeet_registry.admission.lora_parts import LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.lora_config import LoraConfig
-from swapmeet_registry.lora_parts import LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.safetensors_file import TensorEntry
 from swapmeet_serving.adapter_parts import Dora, EmbeddingPart, LinearPart, NormPart, Other, Part, Parts, TokenRows
 from swapmeet_serving.dora import embedding_gain, linear_gain, served_weight

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from swapmeet_registry import Fingerprint, Refused
-from swapmeet_registry.admission import Admitted
-from swapmeet_registry.admission import admit as admitting
-from swapmeet_registry.lora_config import LoraConfig, parse
+from swapmeet_registry.admission.admit import Admitted
+from swapmeet_registry.admission.admit import admit as admitting
+from swapmeet_registry.admission.lora_config import LoraConfig, parse
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

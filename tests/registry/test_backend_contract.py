@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import AdapterName, Conflict, Fingerprint, InvalidName, Registry, Version
-from swapmeet_registry.admission import Admitted, admit
+from swapmeet_registry.admission.admit import Admitted, admit
 from swapmeet_registry.backend import Backend, Staged, open_backend
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile

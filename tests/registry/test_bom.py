@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import Fingerprint, Provenance, Registry, Version
-from swapmeet_registry.bom import bom
-from swapmeet_registry.lineage import UNAVAILABLE, lines
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.provenance import code_digest
+from swapmeet_registry.origin.bom import bom
+from swapmeet_registry.origin.lineage import UNAVAILABLE, lines
+from swapmeet_registry.origin.provenance import code_digest
 
 SAMPLES = Path(__file__).with_name("samples")
 

@@ -20,9 +20,9 @@ from swapmeet_registry import (
     canonical,
     fault,
 )
-from swapmeet_registry.bundle import export_bundle, import_bundle
-from swapmeet_registry.bundle_file import INDEX, write_end, write_member
-from swapmeet_registry.fsck import fsck
+from swapmeet_registry.copies.bundle import export_bundle, import_bundle
+from swapmeet_registry.copies.bundle_file import INDEX, write_end, write_member
+from swapmeet_registry.upkeep.fsck import fsck
 
 NAME = "acme/legal"
 Files = dict[str, bytes]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
 from swapmeet_registry import Fingerprint, Refused, Registry
-from swapmeet_registry.admission import admit
-from swapmeet_registry.canonical_config import encode
-from swapmeet_registry.canonical_weights import METADATA, header_of
-from swapmeet_registry.lora_config import parse
+from swapmeet_registry.admission.admit import admit
+from swapmeet_registry.admission.canonical_config import encode
+from swapmeet_registry.admission.canonical_weights import METADATA, header_of
+from swapmeet_registry.admission.lora_config import parse
 from swapmeet_registry.safetensors_file import TensorEntry
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -113,7 +113,7 @@ def test_the_configuration_says_what_it_said() -> None:
     [
         ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
         ("tiny-llama", "tiny-llama"),
-        ("/home/alice/models/llama", None),
+        ("/srv/models/llama", None),
         ("./models/llama", None),
         ("../llama", None),
         ("C:\\models", None),
@@ -222,7 +222,7 @@ def test_a_file_swapped_for_a_link_meanwhile_is_not_followed(
             (folder / moment).symlink_to(secret)
         return opened(path, flags, *args, **more)
 
-    monkeypatch.setattr("swapmeet_registry.adapter_folder.os.open", race)
+    monkeypatch.setattr("swapmeet_registry.admission.adapter_folder.os.open", race)
     with pytest.raises(Refused, match=rf"{moment}' is a link"), admit(folder, base):
         pass
 
@@ -237,7 +237,7 @@ def test_weights_cut_short_while_they_are_read(
         os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
         return read(file, size, at)
 
-    monkeypatch.setattr("swapmeet_registry.canonical_weights.os.pread", race)
+    monkeypatch.setattr("swapmeet_registry.admission.canonical_weights.os.pread", race)
     with pytest.raises(Refused, match=r"was cut short while it was read\. Push again"), admit(folder, base):
         pass
 

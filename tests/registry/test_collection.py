@@ -25,14 +25,14 @@ from swapmeet_registry import (
     StoreError,
     open_store,
 )
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.backend import Staged
-from swapmeet_registry.collection import BATCH, Collected, collect
-from swapmeet_registry.condemned import LEASE, Condemned
-from swapmeet_registry.intents import LIFETIME, Intents
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Entry, Stored
 from swapmeet_registry.stores.protocol import verified
+from swapmeet_registry.upkeep.collection import BATCH, Collected, collect
+from swapmeet_registry.upkeep.condemned import LEASE, Condemned
+from swapmeet_registry.upkeep.intents import LIFETIME, Intents
 
 NAME = "acme/legal"
 OTHERS = "blobs/sha256/" + "0" * 64
@@ -201,7 +201,7 @@ class World:
             admitted = replace(found, folder=Path(shutil.copytree(found.folder, folder.with_name("canonical"))))
         monkeypatch.setattr("swapmeet_registry.registry.admit", lambda *_: nullcontext(admitted))
         for module in ("condemned", "intents", "collection"):
-            monkeypatch.setattr(f"swapmeet_registry.{module}.time", clock)
+            monkeypatch.setattr(f"swapmeet_registry.upkeep.{module}.time", clock)
         self.folder, self.base, self.clock = folder, base, clock
         first = self.store({})
         self.publish(first)
@@ -270,7 +270,7 @@ def test_each_part_of_the_agreement_is_needed(world: World, missing: str, monkey
         monkeypatch.setattr(Condemned, "spare", lambda self, needed: None)
     elif missing == "second look":
         monkeypatch.setattr(
-            "swapmeet_registry.collection._Collection._sentence",
+            "swapmeet_registry.upkeep.collection._Collection._sentence",
             lambda self, seen: self._condemned.write(seen, self._owner, deleting=True, keys=seen.state.keys),
         )
     else:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import AdapterName, Fingerprint, Refused, Registry, Version, canonical, open_store
-from swapmeet_registry.fsck import Findings, fsck
 from swapmeet_registry.head import Head, Move, Record
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.store_backend import StoreBackend
+from swapmeet_registry.upkeep.fsck import Findings, fsck
 
 NAME = "acme/legal"
 WEIGHTS = "adapter_model.safetensors"

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors import deserialize as reference
 
 from swapmeet_registry import Fingerprint, Refused
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.safetensors_file import WIDTHS, read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

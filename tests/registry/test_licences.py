@@ -8,7 +8,7 @@ import pytest
 from swapmeet_registry import Fingerprint, Registry
 from swapmeet_registry.bases.catalogue import CATALOGUE
 from swapmeet_registry.bases.license import stated_license
-from swapmeet_registry.licences import RESTRICTIONS, Licences, normalized, spdx
+from swapmeet_registry.origin.licences import RESTRICTIONS, Licences, normalized, spdx
 from swapmeet_registry.stores.hub_card import LICENSES
 
 

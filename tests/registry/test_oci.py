@@ -15,7 +15,7 @@ import pytest
 
 from swapmeet.cli import main
 from swapmeet_registry import Corrupt, Fingerprint, Refused, Registry, Version
-from swapmeet_registry.oci import export_oci
+from swapmeet_registry.copies.oci import export_oci
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import Fingerprint, Registry
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.bases import module_shapes
 from swapmeet_registry.fingerprint import fingerprint
 

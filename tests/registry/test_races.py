@@ -4,6 +4,7 @@ SWAPMEET_RACE_ROUNDS says how many there are of each kind; 10,000 take an hour o
 """
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -84,8 +85,9 @@ def test_of_those_who_publish_the_same_version_one_wins(
 ) -> None:
     """The first version of a name, in each round of another; who was told that it is his finds it in the head."""
     backend = open_backend(store_url)
-    folder = make_adapter(tmp_path / "adapter")
-    made = _manifest(admit(folder, base), AdapterName("acme", "legal"), base, {})
+    with admit(make_adapter(tmp_path / "adapter"), base) as admitted:
+        made = _manifest(admitted, AdapterName("acme", "legal"), base, {})
+        folder = Path(shutil.copytree(admitted.folder, tmp_path / "canonical"))
 
     def publish(name: AdapterName, nonce: str) -> Stored | None:
         manifest = made.model_copy(update={"adapter": str(name)})

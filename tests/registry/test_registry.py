@@ -27,7 +27,7 @@ from swapmeet_registry import (
     StoreDenied,
     open_store,
 )
-from swapmeet_registry.lora_config import parse
+from swapmeet_registry.admission.lora_config import parse
 from swapmeet_registry.store_backend import StoreBackend
 
 NAME = "acme/legal"

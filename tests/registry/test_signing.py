@@ -369,7 +369,7 @@ def test_a_huge_signature_is_not_read(
 def test_a_deleted_version_is_not_signed_and_its_signatures_are_collected(
     folder: Path, base: Fingerprint, key: PrivateKey, tmp_path: Path
 ) -> None:
-    from swapmeet_registry.collection import collect
+    from swapmeet_registry.upkeep.collection import collect
 
     registry = local(tmp_path)
     versions = [registry.push(folder, NAME, base=base) for _ in range(2)]

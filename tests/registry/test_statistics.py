@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapmeet_registry import Fingerprint, Registry
-from swapmeet_registry import statistics as module
-from swapmeet_registry.advice import lines
-from swapmeet_registry.reports import of_folder
-from swapmeet_registry.statistics import Layer, Report, robust_deviations
+from swapmeet_registry.admission import statistics as module
+from swapmeet_registry.admission.advice import lines
+from swapmeet_registry.admission.reports import of_folder
+from swapmeet_registry.admission.statistics import Layer, Report, robust_deviations
 
 PREFIX = "base_model.model."
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -108,7 +108,7 @@ def test_a_push_does_not_fail_for_want_of_a_report(
     def broken(folder: Path) -> Report:
         raise np.linalg.LinAlgError("no convergence")
 
-    monkeypatch.setattr("swapmeet_registry.reports.of_folder", broken)
+    monkeypatch.setattr("swapmeet_registry.admission.reports.of_folder", broken)
     registry = Registry((tmp_path / "registry").as_uri())
     assert registry.push(make_adapter(tmp_path / "adapter"), "acme/legal", base=base).version == 1
     assert "were not stored; they are computed when they are asked for. no convergence" in caplog.text

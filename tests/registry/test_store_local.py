@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import Conflict, Fingerprint, StoreDenied, StoreError, StoreFull, fault, open_store
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 
 COUNT = """
 import sys

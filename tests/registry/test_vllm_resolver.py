@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import BaseNotFound, Fingerprint, InvalidName, Registry, StoreError, StoreFull
+from swapmeet_registry.copies.held_folders import HeldFolders
 from swapmeet_registry.fingerprint import fingerprint
-from swapmeet_registry.held_folders import HeldFolders
 from swapmeet_registry.vllm_resolver import Resolver, Settings, int_id, register
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import BaseMismatch
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.bases import module_shapes
 from swapmeet_registry.fingerprint import Quantization
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_training import FineTune, SpecError, fine_tune, run
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry.errors import BaseInvalid
-from swapmeet_registry.provenance import Provenance, code_digest
+from swapmeet_registry.origin.provenance import Provenance, code_digest
 from swapmeet_training import (
     CheckpointError,
     DataError,

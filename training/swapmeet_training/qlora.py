@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
-from swapmeet_registry.provenance import Provenance, code_digest
+from swapmeet_registry.origin.provenance import Provenance, code_digest
 from swapmeet_training.data import dataset_digest
 from swapmeet_training.data.dataset import Dataset, data_files, load_dataset
 from swapmeet_training.data.masking import Pair

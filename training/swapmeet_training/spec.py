@@ -19,7 +19,7 @@ from pydantic import (
 
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.provenance import Tag
+from swapmeet_registry.origin.provenance import Tag
 from swapmeet_training.errors import SpecError
 from swapmeet_training.rules import CONTRADICTION, checked
 

@@ -19,7 +19,7 @@ def export_oci(
     json: Json = False,
 ) -> None:
     """Write an adapter as an OCI image layout, which skopeo and oras copy to any registry of images."""
-    from swapmeet_registry import oci
+    from swapmeet_registry.copies import oci
 
     done = oci.export_oci(Registry(load_settings(home=home, registry=registry).registry_url), reference, folder)
     version = done.version

@@ -24,7 +24,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Check that a registry is whole: heads, aliases, every version's manifest and files."""
-    from swapmeet_registry.fsck import fsck
+    from swapmeet_registry.upkeep.fsck import fsck
 
     if source is not None and not repair:
         raise RequestRefused("--from is what to repair from. Give --repair, too.")
@@ -52,7 +52,7 @@ def copy(
     json: Json = False,
 ) -> None:
     """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals."""
-    from swapmeet_registry.mirror import mirror
+    from swapmeet_registry.copies.mirror import mirror
 
     done = mirror(Registry(source).backend, Registry(target).backend, names or None, tell)
     text = f"{done.names} names are as in {source}" if not done.refused else f"{len(done.refused)} names were refused"
@@ -71,7 +71,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write adapters into one file, to be taken to where no network goes."""
-    from swapmeet_registry.bundle import export_bundle
+    from swapmeet_registry.copies.bundle import export_bundle
 
     exported = export_bundle(Registry(load_settings(home=home, registry=registry).registry_url), references, to)
     versions = [{"name": each.name, "version": each.version, "digest": each.digest} for each in exported]
@@ -86,7 +86,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
-    from swapmeet_registry.bundle import import_bundle
+    from swapmeet_registry.copies.bundle import import_bundle
 
     found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file)
     lines = [

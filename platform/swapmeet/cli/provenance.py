@@ -11,9 +11,9 @@ from swapmeet.cli.options import Home, Json, RegistryUrl, show
 from swapmeet.cli.tables import plain
 from swapmeet.settings import load_settings
 from swapmeet_registry import Registry
-from swapmeet_registry.bom import bom as bill
-from swapmeet_registry.licences import concerns_of
-from swapmeet_registry.lineage import Ancestor, lines
+from swapmeet_registry.origin.bom import bom as bill
+from swapmeet_registry.origin.licences import concerns_of
+from swapmeet_registry.origin.lineage import Ancestor, lines
 from swapmeet_registry.stores.files import os_errors
 
 

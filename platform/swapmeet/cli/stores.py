@@ -8,10 +8,10 @@ import typer
 from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
 from swapmeet.cli.tables import duration, plain
 from swapmeet.settings import load_settings
-from swapmeet_registry.collection import AGE, collect
 from swapmeet_registry.stores import open_store
 from swapmeet_registry.stores.probing import Check, probe
 from swapmeet_registry.stores.probing.probe import ROUNDS, THREADS
+from swapmeet_registry.upkeep.collection import AGE, collect
 
 
 def probe_store(

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from swapmeet_registry.admission.lora_parts import ENDS
 from swapmeet_registry.fingerprint import weight_files
-from swapmeet_registry.lora_parts import ENDS
 from swapmeet_registry.safetensors_file import read_header
 
 

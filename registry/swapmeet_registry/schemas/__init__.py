@@ -21,7 +21,7 @@ from typing import Any
 
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.provenance import Document, Provenance
+from swapmeet_registry.origin.provenance import Document, Provenance
 
 DOCUMENTS: Mapping[str, type[Document]] = {"head-1": Head, "manifest-1": Manifest, "provenance-1": Provenance}
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from swapmeet_registry import canonical
 from swapmeet_registry.errors import SignatureInvalid
 from swapmeet_registry.manifest import Manifest, Sha256
-from swapmeet_registry.provenance import Digest, Provenance, first_error
+from swapmeet_registry.origin.provenance import Digest, Provenance, first_error
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.version import Version
 

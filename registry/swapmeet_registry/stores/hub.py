@@ -37,7 +37,7 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.stores.hub_card import card
 from swapmeet_registry.stores.hub_errors import endpoint
 from swapmeet_registry.stores.hub_names import adapter_name, is_organization, repository_name

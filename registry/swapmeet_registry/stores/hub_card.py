@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from swapmeet_registry.licences import concerns_of
 from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.origin.licences import concerns_of
 
 LICENSES = frozenset(
     """

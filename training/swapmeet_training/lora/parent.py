@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swapmeet_registry import lora_config
+from swapmeet_registry.admission import lora_config
 from swapmeet_registry.errors import RegistryError
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 
 WEIGHTS = "adapter_model.safetensors"
 TEMPLATE = "chat_template.jinja"

@@ -17,9 +17,10 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field
 
 from swapmeet_registry import canonical
-from swapmeet_registry.admission import admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.backend import Staged
-from swapmeet_registry.bundle_file import (
+from swapmeet_registry.contents import Contents
+from swapmeet_registry.copies.bundle_file import (
     INDEX,
     Member,
     members,
@@ -28,19 +29,18 @@ from swapmeet_registry.bundle_file import (
     write_end,
     write_member,
 )
-from swapmeet_registry.contents import Contents
+from swapmeet_registry.copies.mirror import Copier
 from swapmeet_registry.errors import NotFound, Refused, RegistryError, StoreError
 from swapmeet_registry.fault import reached
-from swapmeet_registry.fsck import mistakes
 from swapmeet_registry.head import Head, Record
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.mirror import Copier
 from swapmeet_registry.names import AdapterName, Reference
-from swapmeet_registry.provenance import Document
+from swapmeet_registry.origin.provenance import Document
 from swapmeet_registry.registry import Registry
 from swapmeet_registry.store_backend import blob_key, manifest_key
 from swapmeet_registry.stores import Stored
 from swapmeet_registry.stores.files import os_errors, sync_folder
+from swapmeet_registry.upkeep.fsck import mistakes
 from swapmeet_registry.version import Version
 
 
@@ -313,7 +313,8 @@ def _require_sound(copier: Copier, part: _Part) -> None:
     for record in copier.lacking(part.head) if part.whole else part.records():
         with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
             manifest = copier.fetch(Version.of(part.head, record), Path(scratch))
-            admit(Path(scratch), manifest.base)
+            with admit(Path(scratch), manifest.base):
+                pass
 
 
 def _refuse_nothing() -> NoReturn:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from swapmeet_registry.lora_config import LoraConfig
-from swapmeet_registry.lora_parts import LoraWeights, Pair
-from swapmeet_registry.provenance import Document
+from swapmeet_registry.admission.lora_config import LoraConfig
+from swapmeet_registry.admission.lora_parts import LoraWeights, Pair
+from swapmeet_registry.origin.provenance import Document
 from swapmeet_registry.safetensors_file import TensorEntry
 
 if TYPE_CHECKING:

@@ -15,16 +15,16 @@ from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
 from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
-from swapmeet_registry.intents import FOLDER as INTENTS
-from swapmeet_registry.intents import LIFETIME
-from swapmeet_registry.live import FOLDERS
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.mending import Mender
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.needed import Needed, NeededFile
 from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, name_of
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.local import LocalStore
+from swapmeet_registry.upkeep.intents import FOLDER as INTENTS
+from swapmeet_registry.upkeep.intents import LIFETIME
+from swapmeet_registry.upkeep.live import FOLDERS
+from swapmeet_registry.upkeep.mending import Mender
+from swapmeet_registry.upkeep.needed import Needed, NeededFile
 from swapmeet_registry.version import Version
 
 MOST = 1000

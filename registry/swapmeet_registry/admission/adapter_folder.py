@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from swapmeet_registry.admission.lora_config import FILE as CONFIG
+from swapmeet_registry.admission.lora_weights import FILE as WEIGHTS
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.lora_config import FILE as CONFIG
-from swapmeet_registry.lora_weights import FILE as WEIGHTS
 from swapmeet_registry.manifest import FILE_NAME
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 
 REQUIRED = (CONFIG, WEIGHTS)
 EXTRAS = re.compile(r"README\.md|LICEN[CS]E(\.md)?|NOTICE|.+\.(json|txt|jinja|model)")

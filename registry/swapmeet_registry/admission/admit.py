@@ -18,12 +18,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swapmeet_registry import canonical_config, canonical_weights, extras, lora_config, lora_parts, lora_weights
-from swapmeet_registry.adapter_folder import MAX_EXTRAS, REQUIRED, AdapterFolder, open_folder
+from swapmeet_registry.admission import (
+    canonical_config,
+    canonical_weights,
+    extras,
+    lora_config,
+    lora_parts,
+    lora_weights,
+)
+from swapmeet_registry.admission.adapter_folder import MAX_EXTRAS, REQUIRED, AdapterFolder, open_folder
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.manifest import Lora, StoredFile
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.safetensors_file import parse_header, raw_header
 from swapmeet_registry.stores.files import os_errors
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from swapmeet_registry import canonical
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.provenance import first_error
+from swapmeet_registry.origin.provenance import first_error
 
 FILE = "adapter_config.json"
 MAX_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from swapmeet_registry.errors import Conflict, StoreError
-from swapmeet_registry.provenance import Document
+from swapmeet_registry.origin.provenance import Document
 from swapmeet_registry.stores import Store
 
 KEY = "gc/state.json"

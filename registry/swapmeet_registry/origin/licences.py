@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from swapmeet_registry.provenance import Facts
+from swapmeet_registry.origin.provenance import Facts
 
 Restriction = Literal["commercial use", "derivatives", "other terms", "some uses"]
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from swapmeet_registry.errors import Corrupt, Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder
 
 SMALL = 1 << 20

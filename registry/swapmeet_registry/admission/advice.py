@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import log10
 
-from swapmeet_registry.statistics import Layer, Report, magnitude, robust_deviations
+from swapmeet_registry.admission.statistics import Layer, Report, magnitude, robust_deviations
 
 DEVIATIONS = 6.0
 """Robust standard deviations from which on a layer stands out."""

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from swapmeet_registry import lora_config, lora_weights
+from swapmeet_registry.admission import lora_config, lora_weights
+from swapmeet_registry.admission.statistics import Report, statistics
 from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.statistics import Report, statistics
 from swapmeet_registry.store_backend import StoreBackend, report_key
 from swapmeet_registry.stores import Store
 

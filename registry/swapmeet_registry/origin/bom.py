@@ -10,9 +10,9 @@ from urllib.parse import quote
 from uuid import UUID, uuid5
 
 from swapmeet_registry import canonical
-from swapmeet_registry.licences import spdx
-from swapmeet_registry.lineage import Ancestor
 from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.origin.licences import spdx
+from swapmeet_registry.origin.lineage import Ancestor
 from swapmeet_registry.version import Version
 
 FORMAT = "1.6"

@@ -13,10 +13,10 @@ each after `base_model.model.`.
 import re
 from pathlib import Path
 
+from swapmeet_registry.admission.lora_config import FILE as CONFIG
+from swapmeet_registry.admission.lora_config import MAX_MATCHES, LoraConfig
+from swapmeet_registry.admission.lora_parts import ENDS, LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.lora_config import FILE as CONFIG
-from swapmeet_registry.lora_config import MAX_MATCHES, LoraConfig
-from swapmeet_registry.lora_parts import ENDS, LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.safetensors_file import SafetensorsFile, TensorEntry, read_header
 
 FILE = "adapter_model.safetensors"

@@ -16,11 +16,11 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from swapmeet_registry.condemned import Condemned
 from swapmeet_registry.errors import StoreError
 from swapmeet_registry.fault import reached
-from swapmeet_registry.provenance import Document
+from swapmeet_registry.origin.provenance import Document
 from swapmeet_registry.stores import Store
+from swapmeet_registry.upkeep.condemned import Condemned
 
 FOLDER = "intents/"
 LIFETIME = 24 * 3600.0

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from swapmeet_registry.admission.lora_weights import FILE
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.lora_weights import FILE
 from swapmeet_registry.safetensors_file import SafetensorsFile, TensorEntry
 
 CHUNK = 1 << 20

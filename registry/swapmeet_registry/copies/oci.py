@@ -22,7 +22,7 @@ from swapmeet_registry import canonical
 from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.provenance import Provenance
+from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.registry import Registry
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder, write_file
 from swapmeet_registry.version import Version

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from itertools import islice
 from uuid import uuid4
 
-from swapmeet_registry.condemned import MARGIN, Condemned, Seen
 from swapmeet_registry.errors import Conflict, Refused
-from swapmeet_registry.intents import LIFETIME, Intents
-from swapmeet_registry.live import FOLDERS, Live
 from swapmeet_registry.stores import Entry, Store
+from swapmeet_registry.upkeep.condemned import MARGIN, Condemned, Seen
+from swapmeet_registry.upkeep.intents import LIFETIME, Intents
+from swapmeet_registry.upkeep.live import FOLDERS, Live
 
 BATCH = 1000
 """So many objects are condemned at once: a publisher that needs one of them waits until all are gone."""

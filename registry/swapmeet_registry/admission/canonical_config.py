@@ -4,9 +4,10 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from swapmeet_registry import canonical, lora_config
+from swapmeet_registry import canonical
+from swapmeet_registry.admission import lora_config
+from swapmeet_registry.admission.lora_config import FILE
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.lora_config import FILE
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)

@@ -1,0 +1,1 @@
+"""What keeps a store whole: collection of garbage, checks, and mending."""
