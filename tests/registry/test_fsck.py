@@ -1,5 +1,6 @@
 """What a check of a registry finds, and mends: on a local folder, on S3 and on a Hub."""
 
+import gc
 import os
 import time
 import tracemalloc
@@ -173,8 +174,9 @@ def test_a_version_deleted_while_it_was_looked_for_is_no_problem(
 
 
 def test_memory_does_not_grow_with_the_registry(
-    tmp_path: Path, make_adapter: Callable[..., Path], base: Fingerprint
+    tmp_path: Path, make_adapter: Callable[..., Path], base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("swapmeet_registry.upkeep.fsck.BATCH", 16)
     registry = Registry((tmp_path / "registry").as_uri())
     first = registry.push(make_adapter(tmp_path / "adapter"), "acme/a0", base=base)
     assert isinstance(registry.backend, StoreBackend)
@@ -194,6 +196,7 @@ def test_memory_does_not_grow_with_the_registry(
             store.swap(f"heads/acme/a{number}.json", head.encode(), None)
 
     def peak() -> int:
+        gc.collect()
         tracemalloc.start()
         try:
             assert fsck(store).sound
