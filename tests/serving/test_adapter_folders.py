@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from swapmeet_registry import BaseMismatch, Fingerprint, Registry, pulling
+from swapmeet_registry import BaseMismatch, Fingerprint, Registry
+from swapmeet_registry.copies import pulling
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_serving import disk_tier
 from swapmeet_serving.adapter_folders import AdapterFolders

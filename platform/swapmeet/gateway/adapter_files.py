@@ -13,7 +13,8 @@ from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Reader, Ref
 from swapmeet.gateway.authority import Caller
 from swapmeet.gateway.bodies import begun
 from swapmeet.gateway.services import Services
-from swapmeet_registry import AdapterName, NotFound, Reference, Registry, StoredFile, Version, lora_weights
+from swapmeet_registry import AdapterName, NotFound, Reference, Registry, StoredFile, Version
+from swapmeet_registry.admission import lora_weights
 from swapmeet_registry.store_backend import StoreBackend, blob_key
 
 router = APIRouter(prefix="/v1/adapters" + ADAPTER + "/versions/{ref}/files", tags=["adapters"])

@@ -21,7 +21,8 @@ from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, commit_of,
 from swapmeet.gateway.hub_api.snapshots import Snapshot, Snapshots
 from swapmeet.gateway.services import Services
 from swapmeet.tenancy.scopes import SCOPES
-from swapmeet_registry import Version, lora_weights
+from swapmeet_registry import Version
+from swapmeet_registry.admission import lora_weights
 from swapmeet_registry.head import Head
 
 MOST_PATHS = 10_000

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 
-from swapmeet_registry import Manifest, Provenance, Registry, StoredFile, Version, lora_config
+from swapmeet_registry import Manifest, Provenance, Registry, StoredFile, Version
+from swapmeet_registry.admission import lora_config
 from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Corrupt
 
