@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,7 +46,7 @@ def run_demo(settings: Settings, scratch: Path, *, quietly: bool = False) -> Non
     say = _clock(sys.stderr if quietly else sys.stdout)
     check_port(settings)
     base = BaseLibrary(settings.folder, say).find(settings.base)
-    with ray_running(settings):
+    with redirect_stdout(sys.stderr), ray_running(settings):  # Ray tells of its workers there, in the middle of anything
         say(f"Training {len(TASKS)} tenants' adapters on {base.name}")
         lessons: list[Lesson] = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
         outcomes = _train(settings, base, lessons, scratch, say)
