@@ -46,7 +46,7 @@ def run_demo(settings: Settings, scratch: Path, *, quietly: bool = False) -> Non
     say = _clock(sys.stderr if quietly else sys.stdout)
     check_port(settings)
     base = BaseLibrary(settings.folder, say).find(settings.base)
-    with redirect_stdout(sys.stderr), ray_running(settings):  # Ray tells of its workers there, in the middle of anything
+    with redirect_stdout(sys.stderr), ray_running(settings):  # Ray tells of its workers in the middle of anything
         say(f"Training {len(TASKS)} tenants' adapters on {base.name}")
         lessons: list[Lesson] = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
         outcomes = _train(settings, base, lessons, scratch, say)
