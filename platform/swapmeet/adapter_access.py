@@ -3,7 +3,8 @@
     own       its tenant, and the operator               read, and with the scope for it change
     shared    the tenants that its head names            read: list, resolve, pull, ask, train on
     public    everybody                                  the same
-    granted   a tenant with a permission for a model     ask, train on and pull just what the permission names
+    granted   a tenant with a permission for a model     ask, train on and pull just what the permission names, by
+                                                         that name, or by the digest of what the name means now
     else      nobody                                     as if there were no such name
 
 The head says who may read a name (`Head.visible_to`), so a registry carries it along. Permissions are OpenAI's, name a
@@ -48,10 +49,19 @@ class AdapterAccess:
             InvalidName: the reference is misspelt.
         """
         wanted = reference if isinstance(reference, Reference) else Reference.parse(reference)
-        if self._owns(caller, wanted.name):
+        return self.may_list(caller, wanted.name) or self._granted(caller, wanted)
+
+    def may_list(self, caller: Caller, name: AdapterName) -> bool:
+        """Whether a caller may read all that is under a name, and not only what a permission opens."""
+        if self._owns(caller, name):
             return True
-        noted = self._noted(caller.tenant, wanted.name)
-        return _spelled(wanted) in caller.shared or (noted and self._opened(caller.tenant, wanted.name) is not None)
+        return self._noted(caller.tenant, name) and self._opened(caller.tenant, name) is not None
+
+    def grants(self, caller: Caller, name: AdapterName) -> tuple[Reference, ...]:
+        """What of a name a caller has permissions for."""
+        behind = (f"{name}:", f"{name}@")
+        found = [each for each in caller.shared if each == str(name) or each.startswith(behind)]
+        return tuple(map(Reference.parse, sorted(found)))
 
     def resolve(self, caller: Caller, reference: Reference) -> Version:
         """The version that a reference names.
@@ -137,6 +147,19 @@ class AdapterAccess:
         self.database.write(lambda session: _note(session, listing))
         return listing
 
+    def _granted(self, caller: Caller, wanted: Reference) -> bool:
+        """Whether a permission names this, or a version that has this digest: whoever may ask for it is told that."""
+        grants = self.grants(caller, wanted.name)
+        if spelled(wanted) in map(spelled, grants):
+            return True
+        return wanted.digest is not None and wanted.digest in map(self._digest, grants)
+
+    def _digest(self, reference: Reference) -> str | None:
+        try:
+            return self.registry.find(str(reference)).digest
+        except NotFound:
+            return None
+
     def _owns(self, caller: Caller, name: AdapterName) -> bool:
         return name.tenant == caller.tenant or caller.operator
 
@@ -197,6 +220,6 @@ def _insert(session: Session, pairs: Iterable[tuple[str, str]]) -> None:
         session.execute(row.on_conflict_do_nothing())
 
 
-def _spelled(reference: Reference) -> str:
-    """A reference as permissions have it: `latest` is what the bare name means."""
+def spelled(reference: Reference) -> str:
+    """A reference as permissions mean it: `latest` is what the bare name is."""
     return str(reference.name) if reference.alias == LATEST else str(reference)

@@ -20,6 +20,7 @@ from swapmeet.gateway.app import create_app
 from swapmeet.gateway.hub_api.routes import router
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
+from swapmeet.marketplace import Market
 from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry, Version
 from swapmeet_registry.store_backend import StoreBackend, blob_key
@@ -35,6 +36,7 @@ class Server:
     url: str
     app: FastAPI
     registry: Registry
+    market: Market
     base: Fingerprint
     key_of: Callable[..., str]
     versions: list[Version]
@@ -69,11 +71,13 @@ def server(
     registry.push(folder, "ben/mine", base=base)
     replicas: Any = None
     app = create_app(Services(registry, tenancy, base, replicas))
+    market = Market(tenancy.database, registry)
+    market.refresh()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(f"http://127.0.0.1:{port}", app, registry, base, key_of, versions, tmp_path / "hf")
-    hub_api.install(app, lambda version, tenant: server.pulls.append((tenant, version.digest)))
+    server = Server(f"http://127.0.0.1:{port}", app, registry, market, base, key_of, versions, tmp_path / "hf")
+    hub_api.install(app, market.names, lambda version, tenant: server.pulls.append((tenant, version.digest)))
     with event_loop() as loop, listening(app, loop, "127.0.0.1", port, drain=5):
         yield server
 
@@ -355,6 +359,7 @@ def test_a_foreign_adapter_is_told_as_a_missing_one(server: Server) -> None:
 
 def test_what_is_shared_is_found(server: Server) -> None:
     server.registry.share("ben/mine", "shared", ["acme"])
+    server.market.refresh()
     assert [each["id"] for each in server.ask("/api/models").json()] == ["acme/legal", "ben/mine"]
     assert server.ask("/api/models/ben/mine").json()["private"] is True
     assert server.ask("/api/models/ben/mine", "cara").status_code == 404
@@ -428,6 +433,7 @@ def test_odd_paths_are_not_found(server: Server) -> None:
 
 def test_one_damaged_adapter_is_left_out_of_the_list(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.registry.share("ben/mine", "public")
+    server.market.refresh()
     version = server.registry.resolve("ben/mine")
     path = server.home.parent / "registry" / "manifests" / version.digest.replace(":", "/")
     path.write_bytes(b"changed")
@@ -447,6 +453,7 @@ print(json.dumps([[model.id for model in HfApi().list_models(**each)] for each i
 def test_lists_go_on(server: Server, published: tuple[Fingerprint, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         server.registry.push(published[1], f"acme/{name}", base=server.base, tags=["letters"])
+    server.market.refresh()
     monkeypatch.setattr("swapmeet.gateway.hub_api.listing.LOOKED_AT", 2)
     assert server.run(LIST) == [
         ["acme/a", "acme/b", "acme/c", "acme/legal"],
