@@ -17,6 +17,7 @@ neither stands, and the registry is not asked: so both answers have the same wor
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -32,6 +33,8 @@ from swapmeet.tenancy.tenants import require_tenants
 from swapmeet_registry import AdapterName, Listing, NotFound, Reference, Registry, Version
 from swapmeet_registry.head import Visibility
 from swapmeet_registry.heads import absent
+from swapmeet_registry.index.finding import readable
+from swapmeet_registry.index.tables import VERSIONS
 from swapmeet_registry.names import LATEST
 
 
@@ -127,9 +130,11 @@ class AdapterAccess:
     def names(self, caller: Caller) -> list[str]:
         """The names that a caller may ask by, its own first: adapters, and models that it has permissions for.
 
-        What was shared past the server stands here once the registry was counted; what no longer is, until then.
+        What was shared past the server stands here once the registry was counted; what no longer is, until then. An
+        adapter of which every version was withdrawn is none to ask.
         """
-        listed = [str(name) for name in self._readable(caller)]
+        found = self.database.read(partial(_usable, None if caller.operator else caller.tenant))
+        listed = [str(name) for name in self._readable(caller) if str(name) in found or self._usable(name)]
         known = set(self.registry.names()) if caller.shared else set()
         granted = {name for name in caller.shared if str(Reference.parse(name).name) in known}
         return listed + sorted(granted.difference(listed))
@@ -176,6 +181,13 @@ class AdapterAccess:
             return None
         return found if found.visible_to(tenant) else None
 
+    def _usable(self, name: AdapterName) -> bool:
+        """Whether an adapter that the index finds no version of has one: it may be new."""
+        try:
+            return self.registry.head(str(name)).latest is not None
+        except NotFound:
+            return False
+
     def _readable(self, caller: Caller, owner: str | None = None) -> Iterator[AdapterName]:
         """Names, the caller's own first; of others' those that may be shared with it."""
         if owner in (None, caller.tenant):
@@ -207,6 +219,11 @@ def note_all(session: Session, pairs: Iterable[tuple[str, str]], since: datetime
         if name not in fresh:
             session.execute(delete(ReaderRow).where(ReaderRow.name == name, ReaderRow.reader == reader))
     _insert(session, sorted(pair for pair in wanted - known.keys() if pair[0] not in fresh))
+
+
+def _usable(reader: str | None, session: Session) -> set[str]:
+    """The names that the index finds a usable version of, for a reader; None may know of all."""
+    return set(session.scalars(select(VERSIONS.c.name).where(VERSIONS.c.newest == 1, readable(reader))))
 
 
 def _note(session: Session, listing: Listing) -> None:
