@@ -347,7 +347,22 @@ def published(
 @pytest.fixture
 def platform(database_url: str, published: tuple[Fingerprint, Path], tmp_path: Path) -> Iterator[Platform]:
     """The whole API, with the operator as its only tenant."""
-    home = tmp_path / "home"
+    yield from opened(database_url, published, tmp_path / "home")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_platform(
+    request: pytest.FixtureRequest, published: tuple[Fingerprint, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    """As `platform`, for all tests of a file, on a database of either kind."""
+    folder = tmp_path_factory.mktemp("platform")
+    url = f"sqlite:///{folder}/swapmeet.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("shared_postgres_url")
+    yield from opened(url, published, folder / "home")
+
+
+def opened(database_url: str, published: tuple[Fingerprint, Path], home: Path) -> Iterator[Platform]:
     settings = load_settings(home=home, base="tiny", database=database_url, webhook_private=True)
     home.mkdir()
     created = Database(database_url)
