@@ -131,6 +131,12 @@ class RemoteAdapters:
             shared_with=tuple(found["shared_with"]),
         )
 
+    def advice(self, name: str) -> tuple[str, ...]:
+        """What stands out of the weights of an adapter's latest version, for people to judge."""
+        query = {"advice": "true"}
+        place = _path(AdapterName.parse(name))
+        return tuple(map(str, patiently(lambda: self.client.call("GET", place, query=query), self.tell)["advice"]))
+
     def names(self, tenant: str | None = None) -> Iterator[str]:
         """The names that may be read, or a tenant's of them."""
         return (str(each["id"]) for each in self.client.listed("/v1/adapters", {"owner": tenant, "limit": 100}))

@@ -1,8 +1,9 @@
 """What a registry tells: which versions there are, what they are made of, and what they come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from swapmeet_registry.admission import reports
+from swapmeet_registry.admission.comparing import compared
 from swapmeet_registry.admission.statistics import Report
 from swapmeet_registry.backend import Backend
 from swapmeet_registry.contents import Contents
@@ -61,6 +62,16 @@ class Reading:
         manifest = self.manifest(version)
         return reports.read(self.backend, version.digest, manifest, lambda file: self._contents.blob(version, file))
 
+    def advice(self, version: Version, others: Iterable[str] | None = None) -> tuple[str, ...]:
+        """What stands out of a version's weights, for people to judge: said at once, or not at all.
+
+        Args:
+            version: which.
+            others: digests of versions to compare it with; its owner's other adapters on the same base where none are
+                given.
+        """
+        return compared(self.backend, version.digest, self._beside(version) if others is None else others)
+
     def stream(self, version: Version, file: StoredFile, start: int = 0) -> Iterator[bytes]:
         """A file's bytes in pieces; the end comes only if they are the right ones.
 
@@ -108,3 +119,11 @@ class Reading:
     def names(self, tenant: str | None = None) -> list[str]:
         """All adapters' names, or all of one tenant's, sorted."""
         return self.backend.names(tenant)
+
+    def _beside(self, version: Version) -> Iterator[str | None]:
+        """For each other name of its owner: the latest version's digest, or None where it is on another base."""
+        base = self.manifest(version).base.weights
+        for name in self.names(AdapterName.parse(version.name).tenant):
+            head = self.head(name) if name != version.name else None
+            other = Version.of(head, head.latest) if head and head.latest else None
+            yield other.digest if other and self.manifest(other).base.weights == base else None

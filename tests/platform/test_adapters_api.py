@@ -357,6 +357,18 @@ def test_unsigned_versions_are_let_out_as_the_policy_says(hub: Any, tmp_path: Pa
         assert hub.ask("acme", method, f"/v1/{LEGAL}/versions/latest{rest}").status_code == 200, rest
 
 
+def test_advice_is_given_who_asks_for_it(hub: Any) -> None:
+    publish(hub)
+    assert "advice" not in hub.do("acme", "GET", LEGAL)
+    told = hub.do("acme", "GET", f"{LEGAL}?advice=true")["advice"]
+    assert "layers are changed" in told[0]
+    assert "advice" not in hub.do("acme", "GET", "adapters")["data"][0]
+    (report,) = (hub.home / "registry" / "reports").rglob("*.json")
+    report.chmod(0o600)
+    report.write_bytes(b"{")
+    assert hub.do("acme", "GET", f"{LEGAL}?advice=true")["advice"] == [], "it never refuses anything"
+
+
 def test_what_a_recall_reached_is_told_its_owner(hub: Any) -> None:
     version = hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
     hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "public"})

@@ -52,9 +52,9 @@ CONSTANTS = {
 }  # fmt: skip
 """Parts of paths that are no ids of their own, and what both the owner and the other have by these names."""
 PLAIN = {
-    "action", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key", "if-none-match",
-    "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query", "range", "rank_max",
-    "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version", "versions",
+    "action", "advice", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key",
+    "if-none-match", "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query",
+    "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version", "versions",
     "x-content-sha256", *CONSTANTS,
 }  # fmt: skip
 """Parameters that are no ids."""

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,11 @@ from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, s
 from swapmeet.cli.tables import plain
 from swapmeet.cli.withdrawal import person, readers, withdrawal
 from swapmeet.settings import load_settings
-from swapmeet_registry import Reference, Registry
+from swapmeet_registry import Listing, Reference, Registry
 from swapmeet_registry.bases import BaseLibrary, module_shapes
+
+if TYPE_CHECKING:
+    from swapmeet.adapter_client import RemoteAdapters
 
 Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
@@ -66,15 +69,17 @@ def pull(
 def show_adapter(
     name: str, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
-    """An adapter's versions and aliases."""
+    """An adapter's versions and aliases, and what stands out of the weights of its latest version."""
     with adapters_at(url, registry, home) as adapters:
         listing = adapters.show(name)
+        advice = _advice(adapters, listing)
     lines = []
     for version in listing.versions:
         aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
         notes = ", ".join([*aliases, *withdrawal(version)])
         lines.append(plain(f"{version!s:32} {version.created_at}  {version.digest}  {notes}"))
-    show(asdict(listing), "\n".join([*lines, *readers(listing)]), json)
+    lines += [*readers(listing), *(f"advice: {plain(each)}" for each in advice)]
+    show(asdict(listing) | {"advice": list(advice)}, "\n".join(lines), json)
 
 
 def tag(
@@ -118,3 +123,10 @@ def register(app: typer.Typer) -> None:
     app.command("show")(show_adapter)
     app.command()(tag)
     app.command()(yank)
+
+
+def _advice(adapters: "Registry | RemoteAdapters", listing: Listing) -> tuple[str, ...]:
+    latest = next((each for each in reversed(listing.versions) if each.usable), None)
+    if latest is None:
+        return ()
+    return adapters.advice(latest) if isinstance(adapters, Registry) else adapters.advice(listing.name)

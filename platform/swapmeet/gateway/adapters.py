@@ -21,7 +21,7 @@ from swapmeet.gateway.adapter_wire import (
     version_object,
 )
 from swapmeet.gateway.authority import Caller, may
-from swapmeet.gateway.marketplace import Noting
+from swapmeet.gateway.marketplace import Advising, Noting
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services
 from swapmeet_registry import AdapterName, Reference
@@ -55,9 +55,15 @@ def adapters(
 
 
 @router.get(ADAPTER)
-def adapter(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
-    """An adapter: versions, aliases, and who may read it."""
-    return adapter_object(backend.access.listing(caller, name), caller)
+def adapter(name: Name, backend: Backend, advising: Advising, caller: Reader, advice: bool = False) -> dict[str, Any]:
+    """An adapter: versions, aliases, who may read it; with `advice`, what stands out of its latest version's weights."""
+    listing = backend.access.listing(caller, name)
+    told = adapter_object(listing, caller)
+    if advice:
+        latest = next((each for each in reversed(listing.versions) if each.usable), None)
+        owner = caller.operator or caller.tenant == name.tenant
+        told["advice"] = [] if latest is None else list(advising(latest, owner))
+    return told
 
 
 @router.get(ADAPTER + "/versions/{ref}")

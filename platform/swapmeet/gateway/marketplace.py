@@ -18,6 +18,7 @@ from swapmeet_registry.index import Hit, Page, Query
 
 router = APIRouter(prefix="/v1", tags=["marketplace"])
 ADAPTER = "/adapters/{owner}/{adapter}"
+Advice = Callable[[Version, bool], tuple[str, ...]]
 DIGEST = r"^[0-9a-f]{64}$"
 
 Backend = Annotated[Services, Depends(services)]
@@ -48,7 +49,16 @@ async def noting(request: Request) -> Callable[[AdapterName], None]:
     return found.note if isinstance(found, Market) else lambda _: None
 
 
+async def advising(request: Request) -> Advice:
+    """What has advice on a version, for its owner or not, as a FastAPI dependency; without a market there is none."""
+    found = getattr(request.app.state, "market", None)
+    if not isinstance(found, Market):
+        return lambda *_: ()
+    return lambda version, owner: found.advice(version, owner=owner)
+
+
 Noting = Annotated[Callable[[AdapterName], None], Depends(noting)]
+Advising = Annotated[Advice, Depends(advising)]
 Sold = Annotated[Market, Depends(market)]
 Name = Annotated[AdapterName, Depends(adapter_name)]
 Text = Annotated[str | None, Parameter(max_length=1000)]

@@ -6,9 +6,11 @@ import time
 
 from swapmeet.database import Database
 from swapmeet.errors import PlatformError
+from swapmeet.marketplace.beside import beside
 from swapmeet.marketplace.by_name import Wanted, names
 from swapmeet.marketplace.counters import Counters
-from swapmeet_registry import AdapterName, Registry, RegistryError
+from swapmeet_registry import AdapterName, Registry, RegistryError, Version
+from swapmeet_registry.admission.comparing import MOST
 from swapmeet_registry.index import Index
 from swapmeet_registry.index.engines import reading
 
@@ -49,6 +51,17 @@ class Market:
         """
         with reading(self._database.engine) as connection:
             return names(connection, reader, wanted)
+
+    def advice(self, version: Version, *, owner: bool) -> tuple[str, ...]:
+        """What stands out of a version's weights; beside its owner's other adapters, which only he is told of."""
+        others: list[str] = []
+        if owner:
+            try:
+                with reading(self._database.engine) as connection:
+                    others = beside(connection, version, MOST)
+            except RegistryError as error:
+                log.warning("%s is compared with nothing: %s", version, error)
+        return self._registry.advice(version, others)
 
     def refresh(self) -> int:
         """Take over whatever changed in the registry; gives the number of adapters that were looked at.
