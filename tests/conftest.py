@@ -238,6 +238,16 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres: str) -> Iterator[str]:
     """An empty database on the server."""
+    yield from empty_database(postgres)
+
+
+@pytest.fixture(scope="module")
+def shared_postgres_url(postgres: str) -> Iterator[str]:
+    """An empty database on the server, for all tests of a file."""
+    yield from empty_database(postgres)
+
+
+def empty_database(postgres: str) -> Iterator[str]:
     from sqlalchemy import create_engine
 
     name = f"test_{uuid4().hex}"

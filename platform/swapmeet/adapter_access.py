@@ -3,7 +3,8 @@
     own       its tenant, and the operator               read, and with the scope for it change
     shared    the tenants that its head names            read: list, resolve, pull, ask, train on
     public    everybody                                  the same
-    granted   a tenant with a permission for a model     ask, train on and pull just what the permission names
+    granted   a tenant with a permission for a model     ask, train on and pull just what the permission names, by
+                                                         that name, or by the digest of what the name means now
     else      nobody                                     as if there were no such name
 
 The head says who may read a name (`Head.visible_to`), so a registry carries it along. Permissions are OpenAI's, name a
@@ -16,6 +17,7 @@ neither stands, and the registry is not asked: so both answers have the same wor
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -31,6 +33,8 @@ from swapmeet.tenancy.tenants import require_tenants
 from swapmeet_registry import AdapterName, Listing, NotFound, Reference, Registry, Version
 from swapmeet_registry.head import Visibility
 from swapmeet_registry.heads import absent
+from swapmeet_registry.index.finding import readable
+from swapmeet_registry.index.tables import VERSIONS
 from swapmeet_registry.names import LATEST
 
 
@@ -48,10 +52,19 @@ class AdapterAccess:
             InvalidName: the reference is misspelt.
         """
         wanted = reference if isinstance(reference, Reference) else Reference.parse(reference)
-        if self._owns(caller, wanted.name):
+        return self.may_list(caller, wanted.name) or self._granted(caller, wanted)
+
+    def may_list(self, caller: Caller, name: AdapterName) -> bool:
+        """Whether a caller may read all that is under a name, and not only what a permission opens."""
+        if self._owns(caller, name):
             return True
-        noted = self._noted(caller.tenant, wanted.name)
-        return _spelled(wanted) in caller.shared or (noted and self._opened(caller.tenant, wanted.name) is not None)
+        return self._noted(caller.tenant, name) and self._opened(caller.tenant, name) is not None
+
+    def grants(self, caller: Caller, name: AdapterName) -> tuple[Reference, ...]:
+        """What of a name a caller has permissions for."""
+        behind = (f"{name}:", f"{name}@")
+        found = [each for each in caller.shared if each == str(name) or each.startswith(behind)]
+        return tuple(map(Reference.parse, sorted(found)))
 
     def resolve(self, caller: Caller, reference: Reference) -> Version:
         """The version that a reference names.
@@ -117,9 +130,11 @@ class AdapterAccess:
     def names(self, caller: Caller) -> list[str]:
         """The names that a caller may ask by, its own first: adapters, and models that it has permissions for.
 
-        What was shared past the server stands here once the registry was counted; what no longer is, until then.
+        What was shared past the server stands here once the registry was counted; what no longer is, until then. An
+        adapter of which every version was withdrawn is none to ask.
         """
-        listed = [str(name) for name in self._readable(caller)]
+        found = self.database.read(partial(_usable, None if caller.operator else caller.tenant))
+        listed = [str(name) for name in self._readable(caller) if str(name) in found or self._usable(name)]
         known = set(self.registry.names()) if caller.shared else set()
         granted = {name for name in caller.shared if str(Reference.parse(name).name) in known}
         return listed + sorted(granted.difference(listed))
@@ -137,6 +152,19 @@ class AdapterAccess:
         self.database.write(lambda session: _note(session, listing))
         return listing
 
+    def _granted(self, caller: Caller, wanted: Reference) -> bool:
+        """Whether a permission names this, or a version that has this digest: whoever may ask for it is told that."""
+        grants = self.grants(caller, wanted.name)
+        if spelled(wanted) in map(spelled, grants):
+            return True
+        return wanted.digest is not None and wanted.digest in map(self._digest, grants)
+
+    def _digest(self, reference: Reference) -> str | None:
+        try:
+            return self.registry.find(str(reference)).digest
+        except NotFound:
+            return None
+
     def _owns(self, caller: Caller, name: AdapterName) -> bool:
         return name.tenant == caller.tenant or caller.operator
 
@@ -152,6 +180,13 @@ class AdapterAccess:
         except NotFound:
             return None
         return found if found.visible_to(tenant) else None
+
+    def _usable(self, name: AdapterName) -> bool:
+        """Whether an adapter that the index finds no version of has one: it may be new."""
+        try:
+            return self.registry.head(str(name)).latest is not None
+        except NotFound:
+            return False
 
     def _readable(self, caller: Caller, owner: str | None = None) -> Iterator[AdapterName]:
         """Names, the caller's own first; of others' those that may be shared with it."""
@@ -186,6 +221,11 @@ def note_all(session: Session, pairs: Iterable[tuple[str, str]], since: datetime
     _insert(session, sorted(pair for pair in wanted - known.keys() if pair[0] not in fresh))
 
 
+def _usable(reader: str | None, session: Session) -> set[str]:
+    """The names that the index finds a usable version of, for a reader; None may know of all."""
+    return set(session.scalars(select(VERSIONS.c.name).where(VERSIONS.c.newest == 1, readable(reader))))
+
+
 def _note(session: Session, listing: Listing) -> None:
     session.execute(delete(ReaderRow).where(ReaderRow.name == listing.name))
     _insert(session, [(listing.name, reader) for reader in sorted(readers_of(listing))])
@@ -197,6 +237,6 @@ def _insert(session: Session, pairs: Iterable[tuple[str, str]]) -> None:
         session.execute(row.on_conflict_do_nothing())
 
 
-def _spelled(reference: Reference) -> str:
-    """A reference as permissions have it: `latest` is what the bare name means."""
+def spelled(reference: Reference) -> str:
+    """A reference as permissions mean it: `latest` is what the bare name is."""
     return str(reference.name) if reference.alias == LATEST else str(reference)

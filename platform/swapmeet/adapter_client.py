@@ -4,7 +4,7 @@ import hashlib
 import io
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.fingerprint import require_fit
 from swapmeet_registry.head import Visibility
 from swapmeet_registry.names import LATEST
+from swapmeet_registry.recalls import Reached
 from swapmeet_registry.stores.files import os_errors
 from swapmeet_registry.version import AliasMove
 
@@ -130,6 +131,12 @@ class RemoteAdapters:
             shared_with=tuple(found["shared_with"]),
         )
 
+    def advice(self, name: str) -> tuple[str, ...]:
+        """What stands out of the weights of an adapter's latest version, for people to judge."""
+        query = {"advice": "true"}
+        place = _path(AdapterName.parse(name))
+        return tuple(map(str, patiently(lambda: self.client.call("GET", place, query=query), self.tell)["advice"]))
+
     def names(self, tenant: str | None = None) -> Iterator[str]:
         """The names that may be read, or a tenant's of them."""
         return (str(each["id"]) for each in self.client.listed("/v1/adapters", {"owner": tenant, "limit": 100}))
@@ -151,6 +158,16 @@ class RemoteAdapters:
     def delete(self, ref: str, reason: str) -> Version:
         """Delete a version for good; see `Registry.delete`."""
         return self._withdraw(ref, "delete", reason)
+
+    def reach(self, ref: str) -> tuple[Version, tuple[Reached, ...]]:
+        """A version of one's own, and which servers its recall or deletion reached.
+
+        Raises:
+            ApiError: the server refused or did not answer.
+        """
+        reference = Reference.parse(ref)
+        found = self._ask("GET", f"{_path(reference.name)}/versions/{quote(_pick(reference), safe='')}/reach")
+        return _version(found["version"]), tuple(map(_reached, found["data"]))
 
     def share(self, name: str, visibility: Visibility, tenants: Sequence[str] = ()) -> Listing:
         """Say who may read an adapter; see `Registry.share`."""
@@ -244,6 +261,14 @@ def _pick(reference: Reference) -> str:
     return reference.digest or reference.alias or LATEST
 
 
+def _reached(found: dict[str, Any]) -> Reached:
+    try:
+        told = {field.name: found[field.name] for field in fields(Reached)}
+        return Reached(**told | {"tenants": tuple(found["tenants"])})
+    except (KeyError, TypeError) as error:
+        raise _misunderstood() from error
+
+
 def _version(found: dict[str, Any]) -> Version:
     try:
         return Version(
@@ -257,4 +282,8 @@ def _version(found: dict[str, Any]) -> Version:
             found["deleted"],
         )
     except (KeyError, TypeError) as error:
-        raise ApiError("The server is of another version of Swapmeet. Use the client of its version.") from error
+        raise _misunderstood() from error
+
+
+def _misunderstood() -> ApiError:
+    return ApiError("The server is of another version of Swapmeet. Use the client of its version.")

@@ -7,7 +7,11 @@ from swapmeet_registry import canonical
 from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.manifest import Manifest, StoredFile
+from swapmeet_registry.store_backend import StoreBackend, blob_key
 from swapmeet_registry.version import Version
+
+WHOLE = 1 << 20
+"""Bytes of a file of which any part costs as much as all of it."""
 
 
 class Contents:
@@ -63,6 +67,36 @@ class Contents:
             more = " or more" if size > file.size else ""
             found = f"{size} bytes{more} with sha256:{digest.hexdigest()}" if stream is not None else "nothing"
             raise damaged(version, file, self._backend.place(version), found)
+
+    def tail(self, version: Version, file: StoredFile, start: int) -> Iterator[bytes]:
+        """A file's bytes from `start` on, in pieces; what is before it is not read, where the place can leave it out.
+
+        Only their number is compared then, for a digest is of the whole: whoever puts the file together compares that.
+        A small file, and one of a Hub, is read and compared whole.
+
+        Raises:
+            Corrupt: the blob is gone, has another size, or, where it is read whole, was changed.
+        """
+        if file.size <= WHOLE or not isinstance(self._backend, StoreBackend):
+            yield from _behind(start, self.blob(version, file))
+            return
+        stream, left = self._backend.store.stream(blob_key(file), start), file.size - start
+        for chunk in stream or ():
+            left -= len(chunk)
+            if left < 0:
+                break
+            yield chunk
+        if stream is None or left:
+            found = "nothing" if stream is None else f"{file.size - left} bytes{' or more' if left < 0 else ''}"
+            raise damaged(version, file, self._backend.place(version), found)
+
+
+def _behind(start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """What of some pieces comes from a byte on."""
+    for chunk in chunks:
+        if start < len(chunk):
+            yield chunk[start:]
+        start = max(start - len(chunk), 0)
 
 
 def damaged(version: Version, file: StoredFile, place: str, found: str) -> Corrupt:

@@ -1,6 +1,7 @@
 """What happens to versions once they are published: aliases move, versions are withdrawn, names are shared."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from swapmeet_registry.errors import Refused
@@ -8,6 +9,14 @@ from swapmeet_registry.head import Head, Visibility, Withdrawal
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.names import LATEST, AdapterName, Reference, require_tenant
 from swapmeet_registry.version import Listing, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A version that was withdrawn; `first` where it was usable until then, which only one of several is told."""
+
+    version: Version
+    first: bool
 
 
 class Life:
@@ -78,15 +87,15 @@ class Life:
             NotFound: there is no such version.
             Refused: the reason is empty, or no version is named: the newest is another after each yank.
         """
-        return self._withdraw(ref, "yanked", reason)
+        return self.withdraw(ref, "yanked", reason).version
 
     def recall(self, ref: str, reason: str) -> Version:
         """Forbid a version to everybody, by whatever name; servers that have it stop serving it. Else as `yank`."""
-        return self._withdraw(ref, "recalled", reason)
+        return self.withdraw(ref, "recalled", reason).version
 
     def delete(self, ref: str, reason: str) -> Version:
         """Delete a version for good: nobody finds it, and its files go with the next collection. Else as `yank`."""
-        return self._withdraw(ref, "deleted", reason)
+        return self.withdraw(ref, "deleted", reason).version
 
     def delete_all(self, name: str, reason: str) -> tuple[Version, ...]:
         """Delete every version of a name that is not deleted yet; the name stays taken. Else as `yank`.
@@ -115,7 +124,8 @@ class Life:
             raise Refused("Name tenants with the visibility 'shared', and only with it.")
         return self._change(name, lambda head: head.share(visibility, named))
 
-    def _withdraw(self, ref: str, how: Withdrawal, reason: str) -> Version:
+    def withdraw(self, ref: str, how: Withdrawal, reason: str) -> Withdrawn:
+        """As `yank`, `recall` or `delete`, for whoever has to know whether the version was usable until now."""
         reference = Reference.parse(ref)
         if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
             raise Refused(
@@ -124,9 +134,16 @@ class Life:
         if not reason.strip():
             raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
         record = self._heads.get(reference.name).find(reference)
-        number, why, moment = record.version, reason.strip(), now()
-        head = self._heads.change(reference.name, lambda head: head.withdraw(number, how, why, moment))
-        return Version.of(head, head.versions[record.version - 1])
+        place, why, moment = record.version - 1, reason.strip(), now()
+        before = record
+
+        def change(head: Head) -> Head:
+            nonlocal before
+            before = head.versions[place]
+            return head.withdraw(before.version, how, why, moment)
+
+        head = self._heads.change(reference.name, change)
+        return Withdrawn(Version.of(head, head.versions[place]), first=before.usable)
 
     def _change(self, name: str, change: Callable[[Head], Head]) -> Listing:
         return Listing.of(self._heads.change(AdapterName.parse(name), change))

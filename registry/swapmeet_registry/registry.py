@@ -5,33 +5,27 @@ and aliases. Until the head is written nobody sees anything; from then on everyt
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from swapmeet_registry.admission import reports
-from swapmeet_registry.admission.admit import Admitted, admit
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.admission.lora_parts import Modules
-from swapmeet_registry.admission.statistics import Report
-from swapmeet_registry.backend import Staged, open_backend
-from swapmeet_registry.contents import Contents
+from swapmeet_registry.backend import open_backend
 from swapmeet_registry.copies.pulling import unpack
-from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
-from swapmeet_registry.head import Head, Withdrawal
-from swapmeet_registry.heads import Heads
-from swapmeet_registry.life import Life, now
-from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
-from swapmeet_registry.origin.licences import Licences
-from swapmeet_registry.origin.lineage import Ancestor, ancestors
+from swapmeet_registry.head import Withdrawal
+from swapmeet_registry.life import Life, Withdrawn
+from swapmeet_registry.names import AdapterName, require_settable_alias
+from swapmeet_registry.publishing import Publishing, manifest_of
 from swapmeet_registry.recalls import Recalls
-from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
-from swapmeet_registry.signing.keys import PrivateKey, PublicKey
+from swapmeet_registry.signing import OFF, Trust
 from swapmeet_registry.stores import Store
-from swapmeet_registry.version import Listing, Version
+from swapmeet_registry.version import Version
+from swapmeet_registry.vouching import Vouching
 
 if TYPE_CHECKING:
     from swapmeet_registry.index import Page
@@ -39,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Registry(Life):
+class Registry(Vouching, Life):
     """Adapters by name, in a local folder, in an S3 bucket, or in the repositories of a Hub's organization.
 
     Picklable, and safe to use from several threads and processes at once.
@@ -53,11 +47,10 @@ class Registry(Life):
     """
 
     def __init__(self, url: str | Store, trust: Trust = OFF) -> None:
-        self.backend = open_backend(url)
-        self._signatures = Signatures(self.backend, trust)
-        self._contents = Contents(self.backend)
+        Vouching.__init__(self, open_backend(url), trust)
+        Life.__init__(self, self._heads)
+        self._publishing = Publishing(self.backend, self._heads)
         self.recalls = Recalls(self.backend)
-        super().__init__(Heads(self.backend))
 
     def push(
         self,
@@ -97,68 +90,20 @@ class Registry(Life):
         if alias is not None:
             require_settable_alias(alias)
         nonce = run or once
-        if nonce is not None and (made := self._made_by(target, nonce)) is not None:
+        if nonce is not None and (made := self._publishing.made(target, nonce)) is not None:
             return made
         with admit(Path(folder), base, modules) as admitted:
             for notice in admitted.notices:
                 _log.warning(notice)
             given = {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
-            manifest = _manifest(admitted, target, base, given)
+            manifest = manifest_of(admitted, target, base, given)
             reached("push.checked")
             with (
                 reports.computing(self.backend, admitted.folder) as store_report,
                 self.backend.stage(target, manifest, admitted.folder) as staged,
             ):
                 store_report(manifest.digest)
-                return self._publish(target, staged, alias, nonce or uuid4().hex)
-
-    def resolve(self, ref: str) -> Version:
-        """The version that `T/N`, `T/N:3`, `T/N:alias` or `T/N@sha256:HEX` names.
-
-        Raises:
-            InvalidName: the reference is misspelt.
-            NotFound: there is none, or it was deleted, or yanked; a yanked version answers to its digest only.
-            Recalled: it was recalled.
-        """
-        reference = Reference.parse(ref)
-        head = self._heads.get(reference.name)
-        return Version.of(head, head.resolve(reference))
-
-    def find(self, ref: str) -> Version:
-        """As `resolve`, but a version that was withdrawn is found, too: to look at, not for use.
-
-        Raises:
-            InvalidName: the reference is misspelt.
-            NotFound: there is none.
-        """
-        reference = Reference.parse(ref)
-        head = self._heads.get(reference.name)
-        return Version.of(head, head.find(reference))
-
-    def manifest(self, version: Version) -> Manifest:
-        """What a version consists of.
-
-        Raises:
-            Corrupt: the stored manifest is gone or was changed.
-        """
-        return self._contents.manifest(version)
-
-    def report(self, version: Version) -> Report | None:
-        """Statistics of a version's weights, for `advice.lines`; None where the weights are too large to look at now.
-
-        Raises:
-            Corrupt: the version's manifest or weights are gone or were changed.
-        """
-        manifest = self.manifest(version)
-        return reports.read(self.backend, version.digest, manifest, lambda file: self._contents.blob(version, file))
-
-    def stream(self, version: Version, file: StoredFile) -> Iterator[bytes]:
-        """A file's bytes in pieces; the end comes only if they are the right ones.
-
-        Raises:
-            Corrupt: they are gone or were changed.
-        """
-        return self._contents.blob(version, file)
+                return self._publishing.add(target, staged, alias, nonce or uuid4().hex)
 
     def pull(
         self,
@@ -188,9 +133,9 @@ class Registry(Life):
         """
         version = self.resolve(ref if isinstance(ref, str) else ref.pinned)
         manifest = self.manifest(version)
-        self._signatures.require(version, manifest)
-        if base is not None:
-            _warn(require_fit(manifest.base, base, str(version)))
+        self.require_signed(version, manifest)
+        if base is not None and (warning := require_fit(manifest.base, base, str(version))):
+            _log.warning(warning)
         unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
         return version
 
@@ -210,82 +155,8 @@ class Registry(Life):
         manifest = self.manifest(version)
         for file in manifest.files:
             self._contents.check(version, file, read=read)
-        self._signatures.require(version, manifest)
+        self.require_signed(version, manifest)
         return version
-
-    def sign(self, ref: str, key: Path | PrivateKey) -> Signature:
-        """Sign a version: its name, its manifest and all its files. Once more changes nothing.
-
-        Args:
-            ref: a reference; what it stands for now is signed.
-            key: a private key, or its PEM file where that needs no password.
-
-        Raises:
-            NotFound: there is no such version.
-            SigningKeyInvalid: the file holds no key that can be used.
-        """
-        private = key if isinstance(key, PrivateKey) else PrivateKey(key)
-        version = self.resolve(ref)
-        return self._signatures.sign(version, self.manifest(version), private)
-
-    def add_signature(self, ref: str, bundle: bytes, key: Path) -> Signature:
-        """Keep a signature that an OpenSSF model-signing tool made of the version's folder as it is pulled.
-
-        Args:
-            ref: a reference.
-            bundle: the signature's document.
-            key: the PEM file of the public key that it is of.
-
-        Raises:
-            NotFound: there is no such version.
-            SignatureInvalid: it is not this key's, or not of this version.
-            SigningKeyInvalid: the file holds no public key.
-        """
-        version = self.resolve(ref)
-        return self._signatures.add(version, self.manifest(version), bundle, PublicKey.read(key))
-
-    def signatures(self, version: Version) -> tuple[Signature, ...]:
-        """Who signed a version; signatures of trusted keys are checked, of others nothing is known.
-
-        Raises:
-            Corrupt: the stored manifest is gone or was changed.
-            SigningKeyInvalid: the trusted keys can not be read.
-        """
-        return self._signatures.of(version, self.manifest(version))
-
-    def lineage(self, ref: str | Version, reader: str | None = None) -> tuple[Ancestor, ...]:
-        """What a version comes from: its parent first, then that one's, as far as they can be read.
-
-        Args:
-            ref: a reference, or a version that `resolve` gave.
-            reader: the tenant who asks: what he may not see looks as if it were missing. None sees all.
-
-        Raises:
-            Corrupt: the version's own manifest is gone or was changed.
-            NotFound: there is no such version.
-        """
-        version = self.resolve(ref) if isinstance(ref, str) else ref
-        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader))
-
-    def show(self, name: str) -> Listing:
-        """Everything under a name.
-
-        Raises:
-            NotFound: there is no such adapter.
-        """
-        return Listing.of(self._heads.get(AdapterName.parse(name)))
-
-    def head(self, name: str) -> Head:
-        """All that is written down of a name.
-
-        Raises:
-            NotFound: there is no such adapter.
-        """
-        return self._heads.get(AdapterName.parse(name))
-
-    def names(self, tenant: str | None = None) -> list[str]:
-        """All adapters' names, or all of one tenant's, sorted."""
-        return self.backend.names(tenant)
 
     def search(self, words: str = "", *, reader: str | None = None, **filters: Any) -> "Page":
         """Find adapters by words and filters, in an index in the user's cache that is brought up to date first.
@@ -305,62 +176,10 @@ class Registry(Life):
         query = Query(words, **filters)
         return open_index(self, lambda index: index.search(query, reader))
 
-    def _withdraw(self, ref: str, how: Withdrawal, reason: str) -> Version:
-        version = super()._withdraw(ref, how, reason)
+    def withdraw(self, ref: str, how: Withdrawal, reason: str) -> Withdrawn:
+        """See `Life`; servers are told of what they must drop."""
+        done = super().withdraw(ref, how, reason)
         if how != "yanked":
             reached("recall.head")
-            self.recalls.tell(version)
-        return version
-
-    def _made_by(self, name: AdapterName, nonce: str) -> Version | None:
-        """The version that a run, or a publish of this name, made already."""
-        try:
-            head = self._heads.get(name)
-        except NotFound:
-            return None
-        record = head.published(nonce)
-        if record is None:
-            return None
-        self.backend.settle(name, head)
-        return Version.of(head, record)
-
-    def _publish(self, name: AdapterName, staged: Staged, alias: str | None, nonce: str) -> Version:
-        """Add the version to the head; the nonce tells a write that took place already from another's."""
-        manifest = staged.manifest
-
-        def add(head: Head) -> Head:
-            if head.published(nonce):
-                return head
-            grown = head.publish(manifest.digest, manifest.created_at, nonce)
-            return grown.tag(alias, len(grown.versions), manifest.created_at) if alias else grown
-
-        reached("push.before_head")
-        head = self._heads.change(name, add, start=Head(adapter=str(name)), staged=staged)
-        reached("push.head")
-        self.backend.settle(name, head)
-        record = head.published(nonce)
-        assert record is not None
-        return Version.of(head, record)
-
-
-def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: dict[str, Any]) -> Manifest:
-    facts: dict[str, Any] = {"base": base}
-    if admitted.provenance is not None:
-        _warn(require_fit(admitted.provenance.base, base, str(name)))
-        facts = admitted.provenance.facts()
-    facts |= {field: value for field, value in given.items() if value}
-    licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
-    for concern in licences.concerns():
-        _warn(f"{name}: {concern}")
-    return Manifest.build(
-        **facts | {"license": licences.inherited},
-        adapter=str(name),
-        created_at=now(),
-        files=admitted.files,
-        lora=admitted.lora,
-    )
-
-
-def _warn(warning: str | None) -> None:
-    if warning:
-        _log.warning(warning)
+            self.recalls.tell(done.version)
+        return done

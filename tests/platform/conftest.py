@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ from swapmeet.queue.dispatcher import Machine
 from swapmeet.settings import load_settings
 from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry, open_store
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_registry.stores import Store
 from swapmeet_serving import Call, Chunk, join
@@ -252,7 +254,8 @@ class Platform:
         """A request of a tenant's; what it answers in secrets is remembered."""
         headers = {"authorization": f"Bearer {self.keys[who]}"} | more.pop("headers", {})
         answer = self.client.request(method, path, headers=headers, **more)
-        if answer.headers.get("content-type") == "application/json" and isinstance(body := answer.json(), dict):
+        told = answer.headers.get("content-type") == "application/json" and method != "HEAD"
+        if told and isinstance(body := answer.json(), dict):
             self.secrets |= {body[each] for each in ("value", "signing_secret") if each in body}
         return answer
 
@@ -334,14 +337,32 @@ class Platform:
 def published(
     tiny_llama: Path, random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Fingerprint, Path]:
-    """A base's fingerprint, and an adapter's folder."""
-    return fingerprint(tiny_llama, "tiny"), random_lora(tiny_llama, tmp_path_factory.mktemp("lora") / "adapter")
+    """A base's fingerprint, and an adapter's folder, with its files as the registry writes them."""
+    base, folder = fingerprint(tiny_llama, "tiny"), tmp_path_factory.mktemp("lora") / "adapter"
+    with admit(random_lora(tiny_llama, folder.with_name("raw")), base) as admitted:
+        shutil.copytree(admitted.folder, folder)
+    return base, folder
 
 
 @pytest.fixture
 def platform(database_url: str, published: tuple[Fingerprint, Path], tmp_path: Path) -> Iterator[Platform]:
     """The whole API, with the operator as its only tenant."""
-    home = tmp_path / "home"
+    yield from opened(database_url, published, tmp_path / "home")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_platform(
+    request: pytest.FixtureRequest, published: tuple[Fingerprint, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    """As `platform`, for all tests of a file, on a database of either kind."""
+    folder = tmp_path_factory.mktemp("platform")
+    url = f"sqlite:///{folder}/swapmeet.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("shared_postgres_url")
+    yield from opened(url, published, folder / "home")
+
+
+def opened(database_url: str, published: tuple[Fingerprint, Path], home: Path) -> Iterator[Platform]:
     settings = load_settings(home=home, base="tiny", database=database_url, webhook_private=True)
     home.mkdir()
     created = Database(database_url)

@@ -18,6 +18,8 @@ from swapmeet.gateway.listener import event_loop, listening
 from swapmeet_registry import Refused, Registry
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import Corrupt
+from swapmeet_registry.life import now
+from swapmeet_registry.recalls import ServerWord
 
 
 @pytest.fixture
@@ -84,6 +86,11 @@ def test_one_digest_all_the_way(
     assert run("yank", "acme/legal:1", "--reason", "old")["reason"] == "old"
     shown = run("show", "acme/legal")
     assert (shown["aliases"], len(shown["history"]), shown["visibility"]) == ({"prod": 2, "latest": 2}, 2, "private")
+    assert "layers are changed" in shown["advice"][0]
+    assert "advice: " in command_line("show", "acme/legal").out
+    assert run("reach", "acme/legal:1") == {
+        "name": "acme/legal", "version": 1, "digest": pushed["digest"], "reason": None, "servers": []
+    }  # fmt: skip
     refused = command_line("pull", "acme/legal:1", tmp_path / "x")
     assert (refused.code, "was yanked: old" in refused.err) == (1, True)
     store = f"file://{tmp_path}/own"
@@ -181,6 +188,10 @@ def test_everything_else_from_python(hub: Any, tmp_path: Path) -> None:
         assert adapters.share("acme/legal", "shared", ["beta"]).shared_with == ("beta",)
         assert list(adapters.names()) == ["acme/legal"]
         assert adapters.recall("acme/legal:1", "leaks").recalled == "leaks"
+        word = ServerWord(server="s1", host="gpu-7", process=1, base="tiny", since=now(), notice=1)
+        hub.registry.recalls.say(word)
+        recalled, reached = adapters.reach("acme/legal:1")
+        assert (recalled.recalled, [(each.server, each.tenants) for each in reached]) == ("leaks", [("s1", ())])
         with pytest.raises(ApiError, match="recalled") as raised:
             adapters.pull(version.pinned, tmp_path / "x")
         assert (raised.value.status, raised.value.code) == (410, "model_recalled")

@@ -3,18 +3,26 @@
 import hashlib
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swapmeet import adapter_publishes
+from swapmeet.database.tables import TenantRow
 from swapmeet.retention import Retention
 from swapmeet.settings import load_settings
-from swapmeet_registry import NotFound
+from swapmeet_registry import NotFound, Registry, Trust
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_registry.life import now
+from swapmeet_registry.recalls import Obeyed, ServerWord
+from swapmeet_registry.signing.keys import make_keys
 
 LEGAL = "adapters/acme/legal"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+HOW = ("yank", "recall", "delete")
 
 
 @pytest.fixture
@@ -147,6 +155,9 @@ def test_a_file_is_looked_at_and_not_sent_again(hub: Any) -> None:
     assert int(looked.headers["content-length"]) == (hub.adapter / "adapter_config.json").stat().st_size
     known = hub.ask("acme", "GET", place, headers={"if-none-match": looked.headers["etag"]})
     assert (known.status_code, known.content) == (304, b"")
+    others = {"if-none-match": f'"other", W/{looked.headers["etag"]}'}
+    assert hub.ask("acme", "GET", place, headers=others).status_code == 304
+    assert hub.ask("acme", "HEAD", place, headers={"range": "bytes=0-1"}).status_code == 200
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/1/files/..%2f..%2fetc"), 404, "not_found")
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/1/files/other.json"), 404, "model_not_found")
 
@@ -272,8 +283,110 @@ def test_quotas_of_bytes_and_of_versions(hub: Any) -> None:
     hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_bytes": None}})
     publish(hub)
     hub.do("acme", "POST", f"{LEGAL}/versions/1/yank", json={"reason": "room"})
+    assert publish(hub)["version"] == 3, "there is room at once"
+
+
+def stored(hub: Any, tenant: str = "acme") -> tuple[int, int]:
+    """What a tenant's adapters are counted as: bytes, and versions."""
+    row = hub.tenancy.database.read(lambda session: session.get_one(TenantRow, tenant))
+    return row.adapter_bytes, row.adapter_versions
+
+
+def test_what_is_withdrawn_is_free_at_once(hub: Any) -> None:
+    size = sum(path.stat().st_size for path in hub.adapter.iterdir())
+    for name in ("acme/legal", "acme/legal", "acme/other", "acme/legal"):
+        publish(hub, name)
     retention(hub).count()
-    assert publish(hub)["version"] == 3
+    assert stored(hub) == (size, 4), "files that are the same count once"
+    hub.do("acme", "POST", f"{LEGAL}/versions/1/yank", json={"reason": "r"})
+    assert stored(hub) == (size, 3)
+    gone = [hub.ask("acme", "POST", f"/v1/{LEGAL}/versions/1/{how}", json={"reason": "r"}) for how in HOW]
+    assert ([each.status_code for each in gone], stored(hub)) == ([200] * 3, (size, 3)), "it is taken out once"
+    with ThreadPoolExecutor(8) as pool:
+        done = pool.map(
+            lambda _: hub.ask("acme", "POST", f"/v1/{LEGAL}/versions/2/yank", json={"reason": "r"}), range(8)
+        )
+        assert {each.status_code for each in done} == {200}
+    assert stored(hub) == (size, 2)
+    assert hub.ask("acme", "DELETE", "/v1/models/acme/other").status_code == 200
+    assert hub.ask("acme", "DELETE", "/v1/models/acme/legal").status_code == 200
+    assert stored(hub) == (0, 0)
+    retention(hub).count()
+    assert stored(hub) == (0, 0)
+
+
+def finds(hub: Any, who: str, words: str = "legal") -> list[int]:
+    """The versions of `acme/legal` that a search gives."""
+    hits = hub.do(who, "GET", f"search?query={words}&versions=true&sort=date")["data"]
+    return sorted(hit["version"] for hit in hits if hit["name"] == "acme/legal")
+
+
+def test_a_search_knows_at_once(hub: Any) -> None:
+    assert finds(hub, "acme") == []
+    publish(hub, tags=["contracts"])
+    assert (finds(hub, "acme"), finds(hub, "acme", "contracts"), finds(hub, "beta")) == ([1], [1], [])
+    publish(hub)
+    hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "shared", "tenants": ["beta"]})
+    assert finds(hub, "beta") == [1, 2]
+    hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "private"})
+    assert finds(hub, "beta") == []
+    hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "public"})
+    for number, how in enumerate(("yank", "recall"), 1):
+        hub.do("acme", "POST", f"{LEGAL}/versions/{number}/{how}", json={"reason": "r"})
+        assert finds(hub, "beta") == ([2] if number == 1 else [])
+    publish(hub)
+    assert finds(hub, "beta") == [3]
+    hub.do("acme", "POST", f"{LEGAL}/versions/3/delete", json={"reason": "r"})
+    assert finds(hub, "acme") == []
+
+
+def test_unsigned_versions_are_let_out_as_the_policy_says(hub: Any, tmp_path: Path) -> None:
+    publish(hub)
+    private, public, _ = make_keys(tmp_path / "keys")
+    registry = Registry(hub.registry.backend.url, Trust("require", public))
+    hub.client.app.state.services = replace(hub.client.app.state.services, registry=registry)
+    ways = [(method, f"/files/{path}") for path in FILES for method in ("GET", "HEAD")] + [("GET", "/files")]
+    for method, rest in ways:
+        answer = hub.ask("acme", method, f"/v1/{LEGAL}/versions/latest{rest}", headers={"range": "bytes=1-"})
+        assert answer.status_code == 403, rest
+        if method == "GET":
+            assert "bears no good signature" in refused(answer, 403, "signature_invalid")
+    assert hub.do("acme", "GET", f"{LEGAL}/versions/1")["version"] == 1, "it may be looked at"
+    registry.sign("acme/legal:1", private)
+    for method, rest in ways:
+        assert hub.ask("acme", method, f"/v1/{LEGAL}/versions/latest{rest}").status_code == 200, rest
+
+
+def test_advice_is_given_who_asks_for_it(hub: Any) -> None:
+    publish(hub)
+    assert "advice" not in hub.do("acme", "GET", LEGAL)
+    told = hub.do("acme", "GET", f"{LEGAL}?advice=true")["advice"]
+    assert "layers are changed" in told[0]
+    assert "advice" not in hub.do("acme", "GET", "adapters")["data"][0]
+    (report,) = (hub.home / "registry" / "reports").rglob("*.json")
+    report.chmod(0o600)
+    report.write_bytes(b"{")
+    assert hub.do("acme", "GET", f"{LEGAL}?advice=true")["advice"] == [], "it never refuses anything"
+
+
+def test_what_a_recall_reached_is_told_its_owner(hub: Any) -> None:
+    version = hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "public"})
+    hub.do("acme", "POST", f"{LEGAL}/versions/1/recall", json={"reason": "leaks"})
+    obeyed = Obeyed(digest=version.digest, at=now(), held=True, ended=2, tenants=("acme", "beta"))
+    word = ServerWord(server="s1", host="gpu-7", process=1, base="tiny", since=now(), notice=1, obeyed=(obeyed,))
+    hub.registry.recalls.say(word)
+    place = f"{LEGAL}/versions/1/reach"
+    told = hub.do("acme", "GET", place)
+    assert (told["version"]["recalled"], told["version"]["digest"]) == ("leaks", version.digest)
+    (server,) = told["data"]
+    assert {name: server[name] for name in ("server", "held", "ended", "tenants", "alive", "host")} == {
+        "server": "s1", "held": True, "ended": 2, "tenants": ["acme", "beta"], "alive": True, "host": "",
+    }  # fmt: skip
+    assert hub.do("admin", "GET", place)["data"][0]["host"] == "gpu-7"
+    assert hub.do("acme", "GET", f"{LEGAL}/versions/{version.digest}/reach")["data"] == [server]
+    refused(hub.ask("beta", "GET", f"/v1/{place}"), 403, "permission_denied")
+    refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/9/reach"), 404, "model_not_found")
 
 
 def retention(hub: Any) -> Retention:
@@ -363,6 +476,9 @@ def test_a_permission_opens_just_what_it_names(hub: Any) -> None:
     got = {ref: hub.ask("beta", "GET", f"/v1/{LEGAL}/versions/{ref}").status_code for ref in ("prod", "1", "latest")}
     assert got == {"prod": 200, "1": 404, "latest": 404}
     assert hub.ask("beta", "GET", f"/v1/{LEGAL}/versions/prod/files/adapter_config.json").status_code == 200
+    first, second = (hub.registry.find(f"acme/legal:{number}").digest for number in (1, 2))
+    pinned = [hub.ask("beta", "GET", f"/v1/{LEGAL}/versions/{each}/files").status_code for each in (first, second)]
+    assert pinned == [200, 404], "who is told a digest may ask by it"
     assert (chat(hub, "beta", "acme/legal:prod"), chat(hub, "beta", "acme/legal")) == (200, 404)
     assert hub.ask("beta", "GET", f"/v1/{LEGAL}").status_code == 404
     hub.do("acme", "POST", "fine_tuning/checkpoints/acme/legal/permissions", json={"project_ids": ["beta"]})

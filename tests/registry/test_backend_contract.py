@@ -14,7 +14,7 @@ from swapmeet_registry.admission.admit import Admitted, admit
 from swapmeet_registry.backend import Backend, Staged, open_backend
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
-from swapmeet_registry.registry import _manifest
+from swapmeet_registry.publishing import manifest_of
 
 NAME = AdapterName("acme", "legal")
 NOW = "2026-01-01T00:00:00.000000Z"
@@ -38,7 +38,7 @@ def admitted(folder: Path, base: Fingerprint) -> Iterator[Admitted]:
 
 @pytest.fixture
 def manifest(admitted: Admitted, base: Fingerprint) -> Manifest:
-    return _manifest(admitted, NAME, base, {})
+    return manifest_of(admitted, NAME, base, {})
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from typing import TypeVar
 import pytest
 
 from swapmeet_registry import AdapterName, Conflict, Fingerprint, Registry, Store, open_store
+from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.backend import open_backend
 from swapmeet_registry.head import Head
-from swapmeet_registry.registry import _manifest, admit
+from swapmeet_registry.publishing import manifest_of
 from swapmeet_registry.stores import Stored
 
 ROUNDS = int(os.environ.get("SWAPMEET_RACE_ROUNDS", "8"))
@@ -86,7 +87,7 @@ def test_of_those_who_publish_the_same_version_one_wins(
     """The first version of a name, in each round of another; who was told that it is his finds it in the head."""
     backend = open_backend(store_url)
     with admit(make_adapter(tmp_path / "adapter"), base) as admitted:
-        made = _manifest(admitted, AdapterName("acme", "legal"), base, {})
+        made = manifest_of(admitted, AdapterName("acme", "legal"), base, {})
         folder = Path(shutil.copytree(admitted.folder, tmp_path / "canonical"))
 
     def publish(name: AdapterName, nonce: str) -> Stored | None:

@@ -1,18 +1,17 @@
 """`swapmeet push|pull|show|tag|yank`: a server's registry if one is named, or one straight on its store."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from swapmeet.cli.adapters_opened import adapters_at
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.cli.withdrawal import person, readers, withdrawal
 from swapmeet.settings import load_settings
-from swapmeet_registry import Reference, Registry
+from swapmeet_registry import Listing, Reference, Registry
 from swapmeet_registry.bases import BaseLibrary, module_shapes
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def push(
     json: Json = False,
 ) -> None:
     """Publish an adapter as a new version."""
-    with _adapters(url, registry, home) as adapters:
+    with adapters_at(url, registry, home) as adapters:
         if isinstance(adapters, Registry):
             trained_on = BaseLibrary(load_settings(home=home).folder, tell).find(base)
             fits: dict[str, Any] = {
@@ -61,7 +60,7 @@ def pull(
 ) -> None:
     """Fetch an adapter as a PEFT folder, every byte checked."""
     wanted = BaseLibrary(load_settings(home=home).folder, tell).find(base).fingerprint if base else None
-    with _adapters(url, registry, home) as adapters:
+    with adapters_at(url, registry, home) as adapters:
         version = adapters.pull(reference, folder, base=wanted)
     result = {"name": version.name, "version": version.version, "digest": version.digest, "folder": str(folder)}
     show(result, f"{version} {version.digest} in {folder}", json)
@@ -70,15 +69,17 @@ def pull(
 def show_adapter(
     name: str, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
-    """An adapter's versions and aliases."""
-    with _adapters(url, registry, home) as adapters:
+    """An adapter's versions and aliases, and what stands out of the weights of its latest version."""
+    with adapters_at(url, registry, home) as adapters:
         listing = adapters.show(name)
+        advice = _advice(adapters, listing)
     lines = []
     for version in listing.versions:
         aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
         notes = ", ".join([*aliases, *withdrawal(version)])
         lines.append(plain(f"{version!s:32} {version.created_at}  {version.digest}  {notes}"))
-    show(asdict(listing), "\n".join([*lines, *readers(listing)]), json)
+    lines += [*readers(listing), *(f"advice: {plain(each)}" for each in advice)]
+    show(asdict(listing) | {"advice": list(advice)}, "\n".join(lines), json)
 
 
 def tag(
@@ -91,7 +92,7 @@ def tag(
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
-    with _adapters(url, registry, home) as adapters:
+    with adapters_at(url, registry, home) as adapters:
         told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
         version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
@@ -107,7 +108,7 @@ def yank(
     json: Json = False,
 ) -> None:
     """Withdraw a version: it is not served any more, except to whoever names its digest."""
-    with _adapters(url, registry, home) as adapters:
+    with adapters_at(url, registry, home) as adapters:
         version = adapters.yank(reference, reason)
     result = {
         "name": version.name, "version": version.version, "digest": version.digest, "reason": version.yank_reason,
@@ -124,16 +125,8 @@ def register(app: typer.Typer) -> None:
     app.command()(yank)
 
 
-@contextmanager
-def _adapters(url: str | None, registry: str | None, home: Path | None) -> "Iterator[Registry | RemoteAdapters]":
-    """The registry that is meant: one given by its URL, a server's, or the one of the settings."""
-    if url and registry:
-        raise typer.BadParameter("A server has its own registry. Name one of both.", param_hint="--registry")
-    settings = load_settings(home=home, registry=registry, url=url)
-    if registry is not None or not settings.url:
-        yield Registry(settings.registry_url, settings.trust)
-        return
-    from swapmeet.client import Client  # takes longer to import than most commands take to run
-
-    with Client(settings.url) as client:
-        yield client.adapters(tell)
+def _advice(adapters: "Registry | RemoteAdapters", listing: Listing) -> tuple[str, ...]:
+    latest = next((each for each in reversed(listing.versions) if each.usable), None)
+    if latest is None:
+        return ()
+    return adapters.advice(latest) if isinstance(adapters, Registry) else adapters.advice(listing.name)

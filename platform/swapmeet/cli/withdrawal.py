@@ -1,4 +1,7 @@
-"""`swapmeet recall|delete|untag|undo|share|history|reach`: the life of a version, straight on its store."""
+"""`swapmeet recall|delete|untag|undo|share|history|reach`: the life of a version, straight on its store.
+
+What a recall reached, a server can be asked as well.
+"""
 
 import getpass
 import time
@@ -8,7 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, not_empty, show, tell
+from swapmeet.adapter_reach import reach as reached_of
+from swapmeet.adapter_reach import require_words
+from swapmeet.cli.adapters_opened import adapters_at
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, not_empty, show, tell
 from swapmeet.cli.tables import plain, table
 from swapmeet.errors import RequestRefused
 from swapmeet.settings import load_settings
@@ -37,7 +43,7 @@ def recall(
     """Forbid a version to everybody. Servers drop it within seconds, and end the requests that use it."""
     store = _registry(registry, home)
     if wait:
-        _require_words(store)
+        require_words(store)
     version = store.recall(reference, reason)
     reached = _await_servers(store, version) if wait else ()
     result = _result(version, version.recalled) | ({"servers": [asdict(each) for each in reached]} if wait else {})
@@ -48,12 +54,13 @@ def recall(
         raise typer.Exit(1)
 
 
-def reach(reference: One, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def reach(
+    reference: One, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
+) -> None:
     """Which servers a recall or deletion reached, and what they had of the version."""
-    store = _registry(registry, home)
-    _require_words(store)
-    version = store.find(reference)
-    reached = store.recalls.reach(version)
+    with adapters_at(url, registry, home) as adapters:
+        found = reached_of(adapters, reference) if isinstance(adapters, Registry) else adapters.reach(reference)
+    version, reached = found
     result = _result(version, version.recalled or version.deleted) | {"servers": [asdict(each) for each in reached]}
     show(result, "\n".join(_servers(reached)), json)
 
@@ -154,14 +161,6 @@ def readers(listing: Listing) -> list[str]:
 
 def _registry(url: str | None, home: Home) -> Registry:
     return Registry(load_settings(home=home, registry=url).registry_url)
-
-
-def _require_words(store: Registry) -> None:
-    if not store.recalls.kept:
-        raise RequestRefused(
-            "On a Hub servers leave no word of what they did: each looks at the heads of what it holds every few "
-            "seconds, and logs what it drops. Recall without --wait."
-        )
 
 
 def _await_servers(store: Registry, version: Version) -> tuple[Reached, ...]:

@@ -10,6 +10,7 @@ from swapmeet.adapter_publishes import LARGEST, Publishes, PublishRequest, publi
 from swapmeet.database.tables import PublishRow
 from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Publisher
 from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.marketplace import Noting
 from swapmeet.gateway.raw_body import RAW, spooled_body
 from swapmeet.gateway.tuning import Backend as Spool
 from swapmeet_registry import AdapterName
@@ -74,11 +75,18 @@ async def add_part(
 
 @router.post("/{upload}/complete")
 async def complete(
-    upload: UploadId, name: Name, backend: Backend, coming: Coming, spool: Spool, caller: Publisher
+    upload: UploadId,
+    name: Name,
+    backend: Backend,
+    coming: Coming,
+    changed: Noting,
+    spool: Spool,
+    caller: Publisher,
 ) -> dict[str, Any]:
     """Check the files and publish the version; asked again, the answer is the same."""
     row = await run_in_threadpool(_find, backend, coming, caller, name, upload)
     done = await to_thread.run_sync(coming.complete, row, caller, limiter=spool.joining)
+    await run_in_threadpool(changed, name)
     return publish_object(done, {})
 
 

@@ -1,5 +1,6 @@
 """What adapters look like over HTTP."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from swapmeet.tenancy.caller import Caller
 from swapmeet_registry import Listing, Manifest, Version
 from swapmeet_registry.head import Visibility
+from swapmeet_registry.recalls import Reached
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 
@@ -73,6 +75,12 @@ def version_object(version: Version) -> dict[str, Any]:
         "recalled": version.recalled,
         "deleted": version.deleted,
     }
+
+
+def server_object(reached: Reached, caller: Caller) -> dict[str, Any]:
+    """What a server did about a version that was withdrawn; on which machine it runs is the operator's to know."""
+    told = {"object": "adapter.server"} | asdict(reached) | {"tenants": list(reached.tenants)}
+    return told if caller.operator else told | {"host": ""}
 
 
 def described_object(version: Version, manifest: Manifest) -> dict[str, Any]:

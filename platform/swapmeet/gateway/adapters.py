@@ -1,9 +1,12 @@
 """`/v1/adapters`: the registry over HTTP, for whoever may read or change what (`swapmeet.adapter_access`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query
 
+from swapmeet import adapter_reach, adapter_withdrawals
 from swapmeet.adapter_publishes import Publishes
 from swapmeet.gateway import adapter_files, adapter_uploads
 from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Publisher, Reader, Ref
@@ -13,15 +16,19 @@ from swapmeet.gateway.adapter_wire import (
     Withdrawal,
     adapter_object,
     described_object,
+    server_object,
     summary_object,
     version_object,
 )
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.marketplace import Advising, Noting
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services
-from swapmeet_registry import AdapterName, Reference, Version
+from swapmeet_registry import AdapterName, Reference
+from swapmeet_registry.head import Withdrawal as How
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+WITHDRAWALS: dict[str, How] = {"yank": "yanked", "recall": "recalled", "delete": "deleted"}
 NAME = r"^[a-z0-9][a-z0-9._/-]*$"
 
 Administrator = Annotated[Caller, Depends(may("admin"))]
@@ -48,9 +55,15 @@ def adapters(
 
 
 @router.get(ADAPTER)
-def adapter(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
-    """An adapter: versions, aliases, and who may read it."""
-    return adapter_object(backend.access.listing(caller, name), caller)
+def adapter(name: Name, backend: Backend, advising: Advising, caller: Reader, advice: bool = False) -> dict[str, Any]:
+    """An adapter: versions, aliases, who may read it; with `advice`, what stands out of its latest version's weights."""
+    listing = backend.access.listing(caller, name)
+    told = adapter_object(listing, caller)
+    if advice:
+        latest = next((each for each in reversed(listing.versions) if each.usable), None)
+        owner = caller.operator or caller.tenant == name.tenant
+        told["advice"] = [] if latest is None else list(advising(latest, owner))
+    return told
 
 
 @router.get(ADAPTER + "/versions/{ref}")
@@ -68,9 +81,11 @@ def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
 
 
 @router.put(ADAPTER + "/aliases/{alias}")
-def move_alias(alias: Ref, body: AliasMove, name: Name, backend: Backend, caller: Publisher) -> dict[str, Any]:
+def move_alias(
+    alias: Ref, body: AliasMove, name: Name, backend: Backend, changed: Noting, caller: Publisher
+) -> dict[str, Any]:
     """Point an alias to a version, if it points now where it is expected to."""
-    with _changing(backend, caller, name, "alias.move", f"{name}:{alias}"):
+    with _changing(backend, changed, caller, name, "alias.move", f"{name}:{alias}"):
         found = backend.registry.tag(str(name), alias, str(body.version), body.expect, caller.tenant)
     return version_object(found)
 
@@ -80,19 +95,20 @@ def remove_alias(
     alias: Ref,
     name: Name,
     backend: Backend,
+    changed: Noting,
     caller: Publisher,
     expect: Annotated[int | None, Query(ge=0, le=10**9)] = None,
 ) -> dict[str, Any]:
     """Remove an alias, if it points now where it is expected to."""
-    with _changing(backend, caller, name, "alias.remove", f"{name}:{alias}"):
+    with _changing(backend, changed, caller, name, "alias.remove", f"{name}:{alias}"):
         listing = backend.registry.untag(str(name), alias, expect, caller.tenant)
     return adapter_object(listing, caller)
 
 
 @router.post(ADAPTER + "/aliases/{alias}/undo")
-def undo_alias(alias: Ref, name: Name, backend: Backend, caller: Publisher) -> dict[str, Any]:
+def undo_alias(alias: Ref, name: Name, backend: Backend, changed: Noting, caller: Publisher) -> dict[str, Any]:
     """Point an alias to where it pointed before its last move."""
-    with _changing(backend, caller, name, "alias.undo", f"{name}:{alias}"):
+    with _changing(backend, changed, caller, name, "alias.undo", f"{name}:{alias}"):
         listing = backend.registry.undo(str(name), alias, caller.tenant)
     return adapter_object(listing, caller)
 
@@ -104,28 +120,52 @@ def withdraw(
     body: Withdrawal,
     name: Name,
     backend: Backend,
+    changed: Noting,
     caller: Publisher,
 ) -> dict[str, Any]:
     """Withdraw a version: only its digest finds it, nobody gets it any more, or its files are deleted as well."""
     reference = str(Reference.within(name, ref))
-    with _changing(backend, caller, name, f"version.{withdrawal}", reference, body.reason):
-        found: Version = getattr(backend.registry, withdrawal)(reference, body.reason)
-    return version_object(found)
+    with _changing(backend, changed, caller, name, f"version.{withdrawal}", reference, body.reason):
+        done = adapter_withdrawals.withdraw(
+            backend.registry, backend.tenancy.database, reference, WITHDRAWALS[withdrawal], body.reason
+        )
+    return version_object(done)
+
+
+@router.get(ADAPTER + "/versions/{ref}/reach")
+def reach(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+    """Which servers a recall or deletion reached, what they had of the version, and who used it. Its owner is told."""
+    backend.access.require_own(caller, name)
+    version, reached = adapter_reach.reach(backend.registry, str(Reference.within(name, ref)))
+    return page([server_object(each, caller) for each in reached], False) | {"version": version_object(version)}
 
 
 @router.put(ADAPTER + "/visibility")
-def share(body: Sharing, name: Name, backend: Backend, caller: Administrator) -> dict[str, Any]:
+def share(body: Sharing, name: Name, backend: Backend, changed: Noting, caller: Administrator) -> dict[str, Any]:
     """Say who may read an adapter: its owner only, also some tenants, or all."""
     told = " ".join([body.visibility, *sorted(body.tenants)])
-    with _changing(backend, caller, name, "adapter.share", str(name), told):
+    with _changing(backend, changed, caller, name, "adapter.share", str(name), told):
         listing = backend.access.share(name, body.visibility, body.tenants)
     return adapter_object(listing, caller)
 
 
-def _changing(backend: Services, caller: Caller, name: AdapterName, action: str, subject: str, detail: str = "") -> Any:
-    """A block that changes what is under a name, if the caller may, and notes how that ended."""
+@contextmanager
+def _changing(
+    backend: Services,
+    changed: Noting,
+    caller: Caller,
+    name: AdapterName,
+    action: str,
+    subject: str,
+    detail: str = "",
+) -> Iterator[None]:
+    """A block that changes what is under a name, if the caller may; how that ended is noted, and the index told."""
     backend.access.require_own(caller, name)
-    return backend.tenancy.audit.noting(caller, action, subject, tenant=name.tenant, detail=detail)
+    with backend.tenancy.audit.noting(caller, action, subject, tenant=name.tenant, detail=detail):
+        try:
+            yield
+        finally:  # what failed may have been done nevertheless
+            changed(name)
 
 
 def _fields(move: Any) -> dict[str, Any]:

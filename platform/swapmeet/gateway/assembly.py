@@ -64,5 +64,5 @@ def assemble(
     adapters.install(app, publishes, market.counters.downloaded)
     sender = Sender(private=settings.webhook_private)
     webhooks.install(app, Webhooks(database, load_secret_key(settings), sender))
-    hub_api.install(app, market.counters.downloaded)  # the last: its paths begin with a tenant's name
+    hub_api.install(app, market.names, market.counters.downloaded)  # the last: its paths begin with a tenant's name
     return app

@@ -1,13 +1,12 @@
 """What is found and liked: search, cards, likes, files by their hash. Of others' private adapters nobody learns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi import Query as Parameter
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from swapmeet.gateway.authority import Caller, may
@@ -19,6 +18,7 @@ from swapmeet_registry.index import Hit, Page, Query
 
 router = APIRouter(prefix="/v1", tags=["marketplace"])
 ADAPTER = "/adapters/{owner}/{adapter}"
+Advice = Callable[[Version, bool], tuple[str, ...]]
 DIGEST = r"^[0-9a-f]{64}$"
 
 Backend = Annotated[Services, Depends(services)]
@@ -43,6 +43,22 @@ async def adapter_name(owner: str, adapter: str) -> AdapterName:
     return AdapterName(owner, adapter)
 
 
+async def noting(request: Request) -> Callable[[AdapterName], None]:
+    """What has the index know of a change to an adapter, as a FastAPI dependency; an app without a market has none."""
+    found = getattr(request.app.state, "market", None)
+    return found.note if isinstance(found, Market) else lambda _: None
+
+
+async def advising(request: Request) -> Advice:
+    """What has advice on a version, for its owner or not, as a FastAPI dependency; without a market there is none."""
+    found = getattr(request.app.state, "market", None)
+    if not isinstance(found, Market):
+        return lambda *_: ()
+    return lambda version, owner: found.advice(version, owner=owner)
+
+
+Noting = Annotated[Callable[[AdapterName], None], Depends(noting)]
+Advising = Annotated[Advice, Depends(advising)]
 Sold = Annotated[Market, Depends(market)]
 Name = Annotated[AdapterName, Depends(adapter_name)]
 Text = Annotated[str | None, Parameter(max_length=1000)]
@@ -144,12 +160,6 @@ def unlike(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[st
     backend.access.listing(caller, name)
     found.counters.unlike(name, caller.tenant)
     return _popularity(found, name, caller)
-
-
-async def noted(request: Request, name: AdapterName | str) -> None:
-    """Have the index know what a route just did to an adapter; an app without a market has none."""
-    if isinstance(found := getattr(request.app.state, "market", None), Market):
-        await run_in_threadpool(found.note, name)
 
 
 def _reader(caller: Caller) -> str | None:

@@ -6,15 +6,16 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
+from swapmeet.adapter_withdrawals import delete_all, withdraw
 from swapmeet.database.tables import PermissionRow
 from swapmeet.errors import RequestRefused
 from swapmeet.fine_tuning.wire import seconds
 from swapmeet.gateway.authority import Caller, may
-from swapmeet.gateway.marketplace import noted
+from swapmeet.gateway.marketplace import Noting
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.permissions import Permissions
-from swapmeet_registry import InvalidName, NotFound, Reference, Registry
+from swapmeet_registry import InvalidName, NotFound, Reference
 
 router = APIRouter(prefix="/v1", tags=["models"])
 PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
@@ -53,13 +54,16 @@ Granted = Annotated[Permissions, Depends(permissions_of)]
 
 
 @router.delete("/models/{model:path}")
-async def delete(request: Request, model: str, backend: Backend, caller: Publisher) -> dict[str, Any]:
-    """Withdraw every version of an adapter, or the one version that is named. Its digests still find it."""
+async def delete(model: str, backend: Backend, changed: Noting, caller: Publisher) -> dict[str, Any]:
+    """Delete an adapter with all its versions, or the one version that is named, for good.
+
+    Nobody finds it any more, by its digests neither; servers drop it within seconds, and its files go with the next
+    collection. Its name and numbers stay taken. To withdraw a version from those who did not pin it, yank it instead.
+    """
     if model == backend.base.name:
         raise RequestRefused("The base itself can not be deleted: it is what the server hosts.", "model")
     reference = await _own(model, backend, caller)
-    await run_in_threadpool(_delete, backend, reference, caller)
-    await noted(request, reference.name)
+    await run_in_threadpool(_delete, backend, changed, reference, caller)
     return {"id": model, "object": "model", "deleted": True}
 
 
@@ -112,21 +116,18 @@ async def _own(model: str, backend: Services, caller: Caller, gone: bool = False
     return reference
 
 
-def _delete(backend: Services, reference: Reference, caller: Caller) -> None:
-    """Withdraw, and note how that ended: the registry is elsewhere than the audit log."""
-    audit = backend.tenancy.audit
-    with audit.noting(caller, "model.delete", str(reference), tenant=reference.name.tenant):
-        _yank(backend.registry, reference)
-
-
-def _yank(registry: Registry, reference: Reference) -> None:
+def _delete(backend: Services, changed: Noting, reference: Reference, caller: Caller) -> None:
+    """Delete, and note how that ended: the registry is elsewhere than the audit log."""
+    audit, database = backend.tenancy.audit, backend.tenancy.database
     whole = reference.version is None and reference.digest is None and reference.alias is None
-    if not whole:
-        registry.yank(str(reference), DELETED)
-        return
-    for version in registry.show(str(reference.name)).versions:
-        if version.usable:
-            registry.yank(str(version), DELETED)
+    with audit.noting(caller, "model.delete", str(reference), tenant=reference.name.tenant):
+        try:
+            if whole:
+                delete_all(backend.registry, database, reference.name, DELETED)
+            else:
+                withdraw(backend.registry, database, str(reference), "deleted", DELETED)
+        finally:  # some of it may have been done
+            changed(reference.name)
 
 
 def _permission(row: PermissionRow) -> dict[str, Any]:

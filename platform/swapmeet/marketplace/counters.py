@@ -98,10 +98,10 @@ class Counters:
 
         return self._database.read(find)
 
-    def recount(self) -> None:
-        """Set the index's copies right where they are not, as after it was made anew."""
+    def recount(self, among: Sequence[str] | None = None) -> None:
+        """Set the index's copies right where they are not, as after it was made anew: of all adapters, or of some."""
         for likes, table in ((True, LikeRow), (False, DownloadRow)):
-            names = self._database.read(partial(_wrong, likes, table))
+            names = self._database.read(partial(_wrong, likes, table, among))
             for start in range(0, len(names), AT_ONCE):
                 self._database.write(partial(_set_all, names[start : start + AT_ONCE]))
 
@@ -136,13 +136,18 @@ def _set(session: Session, name: str) -> None:
         session.execute(update(table).where(key == adapter).values(counts))
 
 
-def _wrong(likes: bool, table: type[LikeRow] | type[DownloadRow], session: Session) -> Sequence[str]:
+def _wrong(
+    likes: bool, table: type[LikeRow] | type[DownloadRow], among: Sequence[str] | None, session: Session
+) -> Sequence[str]:
     """The adapters whose copy of a count is wrong."""
-    counted = select(table.adapter, func.count().label("number")).group_by(table.adapter).subquery()
-    number = func.coalesce(counted.c.number, 0)
+    counting = select(table.adapter, func.count().label("number")).group_by(table.adapter)
+    statement = select(ADAPTERS.c.name)
+    if among is not None:
+        counting, statement = counting.where(table.adapter.in_(among)), statement.where(ADAPTERS.c.name.in_(among))
+    counted = counting.subquery()
     copy = ADAPTERS.c.likes if likes else ADAPTERS.c.downloads
-    statement = select(ADAPTERS.c.name).outerjoin(counted, counted.c.adapter == ADAPTERS.c.name)
-    return list(session.scalars(statement.where(copy != number)))
+    statement = statement.outerjoin(counted, counted.c.adapter == ADAPTERS.c.name)
+    return list(session.scalars(statement.where(copy != func.coalesce(counted.c.number, 0))))
 
 
 def _by_day(session: Session, name: AdapterName) -> tuple[tuple[date, int], ...]:

@@ -6,9 +6,13 @@ import time
 
 from swapmeet.database import Database
 from swapmeet.errors import PlatformError
+from swapmeet.marketplace.beside import beside
+from swapmeet.marketplace.by_name import Wanted, names
 from swapmeet.marketplace.counters import Counters
-from swapmeet_registry import AdapterName, Registry, RegistryError
+from swapmeet_registry import AdapterName, Registry, RegistryError, Version
+from swapmeet_registry.admission.comparing import MOST
 from swapmeet_registry.index import Index
+from swapmeet_registry.index.engines import reading
 
 log = logging.getLogger("swapmeet.marketplace")
 
@@ -29,15 +33,35 @@ class Market:
     def __init__(self, database: Database, registry: Registry) -> None:
         self.index = Index(database.engine)
         self.counters = Counters(database)
-        self._registry = registry
+        self._database, self._registry = database, registry
 
     def note(self, name: AdapterName | str) -> None:
         """Have the index know what happened to an adapter, now; where that fails, the next look takes it over."""
         try:
             self.index.update(self._registry, str(name))
-            self.counters.recount()
+            self.counters.recount([str(name)])
         except (PlatformError, RegistryError) as error:
             log.warning("the index does not know yet what happened to %s: %s", name, error)
+
+    def names(self, reader: str | None, wanted: Wanted) -> list[str]:
+        """What a tenant may know of, by name; None may know of all.
+
+        Raises:
+            IndexFailed: the database can not be used.
+        """
+        with reading(self._database.engine) as connection:
+            return names(connection, reader, wanted)
+
+    def advice(self, version: Version, *, owner: bool) -> tuple[str, ...]:
+        """What stands out of a version's weights; beside its owner's other adapters, which only he is told of."""
+        others: list[str] = []
+        if owner:
+            try:
+                with reading(self._database.engine) as connection:
+                    others = beside(connection, version, MOST)
+            except RegistryError as error:
+                log.warning("%s is compared with nothing: %s", version, error)
+        return self._registry.advice(version, others)
 
     def refresh(self) -> int:
         """Take over whatever changed in the registry; gives the number of adapters that were looked at.

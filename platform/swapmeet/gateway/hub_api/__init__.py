@@ -5,7 +5,6 @@
     snapshots.py    a version's files, as they are downloaded
     describing.py   versions in the Hub's words
     listing.py      pages of repositories
-    downloads.py    files' bytes, whole and in ranges
     refusals.py     errors in the Hub's words
 
 The key is the token (HF_TOKEN). Nothing can be written here. A commit is the first 40 digits of a manifest's digest.

@@ -7,17 +7,17 @@ from typing import Any
 
 import yaml
 
-from swapmeet.gateway.hub_api.repositories import MAIN, aliases, commit_of
+from swapmeet.gateway.hub_api.repositories import Repository, commit_of
 from swapmeet.gateway.hub_api.snapshots import CARD, File, Snapshot
-from swapmeet_registry.head import Head
 
 TASK, LIBRARY = "text-generation", "peft"
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 
 
-def model(head: Head, snapshot: Snapshot, *, blobs: bool = False) -> dict[str, Any]:
+def model(repository: Repository, snapshot: Snapshot, *, blobs: bool = False) -> dict[str, Any]:
     """A repository at one of its commits; with `blobs`, its files' sizes and digests."""
     version, manifest, card = snapshot.version, snapshot.manifest, _card(snapshot)
+    head, first = repository.head, version if repository.only else repository.head.versions[0]
     return {
         "_id": hashlib.sha256(head.adapter.encode()).hexdigest()[:24],
         "id": head.adapter,
@@ -25,7 +25,7 @@ def model(head: Head, snapshot: Snapshot, *, blobs: bool = False) -> dict[str, A
         "author": head.adapter.partition("/")[0],
         "sha": commit_of(version.digest),
         "lastModified": _moment(version.created_at),
-        "createdAt": _moment(head.versions[0].created_at),
+        "createdAt": _moment(first.created_at),
         "private": head.visibility != "public",
         "gated": False,
         "disabled": False,
@@ -55,21 +55,32 @@ def entry(file: File) -> dict[str, Any]:
     return {"type": "file", "path": file.path, "size": file.size, "oid": file.oid, "lfs": lfs}
 
 
-def refs(head: Head) -> dict[str, Any]:
-    """What moves, as branches: `main` and the aliases. What does not, as tags: the versions."""
-    usable = {record.version: commit_of(record.digest) for record in head.versions if record.usable}
-    moving = ({MAIN: head.latest.version} if head.latest else {}) | aliases(head)
+def headers(file: File, commit: str) -> dict[str, str]:
+    """Those of an answer that has a file, or says where it is."""
+    etag = f'"{file.sha256}"'
     return {
-        "branches": [_ref("heads", name, usable[number]) for name, number in moving.items() if number in usable],
-        "tags": [_ref("tags", f"v{number}", commit) for number, commit in usable.items()],
+        "etag": etag,
+        "x-linked-etag": etag,
+        "x-linked-size": str(file.size),
+        "x-repo-commit": commit,
+        "access-control-expose-headers": "etag, x-linked-etag, x-linked-size, x-repo-commit",
+        "content-disposition": f"attachment; filename*=UTF-8''{file.path}; filename=\"{file.path}\";",
+    }
+
+
+def refs(repository: Repository) -> dict[str, Any]:
+    """What moves, as branches: `main` and the aliases. What does not, as tags: the versions."""
+    return {
+        "branches": [_ref("heads", name, commit_of(record.digest)) for name, record in repository.branches().items()],
+        "tags": [_ref("tags", name, commit_of(record.digest)) for name, record in repository.tags().items()],
         "converts": [],
         "pullRequests": [],
     }
 
 
-def commits(head: Head, last: int) -> list[dict[str, Any]]:
+def commits(repository: Repository, last: int) -> list[dict[str, Any]]:
     """A version and those before it, newest first; those that were withdrawn are left out."""
-    author = {"user": head.adapter.partition("/")[0]}
+    author = {"user": repository.head.adapter.partition("/")[0]}
     return [
         {
             "id": commit_of(record.digest),
@@ -78,8 +89,8 @@ def commits(head: Head, last: int) -> list[dict[str, Any]]:
             "date": _moment(record.created_at),
             "authors": [author],
         }
-        for record in reversed(head.versions[:last])
-        if record.usable
+        for record in reversed(repository.commits())
+        if record.version <= last
     ]
 
 

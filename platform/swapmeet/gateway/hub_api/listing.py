@@ -1,6 +1,11 @@
-"""Pages of repositories, by name."""
+"""Pages of repositories, by name.
+
+Which there are, the market's index says, so that a page costs as much whatever there is beside it; what is told of
+each, its head and its files do.
+"""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -8,8 +13,9 @@ from starlette.datastructures import QueryParams
 
 from swapmeet.gateway.hub_api import describing
 from swapmeet.gateway.hub_api.refusals import HubRefused
-from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, find
-from swapmeet.gateway.hub_api.snapshots import Snapshots
+from swapmeet.gateway.hub_api.repositories import MAIN, Repository
+from swapmeet.gateway.hub_api.snapshots import Snapshot
+from swapmeet.marketplace import Wanted
 from swapmeet.tenancy import Caller
 from swapmeet_registry import AdapterName, Corrupt
 
@@ -21,6 +27,13 @@ DETAIL = {"full", "cardData", "config", "expand"}
 """Parameters that ask for what every answer has."""
 TAGS = {"filter", "pipeline_tag", "library", "other"}
 KNOWN = DETAIL | TAGS | {"search", "author", "limit", "cursor"}
+EVERYBODYS = {"peft", "safetensors", "text-generation", "swapmeet", "lora"}
+"""Tags that come with any adapter; those with a colon are made of what else is known. All others are its manifest's."""
+
+Names = Callable[[str | None, Wanted], list[str]]
+"""Finds names that a tenant may know of; None may know of all."""
+At = Callable[[Caller, str, str, str], tuple[Repository, Snapshot]]
+"""Gives a repository, to a caller, by its two names, and its files at a revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +71,24 @@ class Query:
         )
 
 
-def page(
-    query: Query, caller: Caller, repositories: Repositories, snapshots: Snapshots
-) -> tuple[list[dict[str, Any]], str | None]:
+def page(query: Query, caller: Caller, names: Names, at: At) -> tuple[list[dict[str, Any]], str | None]:
     """Repositories that the caller may read, and behind which name there may be more, if there may."""
+    own = tuple(sorted(tag for tag in query.tags - EVERYBODYS if ":" not in tag))
+    wanted = Wanted(query.author, tuple(query.words), own, query.after, LOOKED_AT)
     found: list[dict[str, Any]] = []
-    for looked_at, name in enumerate(repositories.names(query.author, query.words, query.after), start=1):
-        described = _described(name, caller, repositories, snapshots)
+    for looked_at, name in enumerate(names(None if caller.operator else caller.tenant, wanted), start=1):
+        described = _described(AdapterName.parse(name), caller, at)
         if described is not None and query.tags <= set(described["tags"]):
             found.append(described)
         if len(found) == query.limit or looked_at == LOOKED_AT:
-            return found, str(name)
+            return found, name
     return found, None
 
 
-def _described(
-    name: AdapterName, caller: Caller, repositories: Repositories, snapshots: Snapshots
-) -> dict[str, Any] | None:
+def _described(name: AdapterName, caller: Caller, at: At) -> dict[str, Any] | None:
     """A repository at its latest version; None where the caller sees none, or it can not be read."""
     try:
-        head = repositories.open(caller, name.tenant, name.name)
-        return describing.model(head, snapshots.of(find(head, MAIN)))
+        return describing.model(*at(caller, name.tenant, name.name, MAIN))
     except HubRefused:
         return None
     except Corrupt as error:  # all others' are not to be missing for it

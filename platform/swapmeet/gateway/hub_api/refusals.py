@@ -8,8 +8,10 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from swapmeet.gateway.errors import InvalidApiKey, describe_error
+from swapmeet_registry import SignatureInvalid
 
 WRONG_KEY = "Invalid credentials in Authorization header"
 """In just these words: clients tell a wrong token from a missing repository by them."""
@@ -61,8 +63,12 @@ def _answer(error: Exception, authorized: bool) -> Response:
     if isinstance(error, RequestValidationError):
         wrong = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()[:20])
         return _refusal(400, wrong)
+    if isinstance(error, HTTPException):
+        return _refusal(error.status_code, error.detail, "", dict(error.headers or {}))
     status, body, headers = describe_error(error)
-    return _refusal(status, body["error"]["message"], "", headers)
+    # Of what is gated clients tell the user, and do not quietly use what they have of it.
+    gated = "GatedRepo" if isinstance(error, SignatureInvalid) else ""
+    return _refusal(status, body["error"]["message"], gated, headers)
 
 
 def _refusal(status: int, message: str, code: str = "", headers: dict[str, Any] | None = None) -> Response:

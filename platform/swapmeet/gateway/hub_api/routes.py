@@ -4,7 +4,7 @@ Paths of repositories' files begin with a tenant's name. So these routes come af
 take: a tenant `v1` is found by `/api/models/v1/…`, and its files where no other route is.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -14,20 +14,19 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from swapmeet.gateway.adapter_bytes import Content, send
+from swapmeet.gateway.adapter_files import Downloaded
 from swapmeet.gateway.authority import Caller, may
-from swapmeet.gateway.hub_api import describing, downloads, listing
+from swapmeet.gateway.hub_api import describing, listing
 from swapmeet.gateway.hub_api.refusals import HubRefused, HubRoute, no_repository
-from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, commit_of, find
-from swapmeet.gateway.hub_api.snapshots import Snapshot, Snapshots
+from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, Repository, commit_of
+from swapmeet.gateway.hub_api.snapshots import File, Snapshot, Snapshots
 from swapmeet.gateway.services import Services
 from swapmeet.tenancy.scopes import SCOPES
-from swapmeet_registry import Version
+from swapmeet_registry import Registry
 from swapmeet_registry.admission import lora_weights
-from swapmeet_registry.head import Head
 
 MOST_PATHS = 10_000
-Pulled = Callable[[Version, str], None]
-"""Called with a version whose weights were downloaded, and by which tenant."""
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 Reader = Annotated[Caller, Depends(may("read"))]
 Anybody = Annotated[Caller, Depends(may(*SCOPES))]
@@ -38,26 +37,30 @@ REPOSITORY = "/api/models/{namespace}/{repository}"
 class Hub:
     """What the routes stand on."""
 
+    registry: Registry
     repositories: Repositories
     snapshots: Snapshots
-    pulled: Pulled
+    names: listing.Names
+    downloaded: Downloaded
 
-    def at(self, caller: Caller, namespace: str, repository: str, revision: str) -> tuple[Head, Snapshot]:
+    def at(self, caller: Caller, namespace: str, repository: str, revision: str) -> tuple[Repository, Snapshot]:
         """A repository, and the files that it has at a revision."""
-        head = self.repositories.open(caller, namespace, repository)
-        return head, self.snapshots.of(find(head, revision))
+        found = self.repositories.open(caller, namespace, repository)
+        return found, self.snapshots.of(found.find(revision))
 
 
-def install(app: FastAPI, pulled: Pulled = lambda *_: None) -> None:
+def install(app: FastAPI, names: listing.Names, downloaded: Downloaded = lambda *_: None) -> None:
     """Add the routes to an app, behind all of its others.
 
     Args:
         app: has its services.
-        pulled: counts downloads.
+        names: finds what is listed.
+        downloaded: counts downloads.
     """
     backend = app.state.services
     assert isinstance(backend, Services)
-    app.state.hub = Hub(Repositories(backend.access), Snapshots(backend.registry), pulled)
+    hub = Hub(backend.registry, Repositories(backend.access), Snapshots(backend.registry), names, downloaded)
+    app.state.hub = hub
     app.include_router(router)
 
 
@@ -82,7 +85,7 @@ async def whoami(caller: Anybody) -> dict[str, Any]:
 @router.get("/api/models")
 def models(request: Request, caller: Reader, hub: Served) -> JSONResponse:
     """A page of repositories."""
-    found, after = listing.page(listing.Query.of(request.query_params), caller, hub.repositories, hub.snapshots)
+    found, after = listing.page(listing.Query.of(request.query_params), caller, hub.names, hub.at)
     more = request.url.include_query_params(cursor=after)
     return JSONResponse(found, headers={} if after is None else {"link": f'<{more}>; rel="next"'})
 
@@ -93,8 +96,8 @@ def model(
     request: Request, namespace: str, repository: str, caller: Reader, hub: Served, revision: str = MAIN
 ) -> dict[str, Any]:
     """A repository at a revision."""
-    head, snapshot = hub.at(caller, namespace, repository, revision)
-    return describing.model(head, snapshot, blobs="blobs" in request.query_params)
+    found, snapshot = hub.at(caller, namespace, repository, revision)
+    return describing.model(found, snapshot, blobs="blobs" in request.query_params)
 
 
 @router.get(REPOSITORY + "/auth-check")
@@ -113,8 +116,8 @@ def refs(namespace: str, repository: str, caller: Reader, hub: Served) -> dict[s
 @router.get(REPOSITORY + "/commits/{revision:path}")
 def commits(namespace: str, repository: str, revision: str, caller: Reader, hub: Served) -> list[dict[str, Any]]:
     """A version and those before it."""
-    head = hub.repositories.open(caller, namespace, repository)
-    return describing.commits(head, find(head, revision).version)
+    found = hub.repositories.open(caller, namespace, repository)
+    return describing.commits(found, found.find(revision).version)
 
 
 @router.get(REPOSITORY + "/tree/{revision}")
@@ -146,16 +149,16 @@ def resolve(
     """A file. What a revision means may change between two requests, so they are sent on to its commit."""
     _, snapshot = hub.at(caller, namespace, repository, revision)
     version, file = snapshot.version, snapshot.files.get(path)
+    hub.registry.require_signed(version, snapshot.manifest)
     if file is None:
         raise _no_entry(path, snapshot)
     commit = commit_of(version.digest)
-    headers = downloads.about(file, commit)
+    headers = describing.headers(file, commit)
     if revision != commit:
         place = f"{request.scope.get('root_path', '')}/{version.name}/resolve/{commit}/{quote(path)}"
         return Response(status_code=307, headers=headers | {"location": place})
-    counts = path == lora_weights.FILE
-    done = partial(hub.pulled, version, caller.tenant) if counts else lambda: None
-    return downloads.send(request, file, version, headers, hub.snapshots.contents, done)
+    sent = partial(hub.downloaded, version, caller.tenant) if path == lora_weights.FILE else lambda: None
+    return send(request, Content(file.size, file.sha256, partial(_read, hub, snapshot, file), sent), headers)
 
 
 @router.api_route("/{repository}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
@@ -163,6 +166,12 @@ def resolve(
 async def nowhere(repository: str, caller: Reader) -> Response:  # noqa: ARG001 - whoever asks must have a key
     """What no tenant has, such as a base model of the Hub's."""
     raise no_repository(repository)
+
+
+def _read(hub: Hub, snapshot: Snapshot, file: File, start: int) -> Iterator[bytes]:
+    if file.stored is None:
+        return iter([file.data[start:]])
+    return hub.registry.stream(snapshot.version, file.stored, start)
 
 
 async def _paths(request: Request) -> list[str]:
