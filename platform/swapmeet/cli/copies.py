@@ -81,6 +81,9 @@ def export(
 
 def import_(
     file: Annotated[Path, typer.Argument(help="What `store export` wrote.")],
+    tenants: Annotated[
+        list[str] | None, typer.Option("--tenant", help="Refuse adapters of any other; may be given again.")
+    ] = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
@@ -88,7 +91,7 @@ def import_(
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
     from swapmeet_registry.copies.bundle import import_bundle
 
-    found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file)
+    found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file, tenants or None)
     lines = [
         f"{each.name}:{each.number} {each.digest}"
         + (f", which was :{each.version} where it comes from" if each.number != each.version else "")

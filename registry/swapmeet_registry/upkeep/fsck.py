@@ -7,19 +7,19 @@ deleted meanwhile is none, either. Memory does not grow with the registry.
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 
 from swapmeet_registry.backend import Backend, open_backend
 from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
-from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, name_of
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.local import LocalStore
+from swapmeet_registry.upkeep.findings import Findings
+from swapmeet_registry.upkeep.head_mistakes import mistakes
 from swapmeet_registry.upkeep.intents import FOLDER as INTENTS
 from swapmeet_registry.upkeep.intents import LIFETIME
 from swapmeet_registry.upkeep.live import FOLDERS
@@ -27,61 +27,8 @@ from swapmeet_registry.upkeep.mending import Mender
 from swapmeet_registry.upkeep.needed import Needed, NeededFile
 from swapmeet_registry.version import Version
 
-MOST = 1000
-"""Problems that are kept; more are counted."""
 READERS = 8
 BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong, in a sentence or two with what to do, and whether it was mended."""
-
-    what: str
-    mended: bool = False
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a check found.
-
-    Attributes:
-        heads: names that were looked at.
-        versions: that must be there; deleted ones need not.
-        files: of these versions, each once.
-        bytes: theirs together.
-        orphans: objects that no version needs, which a collection of garbage removes.
-        orphan_bytes: theirs together.
-        intents: of publishers that were killed more than a day ago; a collection removes them, too.
-        partials: files that writers left half written more than a day ago.
-        problems: the first of them.
-        count: how many problems there are in all.
-        mended: how many of them were mended.
-    """
-
-    heads: int = 0
-    versions: int = 0
-    files: int = 0
-    bytes: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
-    intents: int = 0
-    partials: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    count: int = 0
-    mended: int = 0
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing is wrong that was not mended."""
-        return self.count == self.mended
-
-    def add(self, what: str, mended: bool = False) -> None:
-        """Another problem."""
-        self.count += 1
-        self.mended += mended
-        if len(self.problems) < MOST:
-            self.problems.append(Problem(what, mended))
 
 
 def fsck(
@@ -226,23 +173,6 @@ class _Check:
                 self._found.partials += 1
                 if self._repair:
                     partial.unlink(missing_ok=True)
-
-
-def mistakes(head: Head) -> Iterator[str]:
-    """What contradicts itself in a head."""
-    numbers = [record.version for record in head.versions]
-    if numbers != list(range(1, len(numbers) + 1)):
-        yield "its versions are not numbered 1, 2, 3 and so on."
-    if len({record.digest for record in head.versions}) < len(numbers):
-        yield "two versions have the same digest."
-    for alias, number in sorted(head.aliases.items()):
-        if not 1 <= number <= len(numbers):
-            yield f"the alias {alias} points to version {number}, which does not exist."
-    moved = {move.alias: move.version for move in head.history}
-    if {alias: number for alias, number in moved.items() if number} != head.aliases:
-        yield "its aliases are not where their history says that they were moved last."
-    if (head.visibility == "shared") != bool(head.shared_with):
-        yield f"it is {head.visibility}, and names {len(head.shared_with)} tenants to be shared with."
 
 
 def _sha256(key: str) -> bytes:
