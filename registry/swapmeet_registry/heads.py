@@ -78,7 +78,7 @@ def _read(source: Source, name: AdapterName, start: Head | None) -> tuple[Head, 
     try:
         head = Head.decode(stored.data, what)
     except Refused as error:
-        raise Corrupt(str(error)) from error
+        raise Corrupt(f"{error} Restore it from a copy, unless a newer Swapmeet wrote it.") from error
     if head.adapter != str(name):
         raise Corrupt(f"{what} is the head of {head.adapter}. Restore it from a copy.")
     return head, stored.etag

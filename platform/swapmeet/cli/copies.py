@@ -37,9 +37,17 @@ def check(
         f"{found.count} problems, {found.mended} of them mended"
     )
     lines.append(
-        f"Left over: {found.orphans} objects ({found.orphan_bytes} bytes) that no version needs, {found.intents} "
-        f"intents of killed publishers, {found.partials} half-written files{' (removed)' * repair}"
+        f"Left over: {found.orphans} objects ({found.orphan_bytes} bytes) that no version needs and {found.intents} "
+        f"intents of killed publishers, which `swapmeet store gc` removes; {found.partials} half-written files"
+        + (" (removed)" if repair else ", which --repair removes")
     )
+    if found.headless:
+        lines.append(
+            f"Without a head: {', '.join(found.headless[:10])}{' …' * (len(found.headless) > 10)}. Its first publish "
+            "was killed, or its head was lost: then restore that before garbage is collected."
+        )
+    if not found.sound and source is None:
+        lines.append("Lost manifests and files come back with --repair --from a registry that has the same versions.")
     show(asdict(found) | {"sound": found.sound}, "\n".join(lines), json)
     if not found.sound:
         raise typer.Exit(1)

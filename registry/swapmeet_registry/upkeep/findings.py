@@ -25,6 +25,8 @@ class Findings:
         bytes: theirs together.
         orphans: objects that no version needs, which a collection of garbage removes.
         orphan_bytes: theirs together.
+        headless: names without a head of which manifests are left: of a first publish that was killed, or of a head
+            that was lost, which must be restored before garbage is collected.
         intents: of publishers that were killed more than a day ago; a collection removes them, too.
         partials: files that writers left half written more than a day ago.
         problems: the first of them.
@@ -38,6 +40,7 @@ class Findings:
     bytes: int = 0
     orphans: int = 0
     orphan_bytes: int = 0
+    headless: list[str] = field(default_factory=list)
     intents: int = 0
     partials: int = 0
     problems: list[Problem] = field(default_factory=list)

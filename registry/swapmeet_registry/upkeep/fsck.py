@@ -7,24 +7,26 @@ deleted meanwhile is none, either. Memory does not grow with the registry.
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 
 from swapmeet_registry.backend import Backend, open_backend
-from swapmeet_registry.contents import Contents
+from swapmeet_registry.contents import Contents, damaged
 from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, name_of
+from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, head_key, name_of
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.local import LocalStore
-from swapmeet_registry.upkeep.findings import Findings
+from swapmeet_registry.upkeep.findings import MOST, Findings
 from swapmeet_registry.upkeep.head_mistakes import mistakes
 from swapmeet_registry.upkeep.intents import FOLDER as INTENTS
 from swapmeet_registry.upkeep.intents import LIFETIME
 from swapmeet_registry.upkeep.live import FOLDERS
 from swapmeet_registry.upkeep.mending import Mender
 from swapmeet_registry.upkeep.needed import Needed, NeededFile
+from swapmeet_registry.upkeep.working_documents import damaged_documents
 from swapmeet_registry.version import Version
 
 READERS = 8
@@ -72,6 +74,8 @@ class _Check:
         if isinstance(self._backend, StoreBackend):
             self._compare(self._backend.store)
             self._count_leftovers(self._backend.store)
+            for what in damaged_documents(self._backend.store):
+                self._found.add(what)
         return self._found
 
     def _versions(self) -> Iterator[Version]:
@@ -140,6 +144,8 @@ class _Check:
                 elif folder == "blobs/" or not self._needed.has_manifest(sha256):
                     self._found.orphans += 1
                     self._found.orphan_bytes += entry.size
+                    if folder == "manifests/":
+                        self._look_for_head(store, entry.key)
         for missing in self._needed.unseen():
             size = store.size(blob_key(missing.file))
             if size is None or size != missing.file.size or self._deep:
@@ -150,13 +156,22 @@ class _Check:
         try:
             if size != file.size:
                 found = "nothing" if size is None else f"{size} bytes"
-                raise Corrupt(f"{file.path} of {version} should have {file.size} bytes, but there are {found}.")
+                raise damaged(version, file, self._backend.place(version), found)
             if self._deep:
                 self._contents.check(version, file, read=True)
         except Corrupt as error:
             if not self._deleted(version):
                 mended = self._mender is not None and self._mender.file(version, file)
                 self._found.add(f"{error} ({blob_key(file)})", mended)
+
+    def _look_for_head(self, store: Store, key: str) -> None:
+        """Note the name of a manifest that no version has, if it has no head: maybe it had one."""
+        if self._found.orphans > MOST or (stored := store.get(key)) is None:
+            return
+        with suppress(Refused, InvalidName):
+            name = AdapterName.parse(Manifest.decode(stored.data, key).adapter)
+            if str(name) not in self._found.headless and store.size(head_key(name)) is None:
+                self._found.headless.append(str(name))
 
     def _deleted(self, version: Version) -> bool:
         """Whether a version was deleted while the check was under way."""
