@@ -54,19 +54,29 @@ class Staged:
             self.intent.end()
 
 
-class Backend(Protocol):
-    """Heads and versions by adapter name.
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What others have made about a version: signatures by their keys' ids, and the report on its weights."""
 
-    Can be pickled, and used by several threads. Whatever fails raises a `StoreError`, and a failed write leaves the old
-    state. Bytes are given as found: whoever asks compares them with their digests.
+    signatures: Mapping[str, bytes] = field(default_factory=dict)
+    report: bytes | None = None
+
+
+NO_NOTES = Notes()
+
+
+class Source(Protocol):
+    """Heads and versions by adapter name, to be read.
+
+    Bytes are given as found: whoever asks compares them with their digests.
 
     Attributes:
-        url: what `open_backend` opens again.
+        url: where it is.
     """
 
     @property
     def url(self) -> str:
-        """What `open_backend` opens again."""
+        """Where it is."""
         ...
 
     def names(self, tenant: str | None = None) -> list[str]:
@@ -77,8 +87,61 @@ class Backend(Protocol):
         """A name's head, and the tag that `swap` expects; or None. Never older than a finished swap."""
         ...
 
-    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
+    def manifest(self, version: Version) -> bytes | None:
+        """A version's manifest, or None where it is gone."""
+        ...
+
+    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:
+        """A file of a version in pieces, or None where it is gone."""
+        ...
+
+    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
+        """Size and hex SHA-256 of a version's file as the place itself checked them, where it does: without reading."""
+        ...
+
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """A version's signature by the key with this id, or None where there is none; no more than `limit` bytes."""
+        ...
+
+    def signers(self, version: Version) -> list[str]:
+        """The ids of keys that signatures of a version are kept of, sorted; no more than `MAX_SIGNERS`."""
+        ...
+
+    def signed(self) -> Iterator[tuple[str, str]]:
+        """All signatures that are kept, sorted: the version's digest and the key's id, without a request for each."""
+        ...
+
+    def report(self, version: Version, limit: int) -> bytes | None:
+        """The report on a version's weights, or None where none is kept; no more than `limit` bytes."""
+        ...
+
+    def place(self, version: Version) -> str:
+        """Where a version is, for messages: what to look at if it is damaged."""
+        ...
+
+    def absence(self, name: AdapterName) -> str:
+        """What to do about a name that has no head, for messages: one sentence or two."""
+        ...
+
+
+class Backend(Source, Protocol):
+    """A source that is written, too.
+
+    Can be pickled, and used by several threads. Whatever fails raises a `StoreError`, and a failed write leaves the old
+    state.
+
+    Attributes:
+        url: what `open_backend` opens again.
+    """
+
+    def stage(self, name: AdapterName, manifest: Manifest, folder: Path, notes: Notes = NO_NOTES) -> Staged:
         """Bring a version's files near: after this a swap needs little time. Nobody sees anything.
+
+        Args:
+            name: the adapter's.
+            manifest: the version's.
+            folder: its files.
+            notes: what is to be there by the time that the version is. A Hub keeps no reports.
 
         Raises:
             Refused: a file is not what it was when its digest was taken.
@@ -102,36 +165,8 @@ class Backend(Protocol):
         """Finish what a publisher may have left undone after its swap. Once more does nothing."""
         ...
 
-    def manifest(self, version: Version) -> bytes | None:
-        """A version's manifest, or None where it is gone."""
-        ...
-
-    def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:
-        """A file of a version in pieces, or None where it is gone."""
-        ...
-
-    def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
-        """Size and hex SHA-256 of a version's file as the place itself checked them, where it does: without reading."""
-        ...
-
-    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
-        """A version's signature by the key with this id, or None where there is none; no more than `limit` bytes."""
-        ...
-
     def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
         """Keep a signature of a published version, in the place of the key's earlier one."""
-        ...
-
-    def signers(self, version: Version) -> list[str]:
-        """The ids of keys that signatures of a version are kept of, sorted; no more than `MAX_SIGNERS`."""
-        ...
-
-    def place(self, version: Version) -> str:
-        """Where a version is, for messages: what to look at if it is damaged."""
-        ...
-
-    def absence(self, name: AdapterName) -> str:
-        """What to do about a name that has no head, for messages: one sentence or two."""
         ...
 
 

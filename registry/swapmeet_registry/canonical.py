@@ -42,7 +42,12 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def digest(data: bytes) -> str:
     """`sha256:HEX` of some bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return f"sha256:{sha256(data)}"
+
+
+def sha256(data: bytes) -> str:
+    """The hex SHA-256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

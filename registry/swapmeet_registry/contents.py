@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 from swapmeet_registry import canonical
-from swapmeet_registry.backend import Backend
+from swapmeet_registry.backend import Source
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.store_backend import StoreBackend, blob_key
@@ -17,7 +17,7 @@ WHOLE = 1 << 20
 class Contents:
     """What a backend gives, and only if it is what it must be."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Source) -> None:
         self._backend = backend
 
     def manifest(self, version: Version) -> Manifest:

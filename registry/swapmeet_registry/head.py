@@ -4,9 +4,9 @@ Everything here is pure: a transition takes a head and gives the next. The regis
 compare-and-swap, so each transition happens once and in order, whoever writes.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from swapmeet_registry.errors import Conflict, NotFound, Recalled
 from swapmeet_registry.manifest import Timestamp
@@ -60,9 +60,9 @@ class Head(Document):
 
     schema_: Literal["swapmeet.head/1"] = Field("swapmeet.head/1", alias="schema")
     adapter: str
-    versions: tuple[Record, ...] = ()
+    versions: Annotated[tuple[Record, ...], FailFast()] = ()
     aliases: dict[str, int] = Field(default_factory=dict)
-    history: tuple[Move, ...] = ()
+    history: Annotated[tuple[Move, ...], FailFast()] = ()
     visibility: Visibility = Field("private", exclude_if=lambda visibility: visibility == "private")
     shared_with: tuple[str, ...] = Field((), exclude_if=lambda tenants: not tenants)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from swapmeet_registry.backend import Backend, Staged
+from swapmeet_registry.backend import Backend, Source, Staged
 from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Refused
 from swapmeet_registry.head import Head
 from swapmeet_registry.names import AdapterName
@@ -24,7 +24,7 @@ class Heads:
             Corrupt: what is stored is not a head of this name.
             NotFound: there is none.
         """
-        return self._read(name, None)[0]
+        return read_head(self._backend, name)
 
     def change(
         self,
@@ -46,7 +46,7 @@ class Heads:
             NotFound: there is no head, and no `start`.
         """
         for _ in range(ATTEMPTS):
-            head, etag = self._read(name, start)
+            head, etag = _read(self._backend, name, start)
             changed = change(head)
             if changed == head:
                 return head
@@ -57,22 +57,28 @@ class Heads:
             return changed
         raise Conflict(f"{name} is being changed by many others at once. Try again later.")
 
-    def _read(self, name: AdapterName, start: Head | None) -> tuple[Head, str | None]:
-        stored = self._backend.head(name)
-        if stored is None:
-            if start is None:
-                raise absent(name, self._backend.absence(name))
-            return start, None
-        what = f"heads/{name}.json in {self._backend.url}"
-        try:
-            head = Head.decode(stored.data, what)
-        except Refused as error:
-            raise Corrupt(str(error)) from error
-        if head.adapter != str(name):
-            raise Corrupt(f"{what} is the head of {head.adapter}. Restore it from a copy.")
-        return head, stored.etag
+
+def read_head(source: Source, name: AdapterName) -> Head:
+    """A name's head, from what can only be read; see `Heads.get`."""
+    return _read(source, name, None)[0]
 
 
 def absent(name: AdapterName, advice: str = "Check its name.") -> NotFound:
     """What is said of a name without a head, and of one that must seem to have none."""
     return NotFound(f"There is no adapter {name} in this registry. {advice}")
+
+
+def _read(source: Source, name: AdapterName, start: Head | None) -> tuple[Head, str | None]:
+    stored = source.head(name)
+    if stored is None:
+        if start is None:
+            raise absent(name, source.absence(name))
+        return start, None
+    what = f"heads/{name}.json in {source.url}"
+    try:
+        head = Head.decode(stored.data, what)
+    except Refused as error:
+        raise Corrupt(f"{error} Restore it from a copy, unless a newer Swapmeet wrote it.") from error
+    if head.adapter != str(name):
+        raise Corrupt(f"{what} is the head of {head.adapter}. Restore it from a copy.")
+    return head, stored.etag

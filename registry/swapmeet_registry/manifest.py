@@ -1,8 +1,8 @@
 """The manifest of one version: its files, its base and its origin. Its SHA-256 is the version's identity."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PrivateAttr, StringConstraints
 
 from swapmeet_registry import canonical
 from swapmeet_registry.origin.provenance import Facts, Provenance
@@ -62,12 +62,25 @@ class Manifest(Facts):
     schema_: Literal["swapmeet.manifest/1"] = Field("swapmeet.manifest/1", alias="schema")
     adapter: str
     created_at: Timestamp
-    files: tuple[StoredFile, ...] = Field(min_length=1)
+    files: Annotated[tuple[StoredFile, ...], FailFast()] = Field(min_length=1)
     lora: Lora
+    _as_read: bytes | None = PrivateAttr(None)  # where another program wrote it in another form of JSON
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Self:
+        """See `Document`. What is read keeps its bytes, and with them its digest."""
+        manifest = super().decode(data, what)
+        if manifest.encode() != data:
+            manifest._as_read = data
+        return manifest
+
+    def encode(self) -> bytes:
+        """The bytes that it was read from, or else the canonical ones."""
+        return super().encode() if self._as_read is None else self._as_read
 
     @property
     def digest(self) -> str:
-        """`sha256:HEX` of the canonical bytes."""
+        """`sha256:HEX` of its bytes."""
         return canonical.digest(self.encode())
 
     @property

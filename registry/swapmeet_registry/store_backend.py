@@ -1,11 +1,12 @@
 """Adapters in a store of keys: blobs and manifests under their SHA-256, and a head for each name."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, Staged
+from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, NO_NOTES, Notes, Staged
 from swapmeet_registry.fault import reached
 from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
@@ -14,7 +15,8 @@ from swapmeet_registry.stores import Store, Stored
 from swapmeet_registry.upkeep.intents import Intents
 from swapmeet_registry.version import Version
 
-HEADS, SUFFIX = "heads/", ".json"
+HEADS, SIGNATURES, SUFFIX = "heads/", "signatures/", ".json"
+_SIGNATURE = re.compile(rf"{SIGNATURES}sha256/([0-9a-f]{{64}})/({KEY_ID.pattern}){re.escape(SUFFIX)}")
 
 
 class StoreBackend:
@@ -46,11 +48,17 @@ class StoreBackend:
         """See `Backend`."""
         return self.store.get(head_key(name))
 
-    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:  # noqa: ARG002 - blobs are shared
+    def stage(
+        self,
+        name: AdapterName,  # noqa: ARG002 - blobs are shared
+        manifest: Manifest,
+        folder: Path,
+        notes: Notes = NO_NOTES,
+    ) -> Staged:
         """See `Backend`. Writes even what is there: a damaged blob is mended, none taken on trust."""
-        intent = Intents(self.store).declare(
-            (*map(blob_key, manifest.files), manifest_key(manifest.digest), report_key(manifest.digest))
-        )
+        signatures = {signature_key(manifest.digest, key): bundle for key, bundle in notes.signatures.items()}
+        own = (manifest_key(manifest.digest), report_key(manifest.digest))
+        intent = Intents(self.store).declare((*map(blob_key, manifest.files), *own, *signatures))
         try:
             for file in manifest.files:
                 self.store.put(blob_key(file), folder / file.path, file.sha256)
@@ -58,6 +66,10 @@ class StoreBackend:
             reached("push.blobs")
             self.store.put(manifest_key(manifest.digest), manifest.encode(), manifest.digest.removeprefix("sha256:"))
             reached("push.manifest")
+            for key, bundle in signatures.items():
+                self._put(key, bundle)
+            if notes.report is not None:
+                self._put(report_key(manifest.digest), notes.report)
         except BaseException:
             intent.end()
             raise
@@ -87,18 +99,27 @@ class StoreBackend:
 
     def signature(self, version: Version, key: str, limit: int) -> bytes | None:
         """See `Backend`."""
-        stream = self.store.stream(signature_key(version.digest, key))
-        return None if stream is None else _up_to(limit, stream)
+        return self._up_to(limit, signature_key(version.digest, key))
 
     def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
         """See `Backend`."""
-        self.store.put(signature_key(version.digest, key), bundle, hashlib.sha256(bundle).hexdigest())
+        self._put(signature_key(version.digest, key), bundle)
 
     def signers(self, version: Version) -> list[str]:
         """See `Backend`."""
         prefix = signature_key(version.digest, "").removesuffix(SUFFIX)
         keys = (key.removeprefix(prefix).removesuffix(SUFFIX) for key in self.store.list(prefix))
         return list(islice(filter(KEY_ID.fullmatch, keys), MAX_SIGNERS))
+
+    def signed(self) -> Iterator[tuple[str, str]]:
+        """See `Backend`."""
+        for stored in self.store.list(SIGNATURES):
+            if (parts := _SIGNATURE.fullmatch(stored)) is not None:
+                yield f"sha256:{parts[1]}", parts[2]
+
+    def report(self, version: Version, limit: int) -> bytes | None:
+        """See `Backend`."""
+        return self._up_to(limit, report_key(version.digest))
 
     def place(self, version: Version) -> str:  # noqa: ARG002
         """See `Backend`."""
@@ -107,6 +128,13 @@ class StoreBackend:
     def absence(self, name: AdapterName) -> str:  # noqa: ARG002
         """See `Backend`."""
         return "Check its name."
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.store.put(key, data, hashlib.sha256(data).hexdigest())
+
+    def _up_to(self, limit: int, key: str) -> bytes | None:
+        stream = self.store.stream(key)
+        return None if stream is None else _joined(limit, stream)
 
 
 def head_key(name: AdapterName) -> str:
@@ -126,7 +154,7 @@ def manifest_key(digest: str) -> str:
 
 def signature_key(digest: str, key: str) -> str:
     """Where the signature of the version with a digest is, by the key with an id."""
-    return f"signatures/{digest.replace(':', '/')}/{key}{SUFFIX}"
+    return f"{SIGNATURES}{digest.replace(':', '/')}/{key}{SUFFIX}"
 
 
 def report_key(digest: str) -> str:
@@ -139,7 +167,7 @@ def blob_key(file: StoredFile) -> str:
     return f"blobs/sha256/{file.sha256}"
 
 
-def _up_to(limit: int, stream: Iterable[bytes]) -> bytes:
+def _joined(limit: int, stream: Iterable[bytes]) -> bytes:
     data = b""
     for chunk in stream:
         data += chunk

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import Fingerprint, NotFound, Recalled, Registry, canonical, fault
-from swapmeet_registry.copies.mirror import Copied, Mirrored, mirror
+from swapmeet_registry.copies.mirror import Mirrored, mirror
+from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.upkeep.fsck import fsck
 
@@ -147,20 +148,8 @@ def test_manifests_go_over_byte_for_byte(source: Registry, tmp_path: Path) -> No
     assert mirror(source.backend, target.backend).refused == {}
     assert target.resolve("zeta/other").digest == digest
     assert same(source, target)
-    assert Copied.of(data, "it").digest == digest
-
-
-def test_reports_and_signatures_come_along(source: Registry, tmp_path: Path) -> None:
-    assert isinstance(source.backend, StoreBackend)
-    digests = [source.resolve(ref).digest[7:] for ref in (NAME, "zeta/other")]
-    keys = [key for each in digests for key in (f"reports/sha256/{each}.json", f"signatures/sha256/{each}/key1.json")]
-    for key in keys[1::2]:
-        source.backend.store.swap(key, key.encode(), None)
-    target = StoreBackend(Registry((tmp_path / "target").as_uri()).backend.store)  # type: ignore[attr-defined]
-    mirror(source.backend, target, [NAME])
-    assert [key for key in keys if target.store.get(key)] == keys[:2]
-    mirror(source.backend, target)
-    assert [key for key in keys if target.store.get(key)] == keys
+    assert target.manifest(target.resolve("zeta/other")).digest == digest
+    assert Manifest.decode(data, "it").encode() == data
 
 
 def test_a_first_version_that_was_deleted(url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint) -> None:

@@ -37,9 +37,17 @@ def check(
         f"{found.count} problems, {found.mended} of them mended"
     )
     lines.append(
-        f"Left over: {found.orphans} objects ({found.orphan_bytes} bytes) that no version needs, {found.intents} "
-        f"intents of killed publishers, {found.partials} half-written files{' (removed)' * repair}"
+        f"Left over: {found.orphans} objects ({found.orphan_bytes} bytes) that no version needs and {found.intents} "
+        f"intents of killed publishers, which `swapmeet store gc` removes; {found.partials} half-written files"
+        + (" (removed)" if repair else ", which --repair removes")
     )
+    if found.headless:
+        lines.append(
+            f"Without a head: {', '.join(found.headless[:10])}{' …' * (len(found.headless) > 10)}. Its first publish "
+            "was killed, or its head was lost: then restore that before garbage is collected."
+        )
+    if not found.sound and source is None:
+        lines.append("Lost manifests and files come back with --repair --from a registry that has the same versions.")
     show(asdict(found) | {"sound": found.sound}, "\n".join(lines), json)
     if not found.sound:
         raise typer.Exit(1)
@@ -81,6 +89,9 @@ def export(
 
 def import_(
     file: Annotated[Path, typer.Argument(help="What `store export` wrote.")],
+    tenants: Annotated[
+        list[str] | None, typer.Option("--tenant", help="Refuse adapters of any other; may be given again.")
+    ] = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
@@ -88,7 +99,7 @@ def import_(
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
     from swapmeet_registry.copies.bundle import import_bundle
 
-    found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file)
+    found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file, tenants or None)
     lines = [
         f"{each.name}:{each.number} {each.digest}"
         + (f", which was :{each.version} where it comes from" if each.number != each.version else "")

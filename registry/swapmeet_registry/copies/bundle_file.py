@@ -2,10 +2,12 @@
 
     index/sha256/HEX            the index: heads with the versions that are here
     manifests/sha256/HEX        each version's manifest
-    blobs/sha256/HEX            the files that it names, unless they are here already
+    notes/sha256/HEX            signatures of it, and the report on its weights, as the index names them
+    blobs/sha256/HEX            the files that it names
 
-There are no links, folders, owners or times in it, and nothing is compressed, so equal contents make equal bytes, and
-none takes more room than the file itself. Read are 512 bytes at a time of headers, never what a header promises.
+Nothing is there twice. There are no links, folders, owners or times in it, and nothing is compressed, so equal contents
+make equal bytes, and none takes more room than the file itself. Read are 512 bytes at a time of headers, never what a
+header promises.
 """
 
 import hashlib
@@ -18,10 +20,13 @@ from typing import IO
 
 from swapmeet_registry.errors import Refused
 
-INDEX = "index/sha256/"
 BLOCK, CHUNK = 512, 1 << 20
-MAX_INDEX, MAX_MANIFEST, MAX_BLOB = 64 << 20, 16 << 20, 1 << 40
-_OBJECT = re.compile(r"(blobs|index|manifests)/sha256/([0-9a-f]{64})")
+INDEX, NOTES = "index/sha256/", "notes/sha256/"
+MAX_INDEX = 4 << 20
+"""Bytes of an index, which as Python's objects may take twenty times as much. Some 8,000 signed versions fit."""
+LIMITS = {"index": MAX_INDEX, "manifests": 8 << 20, "notes": 4 << 20, "blobs": 4 << 30}
+"""Bytes of what may be in a bundle: no adapter has larger files, or more to say of itself."""
+_OBJECT = re.compile(rf"({'|'.join(LIMITS)})/sha256/([0-9a-f]{{64}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,7 @@ def write_member(stream: IO[bytes], name: str, size: int, pieces: Iterable[bytes
     Raises:
         Refused: there are more or fewer.
     """
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    stream.write(info.tobuf(tarfile.GNU_FORMAT))
+    stream.write(_header(name, size))
     written = 0
     for piece in pieces:
         stream.write(piece)
@@ -54,6 +57,11 @@ def write_member(stream: IO[bytes], name: str, size: int, pieces: Iterable[bytes
     if written != size:
         raise Refused(f"{name} changed while it was exported. Export again.")
     stream.write(b"\0" * (-size % BLOCK))
+
+
+def note_name(sha256: str) -> str:
+    """What a signature or report with a SHA-256 is called."""
+    return NOTES + sha256
 
 
 def write_end(stream: IO[bytes]) -> None:
@@ -73,12 +81,20 @@ def members(stream: IO[bytes], path: Path) -> Iterator[Member]:
         stream.seek(offset)
         header = stream.read(BLOCK)
         if header == b"\0" * BLOCK:
+            if stream.read(BLOCK + 1) != b"\0" * BLOCK:
+                raise Refused(f"{path} does not end as a bundle does: it is damaged. Copy it again.")
             return
         member = _member(header, offset + BLOCK, path)
         if member.offset + member.size > length:
             raise Refused(f"{path} ends in the middle of {member.name}. Copy the bundle again.")
+        stream.seek(member.offset + member.size)
+        padding = -member.size % BLOCK
+        if stream.read(padding) != b"\0" * padding:
+            raise Refused(
+                f"There is something between {member.name} in {path} and what follows. Copy the bundle again."
+            )
         yield member
-        offset = member.offset + member.size + -member.size % BLOCK
+        offset = member.offset + member.size + padding
 
 
 def pieces(stream: IO[bytes], member: Member) -> Iterator[bytes]:
@@ -106,6 +122,12 @@ def require_digest_of(stream: IO[bytes], member: Member, path: Path) -> None:
         raise Refused(f"{member.name} in {path} has the SHA-256 {found.hexdigest()}: it is damaged. Copy it again.")
 
 
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 def _member(header: bytes, offset: int, path: Path) -> Member:
     if len(header) < BLOCK:
         raise Refused(f"{path} is no bundle, or its end is missing. Copy it again.")
@@ -118,7 +140,9 @@ def _member(header: bytes, offset: int, path: Path) -> Member:
         raise Refused(f"{path} holds {name!r}, which is no plain file. Bundles have nothing else: do not trust it.")
     if not _OBJECT.fullmatch(info.name):
         raise Refused(f"{path} holds {name!r}, which does not belong into a bundle. Do not trust it.")
-    limit = MAX_INDEX if name.startswith(INDEX) else MAX_MANIFEST if name.startswith("manifests/") else MAX_BLOB
+    limit = LIMITS[name.partition("/")[0]]
     if not 0 <= info.size <= limit:
         raise Refused(f"{name} in {path} has {info.size} bytes; at most {limit} are accepted.")
+    if header != _header(info.name, info.size):
+        raise Refused(f"{name} in {path} has an owner, a time or else what no bundle has. Do not trust it.")
     return Member(info.name, offset, info.size)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, JsonValue, StringConstraints, ValidationError
 
 from swapmeet_registry import canonical
 from swapmeet_registry.errors import Refused
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MOST_ERRORS = 10_000
+"""Mistakes in a document that are looked at: each takes a kilobyte, and megabytes of nonsense have a million."""
 
 
 class Document(BaseModel):
@@ -79,7 +81,7 @@ class Facts(Document):
     metrics: dict[str, FiniteFloat] = {}
     packages: dict[str, str] = {}
     license: str | None = None
-    tags: tuple[Tag, ...] = ()
+    tags: Annotated[tuple[Tag, ...], FailFast()] = ()
     # What came later is left out where it is not known: as older documents, and their digests, have it.
     run: str | None = Field(None, exclude_if=lambda run: run is None)
     parent: str | None = Field(None, exclude_if=lambda parent: parent is None)
@@ -151,6 +153,8 @@ def _python_files(folder: "Traversable", path: str) -> Iterator[str]:
 
 def first_error(error: ValidationError) -> str:
     """Pydantic's first complaint as one sentence."""
+    if error.error_count() > MOST_ERRORS:
+        return f"{error.error_count()} values in it are wrong."
     found = error.errors(include_url=False)
     place = ".".join(map(str, found[0]["loc"])) or "the document"
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""

@@ -78,6 +78,17 @@ def sign(signed: Signed, key: PrivateKey) -> bytes:
     return canonical.encode(bundle)
 
 
+def require_form(bundle: bytes) -> None:
+    """Refuse what can be nobody's signature, without a key: to be asked before anything is kept for later.
+
+    Raises:
+        SignatureInvalid: it is too large, or no bundle of this format.
+    """
+    if len(bundle) > MAX_BUNDLE:
+        raise SignatureInvalid(f"it has more than {MAX_BUNDLE} bytes")
+    _decoded(_parsed(_Bundle, bundle, "it").dsseEnvelope.payload)
+
+
 def check(bundle: bytes, key: PublicKey, signed: Signed) -> bool:
     """Check a signature of just this version.
 

@@ -1,17 +1,8 @@
 """Adapters on a Hugging Face Hub: a model repository each, which PEFT loads as it is.
 
-    adapter_config.json, adapter_model.safetensors, …      the newest version's files
-    swapmeet.json                                          its provenance, as in a pulled folder
-    README.md                                              a card, made from its manifest
-    .swapmeet/manifest.json                                its manifest
-    .swapmeet/README.md                                    its own README.md, if it has one
-    .swapmeet/head.json                                    all versions and aliases
-    .swapmeet/nonce                                        no two commits are equal
-    .swapmeet/signatures/HEX/KEY.json                      on the branch only: who signed the version with this manifest
-
-Version 3 is the commit with the tag `v3`. A publish is one commit of all these files, an alias's move one of the head
-alone; both name the commit that they were made for as their parent, so that of two only one goes through. What the
-rules guard against:
+`hub_layout` says what is where in it. Version 3 is the commit with the tag `v3`. A publish is one commit of all files,
+an alias's move one of the head alone; both name the commit that they were made for as their parent, so that of two only
+one goes through. What the rules guard against:
 
 * A commit whose answer is lost, or says 5xx, may have taken place. Each carries a nonce, and the branch is read back.
 * The client leaves out files that are on the branch already, as it was when they were uploaded. So the uploads of a
@@ -22,32 +13,29 @@ rules guard against:
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
 from swapmeet_registry import canonical
-from swapmeet_registry.backend import KEY_ID, MAX_SIGNERS, LargeFile, Staged
+from swapmeet_registry.backend import MAX_SIGNERS, NO_NOTES, LargeFile, Notes, Staged
 from swapmeet_registry.contents import damaged
-from swapmeet_registry.errors import Conflict, Corrupt, InvalidName, StoreDenied, StoreError
+from swapmeet_registry.errors import Conflict, InvalidName, StoreDenied, StoreError
 from swapmeet_registry.fault import reached
-from swapmeet_registry.head import Head, Record
+from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.origin.provenance import Provenance
-from swapmeet_registry.stores.hub_card import card
+from swapmeet_registry.stores import hub_layout as layout
 from swapmeet_registry.stores.hub_errors import endpoint
+from swapmeet_registry.stores.hub_files import BRANCH, list_repositories, paths
 from swapmeet_registry.stores.hub_names import adapter_name, is_organization, repository_name
-from swapmeet_registry.stores.hub_repository import BRANCH, NONCE, HubRepository, list_repositories, overtaken, paths
+from swapmeet_registry.stores.hub_repository import NONCE, HubRepository, overtaken
+from swapmeet_registry.stores.hub_tags import require_room, revision, set_tags
 from swapmeet_registry.stores.protocol import Stored, verified
 from swapmeet_registry.version import Version
 
-HEAD, MANIFEST, OWN_README = ".swapmeet/head.json", ".swapmeet/manifest.json", ".swapmeet/README.md"
-SIGNATURES = ".swapmeet/signatures/"
-CARD, CONFIG = "README.md", "adapter_config.json"
 SMALL = 16 << 20
 """Bytes up to which a file is held in memory, and fetched without being asked about first. More than what a Hub takes
 as part of a commit: whatever is not uploaded apart from it can not change meanwhile."""
@@ -97,17 +85,18 @@ class HubBackend:
     def names(self, tenant: str | None = None) -> list[str]:
         """See `Backend`."""
         models = list_repositories(self.organization)
-        found = [self._name_in(model.id) for model in models if HEAD in paths(model)]
+        found = [self._name_in(model.id) for model in models if layout.HEAD in paths(model)]
         return sorted(str(name) for name in found if name is not None and tenant in (None, name.tenant))
 
     def head(self, name: AdapterName) -> Stored | None:
         """See `Backend`; the tag is the commit that the branch is at."""
-        return self.repository(name).get(BRANCH, HEAD)
+        return self.repository(name).get(BRANCH, layout.HEAD)
 
-    def stage(self, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
+    def stage(self, name: AdapterName, manifest: Manifest, folder: Path, notes: Notes = NO_NOTES) -> Staged:
         """See `Backend`. Uploads the large files, and makes the repository if there is none."""
         repository = self.repository(name)
-        sources = {_path(file): _source(folder / file.path, file) for file in manifest.files}
+        sources = {layout.path_of(file): _source(folder / file.path, file) for file in manifest.files}
+        sources |= {layout.signature_path(manifest.digest, key): bundle for key, bundle in notes.signatures.items()}
         if not repository.upload(sources):
             repository.create(self.visibility)
             reached("hub.created")
@@ -126,13 +115,13 @@ class HubBackend:
         if staged is None and expected is None:  # a copy of an adapter whose first version was deleted
             repository.create(self.visibility)
         parent = expected or _unclaimed(repository)
-        files: dict[str, bytes | LargeFile] = {HEAD: head.encode()}
+        files: dict[str, bytes | LargeFile] = {layout.HEAD: head.encode()}
         if staged is None:
             return repository.commit(files, (), parent, f"Aliases and notes of {name}")
         record = head.versions[-1]
-        _require_room(repository, head, parent)
-        files |= _published(staged, repository.name, record.version)
-        old = frozenset(filter(_ours, repository.files(parent)[1]))
+        require_room(repository, head, parent)
+        files |= layout.published(staged, repository.name, record.version)
+        old = frozenset(filter(layout.goes_with_version, repository.files(parent)[1]))
         return repository.commit(
             files, old - files.keys() - {NONCE}, parent, f"Version {record.version} of {name}", record.digest
         )
@@ -141,38 +130,38 @@ class HubBackend:
         """See `Backend`: sets the tags of versions that have none."""
         repository = self.repository(name)
         try:
-            _set_tags(repository, head.versions, repository.refs()[1])
+            set_tags(repository, head.versions, repository.refs()[1])
         except StoreError as error:
             _log.warning(f"The newest version in {repository.name} has no tag yet: the next push sets it. {error}")
 
     def manifest(self, version: Version) -> bytes | None:
         """See `Backend`."""
-        return self._small(version, MANIFEST)
+        return self._small(version, layout.MANIFEST)
 
     def blob(self, version: Version, file: StoredFile) -> Iterator[bytes] | None:
         """See `Backend`. A large file that the Hub itself lists with another SHA-256 is not fetched."""
-        path = _path(file)
+        path = layout.path_of(file)
         if file.size <= SMALL:
             data = self._small(version, path)
             return None if data is None else iter([data])
-        repository = self.repository(AdapterName.parse(version.name))
-        revision = _revision(repository, version)
-        listed = repository.listed(revision, path)
+        repository = self._repository_of(version)
+        at = revision(repository, version)
+        listed = repository.listed(at, path)
         if listed is None:
             return None
         if listed[1] not in (None, file.sha256):
             raise damaged(version, file, self.place(version), f"{listed[0]} bytes with sha256:{listed[1]}")
-        return repository.pieces(revision, path)
+        return repository.pieces(at, path)
 
     def stated(self, version: Version, file: StoredFile) -> tuple[int, str] | None:
         """See `Backend`; a Hub knows the SHA-256 of what was uploaded apart from its commit."""
-        repository = self.repository(AdapterName.parse(version.name))
-        size, sha256 = repository.listed(_revision(repository, version), _path(file)) or (0, None)
+        repository = self._repository_of(version)
+        size, sha256 = repository.listed(revision(repository, version), layout.path_of(file)) or (0, None)
         return (size, sha256) if sha256 is not None else None
 
     def signature(self, version: Version, key: str, limit: int) -> bytes | None:
         """See `Backend`. It is on the branch: it came after the version."""
-        stored = self._repository_of(version).get(BRANCH, _signature(version, key))
+        stored = self._repository_of(version).get(BRANCH, layout.signature_path(version.digest, key))
         return stored.data[:limit] if stored else None
 
     def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
@@ -181,20 +170,30 @@ class HubBackend:
         for _ in range(ATTEMPTS):
             parent = repository.files()[0]
             with suppress(Conflict):
-                repository.commit({_signature(version, key): bundle}, (), parent, f"Signature of {version}")
+                repository.commit(
+                    {layout.signature_path(version.digest, key): bundle}, (), parent, f"Signature of {version}"
+                )
                 return
         raise Conflict(f"{repository.name} is being changed by many others at once. Try again later.")
 
     def signers(self, version: Version) -> list[str]:
         """See `Backend`."""
-        prefix = _signature(version, "").removesuffix(".json")
-        found = sorted(path for path in self._repository_of(version).files()[1] if path.startswith(prefix))
-        keys = (path.removeprefix(prefix).removesuffix(".json") for path in found)
-        return list(islice(filter(KEY_ID.fullmatch, keys), MAX_SIGNERS))
+        found = layout.signatures_in(self._repository_of(version).files()[1])
+        return sorted(key for digest, key in found if digest == version.digest)[:MAX_SIGNERS]
+
+    def signed(self) -> Iterator[tuple[str, str]]:
+        """See `Backend`."""
+        yield from sorted(
+            layout.signatures_in(path for each in list_repositories(self.organization) for path in paths(each))
+        )
+
+    def report(self, version: Version, limit: int) -> bytes | None:  # noqa: ARG002
+        """See `Backend`: a Hub keeps none, and each is computed when it is asked for."""
+        return None
 
     def place(self, version: Version) -> str:
         """See `Backend`."""
-        repository = self.repository(AdapterName.parse(version.name))
+        repository = self._repository_of(version)
         return f"the tag v{version.version} of {repository.name} at {endpoint()}"
 
     def absence(self, name: AdapterName) -> str:
@@ -208,8 +207,8 @@ class HubBackend:
                 "private looks as if it were missing."
             )
         return (
-            f"The repository {repository.name} at {endpoint()} is there, but it has no {HEAD}: it was not published "
-            "by Swapmeet. Push to it to take it over, or load it with PEFT."
+            f"The repository {repository.name} at {endpoint()} is there, but it has no {layout.HEAD}: it was not "
+            "published by Swapmeet. Push to it to take it over, or load it with PEFT."
         )
 
     def repository(self, name: AdapterName) -> HubRepository:
@@ -220,9 +219,9 @@ class HubBackend:
         return self.repository(AdapterName.parse(version.name))
 
     def _small(self, version: Version, path: str) -> bytes | None:
-        repository = self.repository(AdapterName.parse(version.name))
+        repository = self._repository_of(version)
         stored = repository.get(f"v{version.version}", path)
-        if stored is None and _revision(repository, version) == BRANCH:
+        if stored is None and revision(repository, version) == BRANCH:
             stored = repository.get(BRANCH, path)
         return stored.data if stored else None
 
@@ -232,7 +231,7 @@ class HubBackend:
         known = adapter_name(self.organization, short)
         if known is not None:
             return known
-        stored = HubRepository(repository).get(BRANCH, HEAD)
+        stored = HubRepository(repository).get(BRANCH, layout.HEAD)
         try:
             name = AdapterName.parse(str(canonical.decode(stored.data)["adapter"])) if stored else None
         except (ValueError, KeyError):
@@ -243,72 +242,11 @@ class HubBackend:
 def _unclaimed(repository: HubRepository) -> str:
     """The commit that a repository without a head is at."""
     commit, files = repository.files()
-    if HEAD in files:
+    if layout.HEAD in files:
         raise overtaken(repository.name)
     return commit
-
-
-def _require_room(repository: HubRepository, head: Head, parent: str) -> None:
-    """Refuse where tags say that there were more versions than the head knew; set those that are missing."""
-    tip, tags = repository.refs()
-    if tip != parent:
-        raise overtaken(repository.name)
-    new = head.versions[-1].version
-    ahead = sorted(int(tag[1:]) for tag in tags if tag[:1] == "v" and tag[1:].isdecimal() and int(tag[1:]) >= new)
-    if ahead:
-        raise Corrupt(
-            f"{repository.name} has the tag v{ahead[0]}, and its branch {BRANCH} knows of {new - 1} versions only: "
-            "somebody moved the branch back, or made the tag. Put the branch right, or delete the tag."
-        )
-    _set_tags(repository, head.versions[:-1], tags)
-
-
-def _set_tags(repository: HubRepository, versions: tuple[Record, ...], known: Mapping[str, str]) -> None:
-    """Tag the commits of versions that have no tag yet."""
-    missing = {record.digest: record.version for record in versions if f"v{record.version}" not in known}
-    for commit in repository.commits() if missing else ():
-        number = missing.pop(commit["message"].partition("\n")[0], None)
-        if number is not None:
-            repository.tag(f"v{number}", commit["id"])
-        if not missing:
-            return
-
-
-def _revision(repository: HubRepository, version: Version) -> str:
-    """Where a version is: at its tag, or on the branch where its publisher died before the tag and was the last."""
-    tag = f"v{version.version}"
-    return tag if tag in repository.refs()[1] else BRANCH
-
-
-def _ours(path: str) -> bool:
-    """Whether a file goes with its version: all but signatures and hidden ones, such as .gitattributes."""
-    return not path.startswith(".") or (path.startswith(".swapmeet/") and not path.startswith(SIGNATURES))
-
-
-def _signature(version: Version, key: str) -> str:
-    return f"{SIGNATURES}{version.digest.removeprefix('sha256:')}/{key}.json"
-
-
-def _path(file: StoredFile) -> str:
-    return OWN_README if file.path == CARD else file.path
 
 
 def _source(path: Path, file: StoredFile) -> bytes | LargeFile:
     """A small file's checked bytes; a large file stays where it is."""
     return LargeFile(path, file.sha256) if file.size > SMALL else b"".join(verified(path, file.sha256))
-
-
-def _published(staged: Staged, repository: str, version: int) -> dict[str, bytes | LargeFile]:
-    """All files of a version's commit but the head."""
-    manifest, sources = staged.manifest, staged.sources
-    config, readme = _bytes(sources[CONFIG]), _bytes(sources[OWN_README]) if OWN_README in sources else None
-    return {
-        **sources,
-        MANIFEST: manifest.encode(),
-        Provenance.FILE: manifest.provenance().encode(),
-        CARD: card(manifest, repository, version, config, readme).encode(),
-    }
-
-
-def _bytes(source: bytes | LargeFile) -> bytes:
-    return source if isinstance(source, bytes) else source.path.read_bytes()

@@ -7,81 +7,30 @@ deleted meanwhile is none, either. Memory does not grow with the registry.
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from itertools import islice
 
 from swapmeet_registry.backend import Backend, open_backend
-from swapmeet_registry.contents import Contents
+from swapmeet_registry.contents import Contents, damaged
 from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
-from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, name_of
+from swapmeet_registry.store_backend import HEADS, StoreBackend, blob_key, head_key, name_of
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.local import LocalStore
+from swapmeet_registry.upkeep.findings import MOST, Findings
+from swapmeet_registry.upkeep.head_mistakes import mistakes
 from swapmeet_registry.upkeep.intents import FOLDER as INTENTS
 from swapmeet_registry.upkeep.intents import LIFETIME
 from swapmeet_registry.upkeep.live import FOLDERS
 from swapmeet_registry.upkeep.mending import Mender
 from swapmeet_registry.upkeep.needed import Needed, NeededFile
+from swapmeet_registry.upkeep.working_documents import damaged_documents
 from swapmeet_registry.version import Version
 
-MOST = 1000
-"""Problems that are kept; more are counted."""
 READERS = 8
 BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong, in a sentence or two with what to do, and whether it was mended."""
-
-    what: str
-    mended: bool = False
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a check found.
-
-    Attributes:
-        heads: names that were looked at.
-        versions: that must be there; deleted ones need not.
-        files: of these versions, each once.
-        bytes: theirs together.
-        orphans: objects that no version needs, which a collection of garbage removes.
-        orphan_bytes: theirs together.
-        intents: of publishers that were killed more than a day ago; a collection removes them, too.
-        partials: files that writers left half written more than a day ago.
-        problems: the first of them.
-        count: how many problems there are in all.
-        mended: how many of them were mended.
-    """
-
-    heads: int = 0
-    versions: int = 0
-    files: int = 0
-    bytes: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
-    intents: int = 0
-    partials: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    count: int = 0
-    mended: int = 0
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing is wrong that was not mended."""
-        return self.count == self.mended
-
-    def add(self, what: str, mended: bool = False) -> None:
-        """Another problem."""
-        self.count += 1
-        self.mended += mended
-        if len(self.problems) < MOST:
-            self.problems.append(Problem(what, mended))
 
 
 def fsck(
@@ -125,6 +74,8 @@ class _Check:
         if isinstance(self._backend, StoreBackend):
             self._compare(self._backend.store)
             self._count_leftovers(self._backend.store)
+            for what in damaged_documents(self._backend.store):
+                self._found.add(what)
         return self._found
 
     def _versions(self) -> Iterator[Version]:
@@ -193,6 +144,8 @@ class _Check:
                 elif folder == "blobs/" or not self._needed.has_manifest(sha256):
                     self._found.orphans += 1
                     self._found.orphan_bytes += entry.size
+                    if folder == "manifests/":
+                        self._look_for_head(store, entry.key)
         for missing in self._needed.unseen():
             size = store.size(blob_key(missing.file))
             if size is None or size != missing.file.size or self._deep:
@@ -203,13 +156,22 @@ class _Check:
         try:
             if size != file.size:
                 found = "nothing" if size is None else f"{size} bytes"
-                raise Corrupt(f"{file.path} of {version} should have {file.size} bytes, but there are {found}.")
+                raise damaged(version, file, self._backend.place(version), found)
             if self._deep:
                 self._contents.check(version, file, read=True)
         except Corrupt as error:
             if not self._deleted(version):
                 mended = self._mender is not None and self._mender.file(version, file)
                 self._found.add(f"{error} ({blob_key(file)})", mended)
+
+    def _look_for_head(self, store: Store, key: str) -> None:
+        """Note the name of a manifest that no version has, if it has no head: maybe it had one."""
+        if self._found.orphans > MOST or (stored := store.get(key)) is None:
+            return
+        with suppress(Refused, InvalidName):
+            name = AdapterName.parse(Manifest.decode(stored.data, key).adapter)
+            if str(name) not in self._found.headless and store.size(head_key(name)) is None:
+                self._found.headless.append(str(name))
 
     def _deleted(self, version: Version) -> bool:
         """Whether a version was deleted while the check was under way."""
@@ -226,23 +188,6 @@ class _Check:
                 self._found.partials += 1
                 if self._repair:
                     partial.unlink(missing_ok=True)
-
-
-def mistakes(head: Head) -> Iterator[str]:
-    """What contradicts itself in a head."""
-    numbers = [record.version for record in head.versions]
-    if numbers != list(range(1, len(numbers) + 1)):
-        yield "its versions are not numbered 1, 2, 3 and so on."
-    if len({record.digest for record in head.versions}) < len(numbers):
-        yield "two versions have the same digest."
-    for alias, number in sorted(head.aliases.items()):
-        if not 1 <= number <= len(numbers):
-            yield f"the alias {alias} points to version {number}, which does not exist."
-    moved = {move.alias: move.version for move in head.history}
-    if {alias: number for alias, number in moved.items() if number} != head.aliases:
-        yield "its aliases are not where their history says that they were moved last."
-    if (head.visibility == "shared") != bool(head.shared_with):
-        yield f"it is {head.visibility}, and names {len(head.shared_with)} tenants to be shared with."
 
 
 def _sha256(key: str) -> bytes:

@@ -16,7 +16,8 @@ from swapmeet_registry.backend import LargeFile
 from swapmeet_registry.errors import Conflict, StoreError
 from swapmeet_registry.stores.hub import HubBackend
 from swapmeet_registry.stores.hub_errors import endpoint, hub_errors
-from swapmeet_registry.stores.hub_repository import BRANCH, HubRepository
+from swapmeet_registry.stores.hub_files import BRANCH
+from swapmeet_registry.stores.hub_repository import HubRepository
 from swapmeet_registry.stores.probing.promises import Broken, Promises, at_once, require
 from swapmeet_registry.stores.protocol import Stored
 
