@@ -26,7 +26,7 @@ from swapmeet_registry.life import Life, now
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
 from swapmeet_registry.origin.licences import Licences
-from swapmeet_registry.origin.lineage import Ancestor, ancestors
+from swapmeet_registry.origin.lineage import MOST, Ancestor, ancestors
 from swapmeet_registry.recalls import Recalls
 from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
@@ -253,19 +253,20 @@ class Registry(Life):
         """
         return self._signatures.of(version, self.manifest(version))
 
-    def lineage(self, ref: str | Version, reader: str | None = None) -> tuple[Ancestor, ...]:
+    def lineage(self, ref: str | Version, reader: str | None = None, most: int = MOST) -> tuple[Ancestor, ...]:
         """What a version comes from: its parent first, then that one's, as far as they can be read.
 
         Args:
             ref: a reference, or a version that `resolve` gave.
             reader: the tenant who asks: what he may not see looks as if it were missing. None sees all.
+            most: generations that are followed.
 
         Raises:
             Corrupt: the version's own manifest is gone or was changed.
             NotFound: there is no such version.
         """
         version = self.resolve(ref) if isinstance(ref, str) else ref
-        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader))
+        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader, most))
 
     def show(self, name: str) -> Listing:
         """Everything under a name.

@@ -8,6 +8,9 @@ from swapmeet_registry.errors import RegistryError
 from swapmeet_registry.origin.provenance import Examples
 from swapmeet_training.errors import TrainingError
 
+EXAMPLES = "examples.json"
+"""Beside the adapter, and no part of it: what it answered to held-out prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -20,11 +20,9 @@ from swapmeet_training.loop.packing import pack
 from swapmeet_training.lora import adapter
 from swapmeet_training.lora.model import attach_lora, choose_attention, load_base, require_apart
 from swapmeet_training.lora.parent import parent_digest
-from swapmeet_training.progress import Parked, Report, Result, ignore, never
+from swapmeet_training.progress import EXAMPLES, Parked, Report, Result, ignore, never
 from swapmeet_training.spec import FineTune
 
-EXAMPLES = "examples.json"
-"""Beside the adapter, and no part of it: what it answered to held-out prompts."""
 PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 Checkpointed = Callable[[Path], None]

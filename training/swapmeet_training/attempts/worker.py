@@ -31,8 +31,8 @@ from swapmeet_training.attempts.telling import (
 )
 from swapmeet_training.errors import DeviceMissing, RunFailed, StorageFull, TrainingError, WorkerLost
 from swapmeet_training.foreign import as_ours
-from swapmeet_training.progress import Parked, Progress
-from swapmeet_training.qlora import EXAMPLES, run
+from swapmeet_training.progress import EXAMPLES, Parked, Progress
+from swapmeet_training.qlora import run
 from swapmeet_training.spec import FineTune, fine_tune
 
 HISTORY = "history.jsonl"
