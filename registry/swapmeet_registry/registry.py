@@ -25,7 +25,7 @@ from swapmeet_registry.heads import Heads
 from swapmeet_registry.life import Life, now
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference, require_settable_alias
-from swapmeet_registry.origin.licences import Licences
+from swapmeet_registry.origin.licences import Licences, concerns_of
 from swapmeet_registry.origin.lineage import MOST, Ancestor, ancestors
 from swapmeet_registry.recalls import Recalls
 from swapmeet_registry.signing import OFF, Signature, Signatures, Trust
@@ -104,6 +104,7 @@ class Registry(Life):
                 _log.warning(notice)
             given = {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
             manifest = _manifest(admitted, target, base, given)
+            self._warn_of_licences(target, manifest)
             reached("push.checked")
             with (
                 reports.computing(self.backend, admitted.folder) as store_report,
@@ -325,6 +326,12 @@ class Registry(Life):
         self.backend.settle(name, head)
         return Version.of(head, record)
 
+    def _warn_of_licences(self, name: AdapterName, manifest: Manifest) -> None:
+        """Say where others restrict more than the adapter's licence; of a parent as far as its tenant may read it."""
+        parents = ancestors(self._heads, self.manifest, manifest, name.tenant, 1)
+        for concern in concerns_of(manifest, next((each.manifest for each in parents), None)):
+            _warn(f"{name}: {concern}")
+
     def _publish(self, name: AdapterName, staged: Staged, alias: str | None, nonce: str) -> Version:
         """Add the version to the head; the nonce tells a write that took place already from another's."""
         manifest = staged.manifest
@@ -350,9 +357,7 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
         _warn(require_fit(admitted.provenance.base, base, str(name)))
         facts = admitted.provenance.facts()
     facts |= {field: value for field, value in given.items() if value}
-    licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
-    for concern in licences.concerns():
-        _warn(f"{name}: {concern}")
+    licences = Licences(facts.get("license"), facts.get("base_license"))
     return Manifest.build(
         **facts | {"license": licences.inherited},
         adapter=str(name),

@@ -86,7 +86,7 @@ def test_all_that_is_known_is_told_in_each_form(registry: Registry, push: Make) 
     assert (told["newer"], told["withdrawn"]) == (2, "yanked: Learnt the wrong thing.")
     assert told["parents"] == [{"ref": oldest.pinned, "version": 1, "problem": None}]
     assert told["examples"]["run"]["answers"][0] == {"prompt": "Hello?", "output": "Hi there", "ended": "length"}
-    assert (told["dataset_license"], len(told["licence_concerns"]), len(told["advice"])) == ("cc-by-nc-4.0", 1, 1)
+    assert (told["dataset_license"], len(told["licence_concerns"]), len(told["advice"])) == ("cc-by-nc-4.0", 2, 1)
     newest = card(registry, second, examples=shown)
     assert (newest.newer, newest.withdrawn, newest.own) == (None, None, True)
     assert [each.problem for each in newest.parents] == ["yanked: Learnt the wrong thing.", None]

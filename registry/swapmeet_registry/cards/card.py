@@ -98,6 +98,7 @@ class Card:
             raise NotFound(f"{version} was deleted: {version.deleted} Name another version.") from error
         shown = [each for each in reversed(listing.versions) if each.deleted is None]
         newest = next((each for each in shown if each.usable), None)
+        parents = registry.lineage(version, reader, most=GENERATIONS)
         return cls(
             version=version,
             manifest=manifest,
@@ -107,8 +108,8 @@ class Card:
             visibility=listing.visibility,
             more=more,
             newer=newest if newest is not None and newest.version > version.version else None,
-            parents=registry.lineage(version, reader, most=GENERATIONS),
-            concerns=concerns_of(manifest),
+            parents=parents,
+            concerns=concerns_of(manifest, parents[0].manifest if parents else None),
             advice=_advice(registry, version),
             examples=manifest.examples or examples,
             own=manifest.examples is None and examples is not None,

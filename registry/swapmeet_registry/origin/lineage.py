@@ -36,7 +36,8 @@ def ancestors(
 ) -> Iterator[Ancestor]:
     """A version's parent, its parent, and so on, as far as they can be read.
 
-    There is no way in a circle: a version's digest is over the name of its parent's digest.
+    There is no way in a circle: a version's digest is over the name of its parent's digest. A parent that is named by
+    anything else, which could mean the child itself, is not followed.
 
     Args:
         heads: of the registry.
@@ -59,6 +60,8 @@ def ancestors(
 def _ancestor(heads: Heads, read: Callable[[Version], Manifest], ref: str, reader: str | None) -> Ancestor:
     try:
         reference = Reference.parse(ref)
+        if reference.digest is None:
+            return Ancestor(ref, problem="not the digest of a version")
         head = heads.get(reference.name)
         if reader is not None and not head.visible_to(reader):
             return Ancestor(ref, problem=UNAVAILABLE)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from swapmeet_registry.bases.nf4 import allow_packing
 from swapmeet_registry.bases.quiet import quiet
 from swapmeet_registry.origin.provenance import Answer, Examples
 from swapmeet_training.data import Example, dataset_digest, read_examples
@@ -134,6 +135,7 @@ def _generate(model: Any, asked: Sequence[Question], pad: int, ends: frozenset[i
         use_cache=True,
     )
     model.eval()
+    allow_packing(model)  # several times faster on the CPU, and nothing is trained any more
     with quiet(), torch.inference_mode():
         made = model.generate(
             input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
