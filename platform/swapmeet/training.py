@@ -14,8 +14,10 @@ from swapmeet.settings import Settings
 from swapmeet_registry import AdapterName, Provenance, Registry, RegistryError, Version
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.names import require_settable_alias
+from swapmeet_registry.origin.provenance import Examples
 from swapmeet_training import FineTune, Resources, fine_tune, load_dataset
 from swapmeet_training.attempts.ray_driver import Outcome, train_on_ray
+from swapmeet_training.progress import EXAMPLES
 
 Tell = Callable[[str], None]
 
@@ -71,6 +73,7 @@ def train_and_publish(
     with _only_run(settings.folder / "runs", name) as storage:
         outcome = run_all(settings, [spec], storage, resources, tell)[0]
         folder = adapter_folder(outcome)
+        _tell_examples(folder.parent / EXAMPLES, tell)
         if parent:
             _note_parent(folder, parent)
         try:
@@ -90,6 +93,13 @@ def _pulled(settings: Settings, registry: Registry, parent: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     registry.pull(parent, folder)
     return folder
+
+
+def _tell_examples(path: Path, tell: Tell) -> None:
+    """What the adapter answered, for whoever trained it: beside the adapter, and gone with the run."""
+    if path.is_file():
+        for each in Examples.model_validate_json(path.read_bytes()).answers:
+            tell(f"Asked {each.prompt!r}, it answers {each.output!r}")
 
 
 def _note_parent(folder: Path, parent: str) -> None:

@@ -31,9 +31,7 @@ def manifest_of(admitted: Admitted, name: AdapterName, base: Fingerprint, given:
             _log.warning(warning)
         facts = admitted.provenance.facts()
     facts |= {field: value for field, value in given.items() if value}
-    licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
-    for concern in licences.concerns():
-        _log.warning(f"{name}: {concern}")
+    licences = Licences(facts.get("license"), facts.get("base_license"))
     return Manifest.build(
         **facts | {"license": licences.inherited},
         adapter=str(name),

@@ -11,7 +11,7 @@ from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName, Reference
-from swapmeet_registry.origin.lineage import Ancestor, ancestors
+from swapmeet_registry.origin.lineage import MOST, Ancestor, ancestors
 from swapmeet_registry.version import Listing, Version
 
 
@@ -86,19 +86,20 @@ class Reading:
         """
         return self._contents.tail(version, file, start) if start else self._contents.blob(version, file)
 
-    def lineage(self, ref: str | Version, reader: str | None = None) -> tuple[Ancestor, ...]:
+    def lineage(self, ref: str | Version, reader: str | None = None, most: int = MOST) -> tuple[Ancestor, ...]:
         """What a version comes from: its parent first, then that one's, as far as they can be read.
 
         Args:
             ref: a reference, or a version that `resolve` gave.
             reader: the tenant who asks: what he may not see looks as if it were missing. None sees all.
+            most: generations that are followed.
 
         Raises:
             Corrupt: the version's own manifest is gone or was changed.
             NotFound: there is no such version.
         """
         version = self.resolve(ref) if isinstance(ref, str) else ref
-        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader))
+        return tuple(ancestors(self._heads, self.manifest, self.manifest(version), reader, most))
 
     def show(self, name: str) -> Listing:
         """Everything under a name.

@@ -19,7 +19,10 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
 from swapmeet_registry.head import Withdrawal
 from swapmeet_registry.life import Life, Withdrawn
+from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName, require_settable_alias
+from swapmeet_registry.origin.licences import concerns_of
+from swapmeet_registry.origin.lineage import ancestors
 from swapmeet_registry.publishing import Publishing, manifest_of
 from swapmeet_registry.recalls import Recalls
 from swapmeet_registry.signing import OFF, Trust
@@ -97,6 +100,7 @@ class Registry(Vouching, Life):
                 _log.warning(notice)
             given = {"license": license, "base_license": base_license, "tags": tuple(tags), "run": run}
             manifest = manifest_of(admitted, target, base, given)
+            self._warn_of_licences(target, manifest)
             reached("push.checked")
             with (
                 reports.computing(self.backend, admitted.folder) as store_report,
@@ -175,6 +179,12 @@ class Registry(Vouching, Life):
 
         query = Query(words, **filters)
         return open_index(self, lambda index: index.search(query, reader))
+
+    def _warn_of_licences(self, name: AdapterName, manifest: Manifest) -> None:
+        """Say where others restrict more than the adapter's licence; of a parent as far as its tenant may read it."""
+        parents = ancestors(self._heads, self.manifest, manifest, name.tenant, 1)
+        for concern in concerns_of(manifest, next((each.manifest for each in parents), None)):
+            _log.warning(f"{name}: {concern}")
 
     def withdraw(self, ref: str, how: Withdrawal, reason: str) -> Withdrawn:
         """See `Life`; servers are told of what they must drop."""

@@ -101,5 +101,5 @@ def test_the_better_of_two_runs_is_published(tiny_llama: Path, tmp_path: Path) -
     (version,) = registry.show("acme/dates").versions
     assert registry.manifest(version).run == learning.job
     left = {key.rpartition("/")[2] for key in open_store(settings.storage_url).list(f"runs/{idle.job}/")}
-    assert left == {"000001.txt", "losses.jsonl"}
+    assert left == {"000001.txt", "losses.jsonl", "examples.json"}
     database.close()

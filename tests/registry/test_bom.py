@@ -61,8 +61,9 @@ def test_a_bill_says_what_the_manifest_does(registry: Registry, push: Any) -> No
     assert document["serialNumber"] == "urn:uuid:" + document["serialNumber"][-36:]
 
 
-@pytest.mark.parametrize("name", ["manifest-1.json", "manifest-1-full.json", "manifest-1-first.json"])
-def test_bills_are_what_the_official_schema_says(name: str, registry: Registry, push: Any) -> None:
+@pytest.fixture
+def validator() -> Any:
+    """Holds bills to the official schema."""
     pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib is not installed")
     import jsonschema
     import referencing.jsonschema
@@ -78,13 +79,34 @@ def test_bills_are_what_the_official_schema_says(name: str, registry: Registry, 
         (f"{folder}/{file}", referencing.Resource.from_contents(each, referencing.jsonschema.DRAFT7))
         for file, each in schemas.items()
     )
-    validator = jsonschema.Draft7Validator(
-        main, registry=known, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
-    )
+    return jsonschema.Draft7Validator(main, registry=known, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER)
+
+
+@pytest.mark.parametrize("name", ["manifest-1.json", "manifest-1-full.json", "manifest-1-first.json"])
+def test_bills_are_what_the_official_schema_says(name: str, registry: Registry, push: Any, validator: Any) -> None:
     parents = registry.lineage(push("acme/legal", f"acme/gone@sha256:{'0' * 64}"))
     document = json.loads(bom(*sample(name), parents))
     assert [error.message for error in validator.iter_errors(document)] == []
     assert not validator.is_valid(document | {"serialNumber": "7"})
+
+
+@pytest.mark.parametrize("parent", ["acme/x@evil", "@", "x" * 9000, "acme/x:1\n\x1b[2J", "acme/x@sha256:" + "A" * 64])
+def test_bills_of_hostile_manifests_are_sound(parent: str, registry: Registry, push: Any, validator: Any) -> None:
+    odd = '"\n\x1b[31m\u202e<b>' + "y" * 3000
+    facts: dict[str, Any] = {
+        "run": odd,
+        "license": odd,
+        "base_license": " ",
+        "dataset_license": "\n",
+        "tags": ("a", "a"),
+    }
+    facts |= {"metrics": {odd: 1e308, "": 0.0}, "training": {odd: [None, {"x": odd}]}}
+    facts |= {"packages": {odd: odd, "A_b": "1", "a-b": "1", "a_b": "2"}, "dataset": "sha256:" + "d" * 64}
+    version = push("acme/odd", parent, **facts)
+    document = json.loads(bom(version, registry.manifest(version), registry.lineage(version)))
+    assert [error.message for error in validator.iter_errors(document)] == []
+    refs = [each["bom-ref"] for each in document["components"]]
+    assert len(refs) == len(set(refs)) == 4
 
 
 def test_a_lineage_goes_up_to_the_base(registry: Registry, push: Any) -> None:
@@ -119,9 +141,21 @@ def test_parents_that_are_withdrawn_missing_or_no_names(registry: Registry, push
         (f"acme/none@sha256:{'0' * 64}", "missing"),
         (f"acme/first@sha256:{'0' * 64}", "missing"),
         ("../../etc", "not the name of a version"),
+        ("acme/other", "not the digest of a version"),
+        ("acme/other:1", "not the digest of a version"),
+        ("acme/other:latest", "not the digest of a version"),
     ):
         (found,) = registry.lineage(push("acme/other", parent))
         assert (found.ref, found.problem, found.version) == (parent, problem, None)
+
+
+def test_a_long_lineage_is_followed_as_far_as_is_asked(registry: Registry, push: Any) -> None:
+    version = push("acme/g0")
+    chain = [version := push(f"acme/g{number}", version) for number in range(1, 4)]
+    assert len(registry.lineage(chain[-1], most=3)) == 3
+    *known, more = registry.lineage(chain[-1], most=2)
+    assert [each.problem for each in known] == [None, None]
+    assert (more.version, more.problem) == (None, "there are more than 2 generations, which are not followed")
 
 
 def test_what_a_reader_may_not_see_looks_missing(registry: Registry, push: Any) -> None:

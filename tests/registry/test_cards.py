@@ -145,5 +145,6 @@ def test_a_card(make_adapter: Callable[..., Path], base: Fingerprint, tmp_path: 
     assert "<b>" not in text
     found = json.loads(json.dumps(card.as_json()))
     assert (found["version"], found["aliases"], found["metrics"]) == (2, ["latest", "prod"], {"loss|x": 0.5})
-    assert found["examples"] == [{"prompt": "Hi ``` there", "output": "<script>two</script>\nlines\n"}]
+    stated = [{"prompt": "Hi ``` there", "output": "<script>two</script>\nlines\n"}]
+    assert found["examples"] == {"run": None, "author": stated}
     assert [each["version"] for each in found["versions"]] == [2, 1]

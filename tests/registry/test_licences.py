@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Fingerprint, Registry
+from swapmeet_registry import Fingerprint, Provenance, Registry
 from swapmeet_registry.bases.catalogue import CATALOGUE
 from swapmeet_registry.bases.license import stated_license
-from swapmeet_registry.origin.licences import RESTRICTIONS, Licences, normalized, spdx
+from swapmeet_registry.origin.licences import RESTRICTIONS, Licences, concerns_of, normalized, spdx
 from swapmeet_registry.stores.hub_card import LICENSES
 
 
@@ -82,6 +82,23 @@ def test_a_publish_inherits_and_warns(
     again = registry.push(tmp_path / "pulled", "acme/copy", base=base, license="llama3.1")
     assert registry.manifest(again).base_license == "llama3.1"
     assert caplog.messages == []
+
+
+def test_a_publish_is_warned_of_what_its_parent_restricts(
+    make_adapter: Callable[..., Path], base: Fingerprint, tmp_path: Path, caplog: Any
+) -> None:
+    registry, folder = Registry(tmp_path.as_uri() + "/registry"), make_adapter(tmp_path / "adapter")
+    for name in ("acme/strict", "globex/strict"):
+        parent = registry.push(folder, name, base=base, license="cc-by-nc-4.0")
+        Provenance(base=base, parent=parent.pinned).write(folder)
+        caplog.clear()
+        child = registry.push(folder, "acme/child", base=base, license="mit")
+        (folder / Provenance.FILE).unlink()
+        warned = "The adapter that it goes on from is under CC-BY-NC-4.0, which forbids commercial use" in caplog.text
+        assert warned == (name == "acme/strict"), "of others' private adapters nothing is told"
+    registry.share("globex/strict", "public")
+    (found,) = registry.lineage(child, "acme")
+    assert len(concerns_of(registry.manifest(child), found.manifest)) == 1
 
 
 @pytest.mark.parametrize(

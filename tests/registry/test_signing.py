@@ -172,6 +172,19 @@ def test_what_is_wrong_with_trusted_keys_is_never_passed_over(
         registry.verify(NAME)
 
 
+@pytest.mark.parametrize("policy", ["warn", "require"])
+@pytest.mark.parametrize("question", ["is_file", "is_dir", "iterdir"])
+def test_trusted_keys_that_can_not_be_read_are_an_error(
+    policy: Any, question: str, trusted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, question, denied)
+    with pytest.raises(SigningKeyInvalid, match=r"can not be read \(Permission denied\)\. Let Swapmeet read it"):
+        Trust(policy, trusted).keys_for("acme")
+
+
 def test_pairs(tmp_path: Path) -> None:
     private, public, key = make_keys(tmp_path / "deep" / "pair", "secret")
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
@@ -296,6 +309,8 @@ def test_every_other_bundle_is_refused(key: PrivateKey, signed: oms.Signed, tmp_
         (b"", r"not JSON"),
         (b"\xff" * 100, r"not UTF-8"),
         (b"[" * 500_000, r"nested too deeply|not JSON"),
+        (b'{"mediaType":' + b"9" * 100_000 + b"}", r"."),
+        (b'{"a":"' + b"x" * (10 << 20) + b'"}', r"more than"),
         (bundle + b" " * oms.MAX_BUNDLE, r"more than"),
         (b'{"mediaType":"x",' + bundle[1:], r"gives 'mediaType' twice"),
         (canonical.encode(document | {"mediaType": "application/json"}), r"mediaType"),

@@ -16,6 +16,7 @@ import pytest
 
 from swapmeet_registry import Corrupt, Provenance
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_registry.origin.provenance import Examples
 from swapmeet_registry.stores import Store, open_store
 from swapmeet_training import FineTune, Resources
 from swapmeet_training.attempts import log as logs
@@ -106,6 +107,9 @@ def test_an_attempt_that_was_stopped_goes_on_elsewhere_as_if_it_never_had(
     assert steps(told) == [1, 2, 3, 4, 5, 6]
     assert [step_of(each.checkpoint) for each in told if isinstance(each, Saved)] == [2, 4, 6]
     calm = weights(store, told[-1], tmp_path / "calm")
+    examples = store.get(f"runs/{JOB}/1/examples.json")
+    assert examples is not None
+    assert len(Examples.model_validate_json(examples.data).answers) == 3
     for key in list(store.list("runs/")):
         store.delete(key)
 

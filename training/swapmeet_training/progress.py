@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swapmeet_registry.errors import RegistryError
+from swapmeet_registry.origin.provenance import Examples
 from swapmeet_training.errors import TrainingError
+
+EXAMPLES = "examples.json"
+"""Beside the adapter, and no part of it: what it answered to held-out prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ class Result:
     `metrics` are those of the adapter; `best_step` among them is the step it is of, where the best one is kept.
     `steps` were made in all; `trained_tokens` counts all tokens but padding over all epochs; `seconds` and
     `resumed_from` (a step, 0 for a run from the start) are of the process that finished the run. `worst` are the
-    lines with the highest losses, which are often wrong; `notes` are all that `Progress.note` told.
+    lines with the highest losses, which are often wrong; `notes` are all that `Progress.note` told. `examples` are what
+    the adapter answered to held-out prompts, and `unanswered` is why it did not, where that failed.
     """
 
     name: str
@@ -74,6 +79,8 @@ class Result:
     resumed_from: int = 0
     worst: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    examples: Examples | None = None
+    unanswered: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any, overload
 
 from swapmeet_registry.bases.nf4 import bits_per_parameter
-from swapmeet_registry.origin.provenance import Provenance, code_digest
+from swapmeet_registry.origin.provenance import Examples, Provenance, code_digest
 from swapmeet_training.data import dataset_digest
 from swapmeet_training.data.dataset import Dataset, data_files, load_dataset
 from swapmeet_training.data.masking import Pair
 from swapmeet_training.errors import DataError
-from swapmeet_training.foreign import seam
+from swapmeet_training.foreign import as_ours, seam
+from swapmeet_training.loop.answering import answered
 from swapmeet_training.loop.checkpoint import Checkpoint
 from swapmeet_training.loop.packing import pack
 from swapmeet_training.lora import adapter
 from swapmeet_training.lora.model import attach_lora, choose_attention, load_base, require_apart
 from swapmeet_training.lora.parent import parent_digest
-from swapmeet_training.progress import Parked, Report, Result, ignore, never
+from swapmeet_training.progress import EXAMPLES, Parked, Report, Result, ignore, never
 from swapmeet_training.spec import FineTune
 
 PACKAGES = ("swapmeet", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -77,8 +78,9 @@ def run(
     """Fine-tune, and leave a PEFT adapter with its provenance in `folder`/adapter.
 
     Checkpoints stand beside it as `checkpoint-STEP`, each an adapter that can be published, with the run's state in a
-    hidden folder; and the run's history as `metrics.csv` and `losses.jsonl`. On one CPU, equal specs, data and package
-    versions give bitwise equal weights, also when a run was interrupted and resumed from one of its checkpoints.
+    hidden folder; and the run's history as `metrics.csv` and `losses.jsonl`, with what the adapter answers to held-out
+    prompts as `examples.json`. On one CPU, equal specs, data and package versions give bitwise equal weights, also when
+    a run was interrupted and resumed from one of its checkpoints.
 
     Args:
         spec: what to train.
@@ -136,9 +138,13 @@ def run(
         if parked:
             return Parked(spec.name, trainer.standing.step, parked)
         metrics = trainer.final_metrics() | {"bits_per_parameter": bits_per_parameter(model)}
+        weights = trainer.final_weights()
+        examples, unanswered = _examples(spec, model, weights, data, folder)
         seconds = time.monotonic() - began
-        provenance = provenance.model_copy(update={"metrics": metrics | {"seconds": round(seconds, 3)}})
-        folder = adapter.publish(model, spec, folder, trainer.final_weights(), provenance.write)
+        facts = {"metrics": metrics | {"seconds": round(seconds, 3)}}
+        shown = {"examples": examples if spec.show_examples else None}
+        provenance = provenance.model_copy(update=facts | shown)
+        folder = adapter.publish(model, spec, folder, weights, provenance.write)
     return Result(
         name=spec.name,
         adapter=folder,
@@ -149,7 +155,25 @@ def run(
         resumed_from=first_step,
         worst=trainer.losses.worst(),
         notes=tuple(trainer.standing.notes),
+        examples=examples,
+        unanswered=unanswered,
     )
+
+
+def _examples(
+    spec: FineTune, model: Any, weights: adapter.Weights, data: Dataset, folder: Path
+) -> tuple[Examples | None, str]:
+    """What the adapter answers, kept in `folder`, or why it does not: a run that is done does not fail for that."""
+    path = folder / EXAMPLES
+    path.unlink(missing_ok=True)
+    try:
+        adapter.set_weights(model, weights)
+        examples = answered(spec, model, data.held_out, data.pad)
+        if examples is not None:
+            path.write_text(examples.model_dump_json(), encoding="utf-8")
+    except Exception as error:
+        return None, f"The adapter was asked nothing, as that failed: {as_ours(spec.name, error)}"
+    return examples, ""
 
 
 def _units(spec: FineTune, data: Dataset) -> tuple[list[Any], list[Any], int]:

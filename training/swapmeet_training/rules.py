@@ -20,7 +20,7 @@ DPO_LEARNING_RATE = 5e-6
 MAX_TEMPLATE = 256 << 10
 """Bytes of the longest chat template that serving accepts."""
 
-DEFAULTS = {"method": "supervised", "init": "default", "beta": 0.1}
+DEFAULTS = {"method": "supervised", "init": "default", "beta": 0.1, "examples": None}
 Spec = TypeVar("Spec")
 Rule = Callable[[Any], str | None]
 
@@ -77,6 +77,16 @@ def _eval_every(spec: Any) -> str | None:
     return _needs_validation("eval_every", spec.eval_every, spec)
 
 
+def _examples(spec: Any) -> str | None:
+    return _needs_validation("examples", spec.examples, spec)
+
+
+def _show_examples(spec: Any) -> str | None:
+    if spec.show_examples and spec.examples == 0:
+        return "show_examples shows none where examples is 0. Raise examples, or leave show_examples out."
+    return _needs_validation("show_examples", spec.show_examples, spec)
+
+
 def _needs_validation(setting: str, given: Any, spec: Any) -> str | None:
     if given and not hasattr(spec, "validation"):
         return f"{setting} needs held-out examples. Name a validation file, or leave {setting} out."
@@ -104,7 +114,9 @@ def _template(spec: Any) -> str | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (_beta, _packing, _early_stopping, _eval_every, _dora, _init, _template)
+RULES: tuple[Rule, ...] = (
+    *(_beta, _packing, _early_stopping, _eval_every, _examples, _show_examples, _dora, _init, _template),
+)
 
 
 def _together(title: str, findings: list[InitErrorDetails], sentences: list[str]) -> ValidationError:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.names import AdapterName
-from swapmeet_registry.origin.provenance import Tag
+from swapmeet_registry.origin.provenance import MOST_ANSWERS, Tag
 from swapmeet_training.errors import SpecError
 from swapmeet_training.rules import CONTRADICTION, checked
 
@@ -52,6 +52,9 @@ class FineTune(BaseModel):
     `parent` is the folder of an adapter to go on from: `rank`, `alpha`, `target_modules`, `rslora`, `dora` and the
     chat template are its, and need not be given. `chat_template` is the text of a Jinja template to train with
     instead of the base's; it is published with the adapter.
+
+    The finished adapter answers the first `examples` prompts of `validation`, 3 unless said otherwise. They stay beside
+    the adapter, for whoever trained; with `show_examples` they become part of it, for all who may ever read it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,6 +96,8 @@ class FineTune(BaseModel):
     save_every: int | None = Field(None, ge=1)
     early_stopping: int | None = Field(None, ge=1)
     keep_best: bool = True
+    examples: int | None = Field(None, ge=0, le=MOST_ANSWERS)
+    show_examples: bool = False
     license: str | None = None
     dataset_license: str | None = None
     tags: tuple[Tag, ...] = ()
@@ -114,7 +119,7 @@ class FineTune(BaseModel):
     def settings(self) -> dict[str, JsonValue]:
         """What a reader of the adapter needs to train it again: no path of this machine, no name, no long text."""
         files = {"base", "data", "validation", "parent", "chat_template"}
-        elsewhere = {"name", "base_fingerprint", "license", "dataset_license", "tags"}
+        elsewhere = {"name", "base_fingerprint", "license", "dataset_license", "tags", "examples", "show_examples"}
         return self.model_dump(mode="json", exclude=files | elsewhere)
 
 

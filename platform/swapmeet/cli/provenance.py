@@ -22,15 +22,16 @@ def lineage(reference: Ref, registry: RegistryUrl = None, home: Home = None, jso
     opened = Registry(load_settings(home=home, registry=registry).registry_url)
     version = opened.resolve(reference)
     manifest, parents = opened.manifest(version), opened.lineage(version)
+    concerns = concerns_of(manifest, parents[0].manifest if parents else None)
     result = {
         "name": version.name,
         "version": version.version,
         "digest": version.digest,
         **manifest.provenance().model_dump(mode="json", by_alias=True),
-        "licence_concerns": list(concerns_of(manifest)),
+        "licence_concerns": list(concerns),
         "parents": [_described(each) for each in parents],
     }
-    text = [plain(line) for line in (*lines(version, manifest, parents), *concerns_of(manifest))]
+    text = [plain(line) for line in (*lines(version, manifest, parents), *concerns)]
     show(result, "\n".join(text), json)
 
 

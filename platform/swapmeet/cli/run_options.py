@@ -73,6 +73,12 @@ class RunOptions:
         None
     )
     keep_best: Annotated[bool | None, typer.Option(help="Publish the best evaluation's adapter, not the last.")] = None
+    examples: Annotated[
+        int | None, typer.Option(help="So many prompts of the held-out examples are answered at the end, for you; 3.")
+    ] = None
+    show_examples: Annotated[
+        bool | None, typer.Option(help="Put these prompts and answers on the card, for all who may read the adapter.")
+    ] = None
     alias: Annotated[str | None, typer.Option(help="An alias to move to the new version.")] = None
     license: Annotated[str | None, typer.Option(help="An SPDX licence id; the base's where none is given.")] = None
     dataset_license: Annotated[str | None, typer.Option(help="The training data's licence.")] = None

@@ -4,6 +4,7 @@ With SWAPMEET_URL the server is asked, which knows likes and downloads; without,
 itself, through an index in the user's cache.
 """
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,22 +69,26 @@ def search(
 
 
 def card(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
-    """An adapter's card: what it is for, on what it was trained, what it measured; as Markdown."""
+    """An adapter's card: what it is for, on what it was trained, what it measured and answers; Markdown for a file."""
     settings = load_settings(home=home, registry=registry)
     wanted = Reference.parse(reference)
     if _remote(settings, registry):
         version = str(reference).removeprefix(str(wanted.name)).lstrip(":@") or None
-        query = given(version=version) | {"format": "json" if json else "markdown"}
+        text = "text" if sys.stdout.isatty() else "markdown"
+        query = given(version=version) | {"format": "json" if json else text}
+        from swapmeet_registry.cards.visible import visible  # what the server says is a stranger's word, too
+
         with connect() as client:
             path = _path(wanted.name, "card")
             made: Any = client.call("GET", path, query=query) if json else client.text(path, query)
-        show(made if json else {}, "" if json else made.rstrip(), json)
+        show(made if json else {}, "" if json else visible(made).rstrip(), json)
         return
-    from swapmeet_registry.cards import Card, markdown
+    from swapmeet_registry.cards import Card, markdown, terminal
 
     store = Registry(settings.registry_url)
-    found = Card.of(store, store.resolve(reference), store.show(str(wanted.name)), {})
-    show(found.as_json(), markdown(found).rstrip(), json)
+    about = store.resolve(reference) if wanted == Reference(wanted.name) else store.find(reference)
+    found = Card.of(store, about, store.show(str(wanted.name)), {})
+    show(found.as_json(), (terminal if sys.stdout.isatty() else markdown)(found).rstrip(), json)
 
 
 def like(name: Name, json: Json = False) -> None:

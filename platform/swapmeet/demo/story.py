@@ -22,7 +22,8 @@ from swapmeet_registry.bases import Base, BaseLibrary
 from swapmeet_training import Resources, fine_tune
 from swapmeet_training.attempts.ray_driver import Outcome
 
-TRAINING, HELD_OUT = 480, 100
+TRAINING, HELD_OUT, SHOWN = 480, 100, 3
+"""Examples to train on, to be examined on, and to be shown on the adapter's card with its answers."""
 RECIPE = {
     "rank": 16,
     "alpha": 32,
@@ -30,6 +31,7 @@ RECIPE = {
     "learning_rate": 1e-3,
     "warmup_ratio": 0.1,
     "gradient_checkpointing": False,  # the activations of such short examples fit without recomputing them
+    "show_examples": True,
 }
 CPUS_EACH = min(2.0, (os.cpu_count() or 1) / len(TASKS))
 """All runs side by side: on few cores, three of one thread each together beat one after another."""
@@ -48,12 +50,12 @@ def run_demo(settings: Settings, scratch: Path, *, quietly: bool = False) -> Non
     base = BaseLibrary(settings.folder, say).find(settings.base)
     with redirect_stdout(sys.stderr), ray_running(settings):  # Ray tells of its workers in the middle of anything
         say(f"Training {len(TASKS)} tenants' adapters on {base.name}")
-        lessons: list[Lesson] = [(task, task.split(TRAINING, HELD_OUT)) for task in TASKS]
+        lessons: list[Lesson] = [(task, task.split(TRAINING, HELD_OUT + SHOWN)) for task in TASKS]
         outcomes = _train(settings, base, lessons, scratch, say)
         with serving(settings, say) as running:
             client = OpenAI(base_url=f"{running.url}/v1", api_key=running.admin_key, timeout=600)
             say(f"Serving on {running.url}; asking {HELD_OUT} unseen questions of each adapter and of the base")
-            scores = examine(client, base.name, [(task, held_out) for task, (_, held_out) in lessons])
+            scores = examine(client, base.name, [(task, held_out[:HELD_OUT]) for task, (_, held_out) in lessons])
             say("One batch with all adapters and the base")
             batch = mixed_batch(client, base.name, TASKS)
             say("What must be refused")
@@ -74,10 +76,11 @@ def _train(
 ) -> list[Outcome]:
     """Train every task, as many at once as fit, and publish each."""
     specs = []
-    for task, (training, _) in lessons:
-        data = scratch / f"{task.adapter.replace('/', '-')}.jsonl"
+    for task, (training, held_out) in lessons:
+        data, shown = (scratch / f"{task.adapter.replace('/', '-')}{end}.jsonl" for end in ("", "-shown"))
         task.write(training, data)
-        settings_of_run = {"name": task.adapter, "data": data, "max_steps": task.steps}
+        task.write(held_out[HELD_OUT:], shown)
+        settings_of_run = {"name": task.adapter, "data": data, "validation": shown, "max_steps": task.steps}
         specs.append(fine_tune({**settings_of_run, **RECIPE, **of_base(base)}))
     outcomes = run_all(settings, specs, scratch / "runs", Resources(cpus=CPUS_EACH), say)
     registry = Registry(settings.registry_url)

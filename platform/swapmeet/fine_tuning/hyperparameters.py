@@ -18,7 +18,16 @@ BETA = FineTune.model_fields["beta"].default
 SAME = (
     *("dropout", "init", "packing", "max_length", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm"),
     *("optimizer", "max_steps", "gradient_accumulation", "gradient_checkpointing", "eval_every", "save_every"),
-    *("early_stopping", "keep_best", "chat_template", "license", "dataset_license", "tags"),
+    *(
+        "early_stopping",
+        "keep_best",
+        "examples",
+        "show_examples",
+        "chat_template",
+        "license",
+        "dataset_license",
+        "tags",
+    ),
 )
 """Own options that a run has under the same name."""
 

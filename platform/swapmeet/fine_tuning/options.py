@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field, ValidationInfo, field_validator
 
 from swapmeet.fine_tuning.fields import Label, Modules, Positive, Rate, Strict, Text, unfitting
 from swapmeet_registry import AdapterName, RegistryError
+from swapmeet_registry.origin.provenance import MOST_ANSWERS
 
 HIGHEST_PRIORITY = 100
 LONGEST_TEMPLATE = 256 << 10
@@ -28,6 +29,10 @@ class LoraOptions(Strict):
     from `batch_size` examples, `gradient_accumulation` times a part of them. `max_steps` ends the run early or
     stretches it. `eval_every` and `save_every` count steps; None means once per epoch. `early_stopping` is after how
     many evaluations without improvement to end. `name` is the adapter to publish as, `TENANT/NAME` or `NAME`.
+
+    The finished adapter answers the first `examples` prompts of the validation file, 3 unless said otherwise. Prompts
+    and answers are the tenant's alone to see; with `show_examples` they become part of the adapter and its card, for
+    all who may ever read it.
     """
 
     rank: Annotated[int, Field(ge=1, le=512)] | None = None
@@ -54,6 +59,8 @@ class LoraOptions(Strict):
     save_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     early_stopping: Annotated[int, Field(ge=1, le=1000)] | None = None
     keep_best: bool = True
+    examples: Annotated[int, Field(ge=0, le=MOST_ANSWERS)] | None = None
+    show_examples: bool = False
     chat_template: Annotated[Text, Field(min_length=1, max_length=LONGEST_TEMPLATE)] | None = None
 
     name: Annotated[Text, Field(min_length=1, max_length=130)] | None = None

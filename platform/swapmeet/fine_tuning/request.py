@@ -140,7 +140,10 @@ def _conflicts(lora: LoraOptions, others: Mapping[str, Any]) -> list[str]:
     hyperparameters = older or settings.hyperparameters
     if "validation_file" in others and others["validation_file"] is None:
         lacking = [name for name in ("early_stopping", "eval_every") if getattr(lora, name) is not None]
+        lacking += [name for name in ("examples", "show_examples") if getattr(lora, name)]
         found += [f"{name} needs a validation_file. Give one, or leave {name} out." for name in lacking]
+    if lora.show_examples and lora.examples == 0:
+        found.append("show_examples shows none where examples is 0. Raise examples, or leave show_examples out.")
     if lora.learning_rate is not None and hyperparameters.learning_rate_multiplier != AUTO:
         found.append("learning_rate and learning_rate_multiplier are both given. Keep one of them.")
     batch, parts = hyperparameters.batch_size, lora.gradient_accumulation

@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from swapmeet.gateway.authority import Caller, may
 from swapmeet.gateway.services import Services, services
+from swapmeet.jobs.examples import examples_of
 from swapmeet.marketplace import Market
-from swapmeet_registry import AdapterName, Reference, Version
-from swapmeet_registry.cards import Card, markdown
+from swapmeet_registry import AdapterName, Listing, Reference, Version
+from swapmeet_registry.cards import Card, markdown, terminal
 from swapmeet_registry.index import Hit, Page, Query
 
 router = APIRouter(prefix="/v1", tags=["marketplace"])
@@ -107,24 +108,28 @@ def files_by_hash(sha256: Annotated[str, Path(pattern=DIGEST)], caller: Reader, 
 
 @router.get(ADAPTER + "/card")
 def card(
+    request: Request,
     name: Name,
     caller: Reader,
     backend: Backend,
     found: Sold,
     version: Annotated[str | None, Parameter(max_length=200)] = None,
-    format: Literal["json", "markdown"] = "json",  # noqa: A002 - the parameter's name
+    format: Literal["json", "markdown", "text"] = "json",  # noqa: A002 - the parameter's name
 ) -> Response:
-    """All that is told of a version on one page, the newest if none is named: as JSON, or as Markdown without HTML."""
+    """All that is told of a version on one page: as JSON, as Markdown without HTML, or as text for a terminal.
+
+    The newest usable one, if none is named; one that was withdrawn has a card that says so.
+    """
     listing = backend.access.listing(caller, name)
     wanted = Reference(name) if version is None else Reference.within(name, version)
-    shown = Card.of(backend.registry, backend.registry.resolve(str(wanted)), listing, {})
+    shown = _card(request, backend, caller, wanted, listing)
     headers = {"x-content-type-options": "nosniff"}
     if format == "markdown":
         return PlainTextResponse(markdown(shown), media_type="text/markdown", headers=headers)
+    if format == "text":
+        return PlainTextResponse(terminal(shown), headers=headers)
     received = _popularity(found, name, caller)
     more = {key: received[key] for key in ("likes", "liked", "downloads")}
-    newer = found.index.newer(str(name), shown.version.version)
-    more |= {"newer": None if newer is None else newer.version}
     return JSONResponse({"object": "adapter.card"} | shown.as_json() | more, headers=headers)
 
 
@@ -164,6 +169,16 @@ def unlike(name: Name, caller: Reader, backend: Backend, found: Sold) -> dict[st
 
 def _reader(caller: Caller) -> str | None:
     return None if caller.operator else caller.tenant
+
+
+def _card(request: Request, backend: Services, caller: Caller, wanted: Reference, listing: Listing) -> Card:
+    registry, tuning = backend.registry, getattr(request.app.state, "tuning", None)
+    version = registry.resolve(str(wanted)) if wanted == Reference(wanted.name) else registry.find(str(wanted))
+    examples = None
+    if tuning is not None and version.usable and (caller.operator or caller.tenant == wanted.name.tenant):
+        run = registry.manifest(version).run
+        examples = examples_of(backend.tenancy.database, tuning.store, wanted.name, run)
+    return Card.of(registry, version, listing, {}, reader=_reader(caller), examples=examples)
 
 
 def _popularity(found: Market, name: AdapterName, caller: Caller) -> dict[str, Any]:

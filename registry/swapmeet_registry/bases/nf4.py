@@ -66,6 +66,17 @@ def keep_unpacked(model: Any, only: Callable[[Any], object] = lambda _: True) ->
             module.support_avx512bf16_for_cpu = False
 
 
+def allow_packing(model: Any) -> None:
+    """Undo `keep_unpacked` where the base computes in bfloat16 anyway. What has answered then can not be trained on."""
+    import bitsandbytes as bnb
+    import torch
+    from bitsandbytes.functional import has_avx512bf16
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.compute_dtype == torch.bfloat16:
+            module.support_avx512bf16_for_cpu = has_avx512bf16()
+
+
 def bits_per_parameter(model: Any) -> float:
     """Bits that each parameter of the NF4 linear layers takes in memory, block constants included."""
     import bitsandbytes as bnb

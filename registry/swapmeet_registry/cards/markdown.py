@@ -1,65 +1,53 @@
-"""A card as Markdown."""
+"""A card as Markdown.
+
+Strangers' words stand in a table's cell, in a list's item, between fences or in a quotation, each of which ends where
+we end it: none can open a heading, a fence or a link that goes on outside.
+"""
 
 import re
-from typing import Any
+from collections.abc import Iterator
 
 from swapmeet_registry.cards.card import Card
 from swapmeet_registry.cards.sanitizing import without_html
+from swapmeet_registry.cards.sections import Dialogue, Section, facts, sections, warnings
+from swapmeet_registry.cards.visible import line, visible
 
 
 def markdown(card: Card) -> str:
-    """The card's text: facts first, then examples, versions, and the author's own words."""
-    readme = card.readme
-    parts = [f"# {card.version.name}", readme.purpose or "", _table(_facts(card))]
-    if card.manifest.metrics:
-        metrics = {name: f"{value:g}" for name, value in sorted(card.manifest.metrics.items())}
-        parts += ["## Metrics", _table(metrics)]
-    if card.manifest.training:
-        parts += ["## Training", _table({name: _said(value) for name, value in sorted(card.manifest.training.items())})]
-    for heading, facts in card.more.items():
-        parts += [f"## {heading.capitalize()}", _table({name: _said(value) for name, value in facts.items()})]
-    if readme.examples:
-        parts.append("## Examples")
-        parts += [f"Prompt:\n\n{_fenced(each.prompt)}\n\nOutput:\n\n{_fenced(each.output)}" for each in readme.examples]
-    parts += ["## Versions", "\n".join(map(_version, card.versions))]
-    if readme.text:
-        parts += ["## From its author", readme.text]
-    if readme.mistakes:
-        parts += ["## Could not be read", "\n".join(f"- {mistake}" for mistake in readme.mistakes)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The card's text: warnings and facts first, then what is known, and the author's own words."""
+    parts = [f"# {card.version.name}"]
+    parts += [f"> **{_cell(warning)}**" for warning in warnings(card)]
+    parts += [_quoted(_cell(card.readme.purpose or "", 4000)), _table(facts(card))]
+    for section in sections(card):
+        parts += _section(section)
+    return visible("\n\n".join(part for part in parts if part)) + "\n"
 
 
-def _facts(card: Card) -> dict[str, str]:
-    manifest, lora, version = card.manifest, card.manifest.lora, card.version
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
-    given = {
-        "version": f"{version.version}{''.join(f', {alias}' for alias in card.aliases)}",
-        "digest": f"`{version.digest}`",
-        "published": version.created_at,
-        "base": f"{manifest.base.name}, weights `{manifest.base.weights}`",
-        "task": card.readme.task,
-        "language": ", ".join(card.readme.language),
-        "licence": manifest.license or "not stated",
-        "tags": ", ".join(manifest.tags),
-        "rank": f"{lora.rank}, alpha {lora.alpha:g}",
-        "targets": targets,
-        "size": f"{manifest.size:,} bytes, {lora.parameters:,} weights",
-        "training data": f"`{manifest.dataset}`" if manifest.dataset else "not stated",
-        "trained from": manifest.parent,
-        "made by": manifest.run,
-        "who may read it": card.visibility,
-    }
-    return {name: _cell(value) for name, value in given.items() if value}
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {_cell(section.heading)}"
+    yield section.intro
+    if section.facts:
+        yield _table(section.facts)
+    yield "\n".join(f"- {_cell(point)}" for point in section.points)
+    if section.rows:
+        yield _fenced("\n".join(row[: len(row) - len(row.lstrip())] + line(row) for row in section.rows))
+    for each in section.examples:
+        yield _dialogue(each)
+    yield _quoted(section.text)
+
+
+def _dialogue(shown: Dialogue) -> str:
+    return f"Prompt:\n\n{_fenced(shown.prompt)}\n\nOutput{shown.ended}:\n\n{_fenced(shown.output)}"
 
 
 def _table(rows: dict[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {_cell(name, 100)} | {_cell(value)} |" for name, value in rows.items())]
+    )
 
 
-def _version(note: Any) -> str:
-    said = f": {_cell(note.notes)}" if note.notes else ""
-    withdrawn = f" (withdrawn: {_cell(note.withdrawn)})" if note.withdrawn else ""
-    return f"- {note.version}, {note.created_at[:10]}{said}{withdrawn}"
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {row}".rstrip() for row in text.split("\n")) if text else ""
 
 
 def _fenced(text: str) -> str:
@@ -69,10 +57,6 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _cell(text: str) -> str:
-    """One line of a table, in which nothing is a border or HTML."""
-    return " ".join(re.sub(r"(?<!\\)\|", r"\\|", without_html(text)).split())
+def _cell(text: str, most: int = 500) -> str:
+    """One line, in which nothing is a border, a link, code or HTML."""
+    return re.sub(r"([\\|\[`])", r"\\\1", without_html(line(text, most)).replace("\n", " "))

@@ -4,6 +4,7 @@ The same version always has the same bytes: its serial number follows from its d
 What is stated stands there, and nothing is guessed; hashes are those of bytes that the registry checks.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,10 @@ FORMAT = "1.6"
 _NAMESPACE = UUID("5d5c6ed5-8a6f-5f0b-9d4f-6f7b0d1a7c11")
 """Of serial numbers: they are UUIDs (version 5) of digests."""
 
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MOST_VERSION = 1024
+"""Characters that the format allows in a version."""
+
 Json = dict[str, Any]
 
 
@@ -30,7 +35,8 @@ def bom(version: Version, manifest: Manifest, parents: Sequence[Ancestor] = ()) 
         manifest: its manifest.
         parents: the adapters that its training went on from, the last first, as `Registry.lineage` gives them.
     """
-    packages = [_package(name, number) for name, number in sorted(manifest.packages.items())]
+    listed = (_package(name, number) for name, number in sorted(manifest.packages.items()))
+    packages = list({each["bom-ref"]: each for each in listed}.values())  # one name may be written in several ways
     model = _model(version, manifest, parents)
     document = {
         "bomFormat": "CycloneDX",
@@ -112,7 +118,7 @@ def _parent(ancestor: Ancestor) -> Json:
         "bom-ref": f"parent:{ancestor.ref}",
         "name": name,
         **({"version": str(ancestor.version.version)} if ancestor.version else {}),
-        **({"hashes": [_sha256(digest)]} if digest else {}),
+        **({"hashes": [_sha256(digest)]} if DIGEST.fullmatch(digest) else {}),
         **({"properties": _properties({"state": ancestor.problem})} if ancestor.problem else {}),
     }
 
@@ -141,7 +147,8 @@ def _file(version: Version, path: str, sha256: str, size: int) -> Json:
 
 def _package(name: str, number: str) -> Json:
     address = f"pkg:pypi/{quote(name.lower().replace('_', '-'), safe='')}@{quote(number, safe='')}"
-    return {"type": "library", "bom-ref": address, "name": name, "version": number, "purl": address}
+    shown = number[:MOST_VERSION]
+    return {"type": "library", "bom-ref": address, "name": name, "version": shown, "purl": address}
 
 
 def _licensed(name: str | None) -> Json:

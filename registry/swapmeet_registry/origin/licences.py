@@ -98,18 +98,21 @@ def spdx(name: str) -> str | None:
     return known if known in RESTRICTIONS and known not in _OF_MODELS and not known.startswith("fair-") else None
 
 
-def concerns_of(facts: Facts) -> tuple[str, ...]:
-    """Where base or data restrict more than a manifest's, or a provenance's, licence says: one sentence each."""
-    return Licences(facts.license, facts.base_license, facts.dataset_license).concerns()
+def concerns_of(facts: Facts, parent: Facts | None = None) -> tuple[str, ...]:
+    """Where base, data or parent restrict more than the licence in a manifest or provenance says, a sentence each."""
+    return Licences(
+        facts.license, facts.base_license, facts.dataset_license, parent.license if parent else None
+    ).concerns()
 
 
 @dataclass(frozen=True, slots=True)
 class Licences:
-    """What is said of an adapter's licences: its own, its base's and its training data's; None: nothing."""
+    """What is said of the licences of an adapter, its base, its training data and the adapter before; None: nothing."""
 
     own: str | None = None
     base: str | None = None
     dataset: str | None = None
+    parent: str | None = None
 
     @property
     def inherited(self) -> str | None:
@@ -117,12 +120,13 @@ class Licences:
         return self.own or (normalized(self.base) if self.base else None)
 
     def concerns(self) -> tuple[str, ...]:
-        """Where base or data restrict more than the adapter's licence says: one sentence each."""
+        """Where base, data or parent restrict more than the adapter's licence says: one sentence each."""
         return tuple(self._concerns())
 
     def _concerns(self) -> Iterator[str]:
         own = normalized(self.inherited) if self.inherited else None
-        for what, other in (("base", self.base), ("training data", self.dataset)):
+        others = (("base", self.base), ("training data", self.dataset), ("adapter that it goes on from", self.parent))
+        for what, other in others:
             name = normalized(other) if other else None
             if name is None or name == own:
                 continue

@@ -32,31 +32,36 @@ class Ancestor:
 
 
 def ancestors(
-    heads: Heads, read: Callable[[Version], Manifest], child: Manifest, reader: str | None
+    heads: Heads, read: Callable[[Version], Manifest], child: Manifest, reader: str | None, most: int = MOST
 ) -> Iterator[Ancestor]:
     """A version's parent, its parent, and so on, as far as they can be read.
 
-    There is no way in a circle: a version's digest is over the name of its parent's digest.
+    There is no way in a circle: a version's digest is over the name of its parent's digest. A parent that is named by
+    anything else, which could mean the child itself, is not followed.
 
     Args:
         heads: of the registry.
         read: gives a version's manifest.
         child: the version's own manifest.
         reader: the tenant who asks. What he may not see looks as what is missing. None sees all.
+        most: generations that are followed.
     """
     parent = child.parent
-    for _ in range(MOST):
+    for _ in range(most):
         if parent is None:
             return
         found = _ancestor(heads, read, parent, reader)
         yield found
         parent = found.manifest.parent if found.manifest else None
-    yield Ancestor(parent or "", problem=f"there are more than {MOST} generations, which are not followed")
+    if parent is not None:
+        yield Ancestor(parent, problem=f"there are more than {most} generations, which are not followed")
 
 
 def _ancestor(heads: Heads, read: Callable[[Version], Manifest], ref: str, reader: str | None) -> Ancestor:
     try:
         reference = Reference.parse(ref)
+        if reference.digest is None:
+            return Ancestor(ref, problem="not the digest of a version")
         head = heads.get(reference.name)
         if reader is not None and not head.visible_to(reader):
             return Ancestor(ref, problem=UNAVAILABLE)

@@ -18,6 +18,8 @@ Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MOST_ERRORS = 10_000
 """Mistakes in a document that are looked at: each takes a kilobyte, and megabytes of nonsense have a million."""
+Said = Annotated[str, StringConstraints(max_length=4000)]
+MOST_ANSWERS = 10
 
 
 class Document(BaseModel):
@@ -72,6 +74,42 @@ class Document(BaseModel):
             raise Refused(f"{what}: {first_error(error)}") from error
 
 
+class Answer(BaseModel):
+    """What an adapter answered to a prompt.
+
+    Attributes:
+        prompt: a user's words alone, or all turns, each after its role; or a text to go on from.
+        output: the answer as text, without special tokens.
+        ended: by itself, or at the limit of tokens or of time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Said
+    output: Said
+    ended: Literal["stop", "length", "time"] = "stop"
+
+
+class Examples(BaseModel):
+    """What a run's adapter answered, at the run's end, to held-out prompts; and what makes it answer so again.
+
+    Attributes:
+        base: the weights digest of the NF4 base that it answered on.
+        data: SHA-256 of the file that the prompts are from: the validation file, `sha256:HEX`.
+        seed: the run's; decoding itself has none.
+        max_tokens: where an answer was cut off.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Digest
+    data: Digest
+    decoding: Literal["greedy"] = "greedy"
+    seed: int
+    max_tokens: int = Field(ge=1)
+    answers: tuple[Answer, ...] = Field(min_length=1, max_length=MOST_ANSWERS)
+
+
 class Facts(Document):
     """What provenance and manifest both say: the base, and how the adapter came to be."""
 
@@ -88,6 +126,7 @@ class Facts(Document):
     code: Digest | None = Field(None, exclude_if=lambda code: code is None)
     base_license: str | None = Field(None, exclude_if=lambda name: name is None)
     dataset_license: str | None = Field(None, exclude_if=lambda name: name is None)
+    examples: Examples | None = Field(None, exclude_if=lambda examples: examples is None)
 
     def facts(self) -> dict[str, Any]:
         """These fields only, to build another document from."""
@@ -110,6 +149,7 @@ class Provenance(Facts):
         code: `code_digest` of the packages that trained it.
         base_license: the base's licence, as it was known.
         dataset_license: the training data's licence, as whoever trained says.
+        examples: answers to held-out prompts, where whoever trained lets all who may read the adapter see them.
     """
 
     FILE: ClassVar[str] = "swapmeet.json"

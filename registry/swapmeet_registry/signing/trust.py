@@ -53,24 +53,26 @@ class Trust:
         """
         if self.keys is None:
             return ()
-        if self.keys.is_file():
-            return (TrustedKey(self.keys.name, PublicKey.read(self.keys)),)
-        if not self.keys.is_dir():
-            raise SigningKeyInvalid(f"{self.keys} is no folder of trusted keys. Put it there, or name another.")
-        named = dict(_pem_files(self.keys, ""))
-        if tenant is not None:
-            named.update(_pem_files(self.keys / tenant, f"{tenant}/"))
+        try:
+            named = _named(self.keys, tenant)
+        except OSError as error:
+            raise SigningKeyInvalid(f"{self.keys} can not be read ({error.strerror}). Let Swapmeet read it.") from error
         return tuple(TrustedKey(name, PublicKey.read(path)) for name, path in sorted(named.items()))
 
 
 OFF = Trust()
 
 
+def _named(keys: Path, tenant: str | None) -> dict[str, Path]:
+    if keys.is_file():
+        return {keys.name: keys}
+    if not keys.is_dir():
+        raise SigningKeyInvalid(f"{keys} is no folder of trusted keys. Put it there, or name another.")
+    own = _pem_files(keys / tenant, f"{tenant}/") if tenant is not None else ()
+    return {**dict(_pem_files(keys, "")), **dict(own)}
+
+
 def _pem_files(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-    try:
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise SigningKeyInvalid(f"{folder} can not be read ({error.strerror}). Let Swapmeet read it.") from error
-    for path in found:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix == ".pem" and not path.name.startswith(".") and path.is_file():
             yield prefix + path.name, path

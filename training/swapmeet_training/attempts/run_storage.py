@@ -4,6 +4,7 @@
     runs/JOB/ATTEMPT/checkpoint-STEP.json      its manifest: each file's path, size and SHA-256, and what is known of it
     runs/JOB/ATTEMPT/adapter/HEX               those of the finished adapter, with adapter.json beside it
     runs/JOB/ATTEMPT/losses.jsonl              how well each line of the training file was learnt
+    runs/JOB/ATTEMPT/examples.json             what the adapter answered to held-out prompts
     runs/JOB/ATTEMPT/log/000001.txt            what the attempt left to read, in pieces
 
 Each attempt writes only under its own number. So one that is long given up, and does not know it, overwrites nothing,

@@ -31,7 +31,7 @@ from swapmeet_training.attempts.telling import (
 )
 from swapmeet_training.errors import DeviceMissing, RunFailed, StorageFull, TrainingError, WorkerLost
 from swapmeet_training.foreign import as_ours
-from swapmeet_training.progress import Parked, Progress
+from swapmeet_training.progress import EXAMPLES, Parked, Progress
 from swapmeet_training.qlora import run
 from swapmeet_training.spec import FineTune, fine_tune
 
@@ -108,7 +108,9 @@ class _Attempt:
         if isinstance(ended, Parked):
             self._say(Stopped(self._runs.key(order.attempt, ended.checkpoint.name)))
             return
-        self._keep_losses(folder / "losses.jsonl")
+        self._keep_beside(folder / "losses.jsonl", folder / EXAMPLES)
+        if ended.unanswered:
+            self._say(Noted("unanswered", ended.unanswered, "warn"))
         key = self._runs.key(order.attempt, "adapter")
         peak = peak_memory(order.resources.device)
         finished = Finished(key, dict(ended.metrics), ended.steps, ended.trained_tokens, self._speed, peak)
@@ -117,10 +119,10 @@ class _Attempt:
         self._patiently(lambda: self._runs.keep(key, ended.adapter, facts, self._history))
         self._finish(finished, worst)
 
-    def _keep_losses(self, path: Path) -> None:
-        if path.is_file():
-            key = self._runs.key(self._order.attempt, path.name)
-            self._patiently(lambda: self._runs.put(key, path.read_bytes()))
+    def _keep_beside(self, *paths: Path) -> None:
+        for path in filter(Path.is_file, paths):
+            key, data = self._runs.key(self._order.attempt, path.name), path.read_bytes()
+            self._patiently(lambda key=key, data=data: self._runs.put(key, data))  # type: ignore[misc]
 
     def _done_before(self) -> bool:
         """Whether the attempt before had finished, and only nobody heard of it."""

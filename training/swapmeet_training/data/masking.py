@@ -70,6 +70,16 @@ def check_length(sequence: Sequence, max_length: int, notes: Notes) -> None:
         notes.mistake("", "too_long", message, "Shorten it or raise max_length.")
 
 
+def end_tokens(base: Path, tokenizer: Any) -> frozenset[int]:
+    """The ids of the tokens at which serving stops: those that the base's tokenizer and generation settings name."""
+    ends = {tokenizer.eos_token_id}
+    path = base / "generation_config.json"
+    if path.is_file():
+        named = json.loads(path.read_text()).get("eos_token_id")
+        ends.update(named if isinstance(named, list) else [named])
+    return frozenset(ends - {None})
+
+
 class Masker:
     """Tokenises examples for one base.
 
@@ -94,12 +104,7 @@ class Masker:
     @classmethod
     def of(cls, base: Path, tokenizer: Any, max_length: int | None, template: str | None = None) -> "Masker":
         """A masker that ends turns where the base's tokenizer and generation settings do."""
-        ends = {tokenizer.eos_token_id}
-        path = base / "generation_config.json"
-        if path.is_file():
-            named = json.loads(path.read_text()).get("eos_token_id")
-            ends.update(named if isinstance(named, list) else [named])
-        return cls(tokenizer, frozenset(ends - {None}), max_length, template)
+        return cls(tokenizer, end_tokens(base, tokenizer), max_length, template)
 
     def sequences(self, examples: Iterable[Example], path: Path) -> list[Sequence] | list[Pair]:
         """All examples of a file, which are of one form, as tokens; `path` is named in errors.
