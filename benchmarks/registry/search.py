@@ -107,6 +107,12 @@ def questions(chance: random.Random) -> dict[str, Query]:
         "nothing": Query(word, tags=("nobody-has-this",)),
         "owner": Query(owner=READER),
         "versions": Query(word, versions=True),
+        "words of all": Query("base"),
+        "words of all, filters": Query("base", license="mit", size_min=100_000_000, rank_min=128),
+        "words of half, by date": Query("subject1", sort="date"),
+        "no such size": Query(size_min=10**12),
+        "no such size, versions": Query(size_min=10**12, versions=True),
+        "task": Query(task="chat", sort="likes"),
         "far page": Query(sort="date", after=Query(sort="date").cursor("2026-02-01", "2026-02-01", 1)),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swapmeet_registry import Fingerprint, InvalidQuery, Provenance, Registry
-from swapmeet_registry.index import Index, Page, Query, open_index
+from swapmeet_registry.index import Index, Page, Query, finding, open_index, writing
 from swapmeet_registry.index import index as module
 from swapmeet_registry.index.words import words
 
@@ -178,11 +178,22 @@ def test_refreshing_reads_only_what_changed_and_gives_what_rebuilding_gives(
     assert "acme/a.b" not in names(index.search(Query()))
 
 
-def test_pages_hold_each_result_once(index: Index, registry: Registry, push: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("few", [0, 3, finding.FEW])
+def test_pages_hold_each_result_once(
+    index: Index, registry: Registry, push: Callable[..., Any], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "FEW", few)
     for number in range(7):
         push(f"acme/legal-{number}", f"law {'law ' * number}")
     index.refresh(registry)
-    for query in ({"sort": "date"}, {"sort": "likes"}, {"sort": "downloads"}, {}, {"words": "law"}, {"words": "legal"}):
+    for query in (
+        {"sort": "date"},
+        {"sort": "likes"},
+        {"sort": "downloads"},
+        {},
+        {"words": "law"},
+        {"words": "legal law", "sort": "date"},
+    ):
         after, seen = None, []
         while True:
             page = index.search(Query(**query, after=after, limit=3))  # type: ignore[arg-type]
@@ -192,6 +203,61 @@ def test_pages_hold_each_result_once(index: Index, registry: Registry, push: Cal
                 break
         assert sorted(seen) == [f"acme/legal-{number}" for number in range(7)], query
     assert names(index.search(Query(sort="date", limit=1))) == ["acme/legal-6"]
+
+
+def test_pages_stay_apart_where_results_become_many(
+    index: Index, registry: Registry, push: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words of few results are weighed, of many not: a page goes on as the one before it began."""
+    for number in range(5):
+        push(f"acme/legal-{number}", f"law {'law ' * number}")
+    index.refresh(registry)
+    for first, then in ((3, finding.FEW), (finding.FEW, 3)):
+        monkeypatch.setattr(finding, "FEW", first)
+        page = index.search(Query("law", limit=2))
+        monkeypatch.setattr(finding, "FEW", then)
+        rest = index.search(Query("law", limit=3, after=page.next))
+        assert sorted(names(page) + names(rest)) == [f"acme/legal-{number}" for number in range(5)]
+        assert rest.next is None
+
+
+def test_a_rebuild_shows_all_meanwhile_and_if_it_ends_half_way(
+    index: Index, registry: Registry, push: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        push(f"acme/a{number}", CARD, tags=["law"], loss=0.1)
+    index.refresh(registry)
+    before = everything(index)
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    write, seen = writing.write, []
+
+    def killed(*arguments: Any) -> Any:
+        seen.append(everything(index) == before)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(writing, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index.rebuild(registry)
+    assert seen == [True] * 3
+    monkeypatch.setattr(writing, "write", write)
+    assert everything(index) == before
+    assert len(index.search(Query("law")).hits) == len(index.search(Query(metrics=("loss<1",))).hits) == 4
+    assert index.rebuild(registry) == 4
+    assert everything(index) == before
+
+
+def test_an_index_of_another_version_is_made_anew(
+    index: Index, registry: Registry, push: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push("acme/a")
+    index.refresh(registry)
+    monkeypatch.setattr("swapmeet_registry.index.tables.SCHEMA", 1000)
+    index.prepare()
+    assert index.search(Query()).hits == ()
+    assert index.refresh(registry) == 1
+    assert names(index.search(Query())) == ["acme/a"]
 
 
 def test_a_word_in_the_name_counts_more_than_one_in_the_text(
@@ -238,7 +304,7 @@ def test_many_may_write_it_at_once(index: Index, registry: Registry, push: Calla
     def work(place: int) -> None:
         own: Index = pickle.loads(pickle.dumps(index))
         try:
-            own.refresh(registry)
+            own.rebuild(registry) if place % 2 else own.refresh(registry)
             own.update(registry, f"acme/a{place}")
         except Exception as error:
             failed.append(error)

@@ -69,6 +69,7 @@ class Market:
         Raises:
             DatabaseFailed, RegistryError: it can not be done; what was taken over stays.
         """
+        self.index.prepare()  # one that was lost, or is another version's, is made anew
         count = self.index.refresh(self._registry)
         self.counters.recount()
         return count

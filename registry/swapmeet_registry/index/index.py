@@ -16,7 +16,7 @@ from swapmeet_registry.index.engines import make_engine, reading
 from swapmeet_registry.index.engines import writing as writing_to
 from swapmeet_registry.index.looking import Found, Known, look, stamps
 from swapmeet_registry.index.query import Hit, Page, Query
-from swapmeet_registry.index.tables import ADAPTERS, current, recreate
+from swapmeet_registry.index.tables import ADAPTERS, analyze, current, recreate
 from swapmeet_registry.index.writing import Change
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ AT_ONCE = 200
 READERS = 16
 """Threads that look: a remote store answers each only after a while."""
 ATTEMPTS = 20
+MANY = 1000
+"""Adapters that were written, after which a database looks at its tables again."""
 YOUNG_SECONDS = 5.0
 """A head that was written just now may be written again within the same tick of its store's clock."""
 MOST_BY_FILE = 1000
@@ -66,14 +68,17 @@ class Index:
                 recreate(connection)
 
     def rebuild(self, registry: "Registry") -> int:
-        """Make it anew from the registry; meanwhile a part of it is found. Gives the number of adapters.
+        """Make every row anew from the registry, also where nothing seems to have changed.
+
+        Adapter by adapter, each in one step: all are found meanwhile, and also if it is ended half-way. Gives the
+        number of adapters.
 
         Raises:
             IndexFailed: the database can not be used.
-            StoreError: the store failed; the next refresh goes on.
+            StoreError: the store failed; what was made anew stays.
         """
-        self.prepare(anew=True)
-        return self.refresh(registry)
+        self.prepare()
+        return self._refresh(registry, anew=True)
 
     def refresh(self, registry: "Registry") -> int:
         """Take over whatever changed in the registry since; gives the number of adapters that were looked at.
@@ -82,16 +87,22 @@ class Index:
             IndexFailed: the database can not be used.
             StoreError: the store failed; what was taken over stays.
         """
+        return self._refresh(registry, anew=False)
+
+    def _refresh(self, registry: "Registry", anew: bool) -> int:
         with reading(self._engine) as connection:
             there = {row.name: row.stamp for row in connection.execute(select(ADAPTERS.c.name, ADAPTERS.c.stamp))}
         count = 0
         with ThreadPoolExecutor(READERS if _remote(registry) else 1) as pool:
-            for some in _portions(_changed(registry, there)):
-                self._take(registry, dict(some), pool)
+            for some in _portions(_changed(registry, there, anew)):
+                self._take(registry, dict(some), pool, anew)
                 count += len(some)
             for some in _portions((name, "") for name in list(there)):  # what no head was found of
-                self._take(registry, dict(some), pool)
+                self._take(registry, dict(some), pool, anew)
                 count += len(some)
+        if count >= MANY:
+            with writing_to(self._engine) as connection:
+                analyze(connection)
         return count
 
     def update(self, registry: "Registry", name: str) -> None:
@@ -138,12 +149,13 @@ class Index:
         with reading(self._engine) as connection:
             return writing.known(connection, names)
 
-    def _take(self, registry: "Registry", stamps: dict[str, str], pool: ThreadPoolExecutor) -> None:
+    def _take(self, registry: "Registry", stamps: dict[str, str], pool: ThreadPoolExecutor, anew: bool) -> None:
         known = self._known(list(stamps))
         before = {name: known.get(name, Known()) for name in stamps}
-        found = pool.map(partial(_looked, registry), stamps, (before[name].digests for name in stamps))
+        has = (frozenset() if anew else before[name].digests for name in stamps)
+        found = pool.map(partial(_looked, registry), stamps, has)
         changes = [
-            Change(name, before[name], each, stamp if each is None or each.whole else "")
+            Change(name, before[name], each, stamp if each is None or each.whole else "", anew)
             for (name, stamp), each in zip(stamps.items(), found, strict=True)
             if not isinstance(each, Corrupt)
         ]
@@ -153,11 +165,14 @@ class Index:
             self.update(registry, name)
 
 
-def _changed(registry: "Registry", there: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The adapters whose heads are others than the index knows, with their stamps; those seen are taken out of it."""
+def _changed(registry: "Registry", there: dict[str, str], anew: bool) -> Iterator[tuple[str, str]]:
+    """The adapters whose heads are others than the index knows, with their stamps; those seen are taken out of it.
+
+    With `anew` it is all of them.
+    """
     for name, stamp, written_at in stamps(registry):
         known = there.pop(name, None)
-        if known is None or not stamp or known != stamp:
+        if anew or known is None or not stamp or known != stamp:
             young = written_at is not None and abs(time() - written_at) < YOUNG_SECONDS
             yield name, "" if young else stamp
 

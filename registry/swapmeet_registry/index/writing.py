@@ -32,12 +32,16 @@ LARGEST_INTEGER, LARGEST = 2**31 - 1, 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An adapter, what the index had of it before it was looked at, what was found then, and the head's stamp."""
+    """An adapter, what the index had of it before it was looked at, what was found then, and the head's stamp.
+
+    With `anew` all its versions were read, and none of the rows that the index has stays.
+    """
 
     name: str
     before: Known
     found: Found | None
     stamp: str
+    anew: bool = False
 
 
 def known(connection: Connection, names: Sequence[str]) -> dict[str, Known]:
@@ -109,9 +113,10 @@ def _write_adapter(
     found, before = change.found, change.before
     assert found is not None
     listing, versions = found.listing, searched(found.listing)
-    if gone := before.digests - {version.digest for version in versions}:
+    stays = frozenset() if change.anew else before.digests & {version.digest for version in versions}
+    if gone := before.digests - stays:
         _delete_versions(connection, [adapter], gone)
-    if known := [version for version in versions if version.digest in before.digests]:
+    if known := [version for version in versions if version.digest in stays]:
         _update_versions(connection, adapter, listing, known)
     if before.changes:
         connection.execute(delete(READERS).where(READERS.c.adapter == adapter))

@@ -11,6 +11,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from swapmeet_registry.errors import Conflict, Refused
 from swapmeet_registry.stores import Entry, Store
 from swapmeet_registry.upkeep.condemned import MARGIN, Condemned, Seen
 from swapmeet_registry.upkeep.intents import LIFETIME, Intents
-from swapmeet_registry.upkeep.live import FOLDERS, Live
+from swapmeet_registry.upkeep.live import FOLDERS, Live, side_by_side
 
 BATCH = 1000
 """So many objects are condemned at once: a publisher that needs one of them waits until all are gone."""
@@ -54,7 +55,11 @@ def collect(
         Corrupt: a head or manifest is damaged; nothing was deleted that it may need.
         Refused: another collection is under way.
     """
-    return _Collection(store, age, grace, lifetime).run(dry_run)
+    collection = _Collection(store, age, grace, lifetime)
+    try:
+        return collection.run(dry_run)
+    finally:
+        collection.close()
 
 
 class _Collection:
@@ -64,20 +69,23 @@ class _Collection:
         self._owner = uuid4().hex
         self._examined = 0
 
+    def close(self) -> None:
+        self._live.close()
+
     def run(self, dry_run: bool) -> Collected:
         self._live.look(time.time())
-        if dry_run:
-            sizes = [entry.size for entry in self._garbage()]
-            return Collected(len(sizes), sum(sizes), self._examined)
         objects = size = 0
+        if dry_run:
+            for entry in self._garbage():
+                objects, size = objects + 1, size + entry.size
+            return Collected(objects, size, self._examined)
         seen = self._begin()
         garbage = self._garbage()
         while batch := {entry.key: entry.size for entry in islice(garbage, BATCH)}:
             seen = self._condemned.write(seen, self._owner, keys=sorted(batch))
             seen = self._sentence(seen)
-            for key in seen.state.keys:
-                self._delete(key, seen)
-                objects, size = objects + 1, size + batch[key]
+            side_by_side(self._store, partial(self._delete, seen), seen.state.keys)
+            objects, size = objects + len(seen.state.keys), size + sum(batch[key] for key in seen.state.keys)
         self._intents.sweep(self._lifetime)
         self._condemned.write(seen, "")
         return Collected(objects, size, self._examined)
@@ -111,7 +119,7 @@ class _Collection:
                 if seen.state.owner != self._owner:
                     raise
 
-    def _delete(self, key: str, seen: Seen) -> None:
+    def _delete(self, seen: Seen, key: str) -> None:
         if time.time() > seen.state.expires - MARGIN:
             raise Conflict("The collection was held up for so long that others may take over. Start it again.")
         self._store.delete(key)

@@ -5,7 +5,7 @@ deleted meanwhile is none, either. Memory does not grow with the registry.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -29,7 +29,7 @@ from swapmeet_registry.upkeep.needed import Needed, NeededFile
 from swapmeet_registry.upkeep.working_documents import damaged_documents
 from swapmeet_registry.version import Version
 
-READERS = 8
+READERS = 16
 BATCH = 256
 
 
@@ -65,8 +65,9 @@ class _Check:
         self._found = Findings()
 
     def run(self) -> Findings:
-        versions = self._versions()
-        with ThreadPoolExecutor(READERS, "fsck") as readers:
+        local = isinstance(self._backend, StoreBackend) and isinstance(self._backend.store, LocalStore)
+        with ThreadPoolExecutor(1 if local else READERS, "fsck") as readers:  # only a network's answers take their time
+            versions = self._versions(readers)
             while batch := list(islice(versions, BATCH)):
                 for version, read in zip(batch, readers.map(self._manifest, batch), strict=True):
                     self._take(version, read)
@@ -78,17 +79,25 @@ class _Check:
                 self._found.add(what)
         return self._found
 
-    def _versions(self) -> Iterator[Version]:
+    def _head(self, name: AdapterName) -> Head | NotFound | Corrupt:
+        try:
+            return self._heads.get(name)
+        except (NotFound, Corrupt) as error:
+            return error
+
+    def _versions(self, readers: ThreadPoolExecutor) -> Iterator[Version]:
         """The versions of all sound heads that must be there."""
-        for name in self._names():
-            self._found.heads += 1
-            try:
-                head = self._heads.get(name)
-            except NotFound:  # a listing may be older than what it lists
-                self._found.heads -= 1
+        names = self._names()
+        while batch := list(islice(names, BATCH)):
+            yield from self._of_heads(zip(batch, readers.map(self._head, batch), strict=True))
+
+    def _of_heads(self, read: Iterable[tuple[AdapterName, Head | NotFound | Corrupt]]) -> Iterator[Version]:
+        for name, head in read:
+            if isinstance(head, NotFound):  # a listing may be older than what it lists
                 continue
-            except Corrupt as error:
-                self._found.add(str(error))
+            self._found.heads += 1
+            if isinstance(head, Corrupt):
+                self._found.add(str(head))
                 continue
             if self._repair:
                 self._backend.settle(name, head)

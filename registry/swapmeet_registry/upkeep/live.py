@@ -1,7 +1,11 @@
 """Which objects of a store its versions need."""
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import islice
+from typing import TypeVar
 
 from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Corrupt, InvalidName
@@ -16,20 +20,30 @@ FOLDERS = ("blobs/", "manifests/", "reports/", "signatures/")
 """What is collected: objects under a SHA-256, of their own bytes or of the manifest that they belong to."""
 
 
+AT_ONCE = 256
+"""Heads, and manifests, that are held in memory together."""
+READERS = 16
+"""Threads that ask a store over a network: each answer takes its time."""
+T, U = TypeVar("T"), TypeVar("U")
+
+
 class Live:
-    """The objects that versions need, kept up by reading the heads that changed since the last look.
+    """The objects that versions need, kept up by reading the heads that changed since the last look. For one thread.
 
     A version counts for as long as it is not deleted, and for `grace` seconds after that, so that those who read it
-    just then come to an end. What was needed once stays needed, in this object's life. A version costs it about
-    200 bytes of memory for each file.
+    just then come to an end. What was needed once stays needed, in this object's life. It is kept in a temporary
+    database on disk, so that memory does not grow with the registry.
     """
 
     def __init__(self, store: Store, grace: float) -> None:
         self._store, self._grace = store, grace
         backend = StoreBackend(store)
         self._heads, self._contents = Heads(backend), Contents(backend)
-        self._seen: dict[str, Entry] = {}
-        self._needed: set[bytes] = set()
+        self._known = _Known()
+
+    def close(self) -> None:
+        """Let go of what it knows."""
+        self._known.close()
 
     def look(self, now: float) -> None:
         """Read the heads that changed, and the manifests of their new versions.
@@ -37,16 +51,26 @@ class Live:
         Raises:
             Corrupt: a head or a manifest is damaged or gone; what it needs can not be known.
         """
-        for entry in self._store.scan(HEADS):
-            if self._seen.get(entry.key) != entry:
-                head = self._head(entry.key)
-                for record in self._kept(head, now):
-                    self._add(head, record)
-                self._seen[entry.key] = entry
+        changed = (entry for entry in self._store.scan(HEADS) if self._known.changed(entry))
+        for entries in _portions(changed):
+            heads = side_by_side(self._store, self._head, [entry.key for entry in entries])
+            versions = (
+                Version.of(head, record)
+                for head in heads
+                for record in self._kept(head, now)
+                if not self._known.needs(_bytes(record.digest))
+            )
+            for some in _portions(versions):
+                for version, manifest in zip(
+                    some, side_by_side(self._store, self._contents.manifest, some), strict=True
+                ):
+                    files = (bytes.fromhex(file.sha256) for file in manifest.files)
+                    self._known.add((*files, _bytes(version.digest)))
+            self._known.note(entries)
 
     def needs(self, key: str) -> bool:
         """Whether a version needs an object."""
-        return _digest(key) in self._needed
+        return self._known.needs(_digest(key))
 
     def _head(self, key: str) -> Head:
         try:
@@ -61,12 +85,53 @@ class Live:
             if gone is None or now - datetime.fromisoformat(gone).timestamp() <= self._grace:
                 yield record
 
-    def _add(self, head: Head, record: Record) -> None:
-        digest = bytes.fromhex(record.digest.removeprefix("sha256:"))
-        if digest not in self._needed:
-            manifest = self._contents.manifest(Version.of(head, record))
-            self._needed.update(bytes.fromhex(file.sha256) for file in manifest.files)
-            self._needed.add(digest)
+
+class _Known:
+    """Digests that are needed, and heads as they were listed when they were read, on disk."""
+
+    def __init__(self) -> None:
+        self._tables = sqlite3.connect("", isolation_level=None)  # a file that the system removes by itself
+        self._tables.executescript(
+            "CREATE TABLE needed (sha256 BLOB PRIMARY KEY) WITHOUT ROWID;"
+            "CREATE TABLE head (key TEXT PRIMARY KEY, size INTEGER, written_at REAL, etag TEXT) WITHOUT ROWID;"
+            "PRAGMA cache_size = -8000;"
+        )
+        self._tables.execute("BEGIN")
+
+    def changed(self, entry: Entry) -> bool:
+        row = self._tables.execute("SELECT size, written_at, etag FROM head WHERE key = ?", [entry.key]).fetchone()
+        return bool(row != (entry.size, entry.written_at, entry.etag))
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        rows = ((each.key, each.size, each.written_at, each.etag) for each in entries)
+        self._tables.executemany("INSERT OR REPLACE INTO head VALUES (?, ?, ?, ?)", rows)
+
+    def needs(self, sha256: bytes) -> bool:
+        return self._tables.execute("SELECT 1 FROM needed WHERE sha256 = ?", [sha256]).fetchone() is not None
+
+    def add(self, digests: Iterable[bytes]) -> None:
+        self._tables.executemany("INSERT OR IGNORE INTO needed VALUES (?)", ((each,) for each in digests))
+
+    def close(self) -> None:
+        self._tables.close()
+
+
+def side_by_side(store: Store, work: Callable[[T], U], things: Sequence[T]) -> list[U]:
+    """What `work` gives of each; over a network many are under way at once, and of a disk one after the other."""
+    if len(things) < 2 or not store.url.startswith("s3:"):
+        return list(map(work, things))
+    with ThreadPoolExecutor(READERS, "upkeep") as pool:
+        return list(pool.map(work, things))
+
+
+def _portions(things: Iterable[T]) -> Iterator[list[T]]:
+    source = iter(things)
+    while some := list(islice(source, AT_ONCE)):
+        yield some
+
+
+def _bytes(digest: str) -> bytes:
+    return bytes.fromhex(digest.removeprefix("sha256:"))
 
 
 def _digest(key: str) -> bytes:
