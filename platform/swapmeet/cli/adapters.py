@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, show, tell
+from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, load_settings, open_registry, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.cli.withdrawal import person, readers, withdrawal
-from swapmeet.settings import load_settings
-from swapmeet_registry import Reference, Registry
-from swapmeet_registry.bases import BaseLibrary, module_shapes
+from swapmeet_registry.names import Reference
 
 if TYPE_CHECKING:
     from swapmeet.adapter_client import RemoteAdapters
+    from swapmeet_registry import Registry
 
 Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
@@ -35,6 +34,9 @@ def push(
     json: Json = False,
 ) -> None:
     """Publish an adapter as a new version."""
+    from swapmeet_registry import Registry
+    from swapmeet_registry.bases import BaseLibrary, module_shapes
+
     with _adapters(url, registry, home) as adapters:
         if isinstance(adapters, Registry):
             trained_on = BaseLibrary(load_settings(home=home).folder, tell).find(base)
@@ -60,6 +62,8 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch an adapter as a PEFT folder, every byte checked."""
+    from swapmeet_registry.bases import BaseLibrary
+
     wanted = BaseLibrary(load_settings(home=home).folder, tell).find(base).fingerprint if base else None
     with _adapters(url, registry, home) as adapters:
         version = adapters.pull(reference, folder, base=wanted)
@@ -91,6 +95,8 @@ def tag(
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
+    from swapmeet_registry import Registry
+
     with _adapters(url, registry, home) as adapters:
         told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
         version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
@@ -131,7 +137,7 @@ def _adapters(url: str | None, registry: str | None, home: Path | None) -> "Iter
         raise typer.BadParameter("A server has its own registry. Name one of both.", param_hint="--registry")
     settings = load_settings(home=home, registry=registry, url=url)
     if registry is not None or not settings.url:
-        yield Registry(settings.registry_url, settings.trust)
+        yield open_registry(settings.registry_url, settings.trust)
         return
     from swapmeet.client import Client  # takes longer to import than most commands take to run
 
