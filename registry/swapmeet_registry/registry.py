@@ -16,6 +16,7 @@ from swapmeet_registry.admission.lora_parts import Modules
 from swapmeet_registry.admission.statistics import Report
 from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
+from swapmeet_registry.copies.present import present
 from swapmeet_registry.copies.pulling import unpack
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
@@ -187,11 +188,13 @@ class Registry(Life):
             SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
         version = self.resolve(ref if isinstance(ref, str) else ref.pinned)
-        manifest = self.manifest(version)
+        there = present(version, Path(folder))
+        manifest = there or self.manifest(version)
         self._signatures.require(version, manifest)
         if base is not None:
             _warn(require_fit(manifest.base, base, str(version)))
-        unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
+        if there is None:
+            unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
         return version
 
     def verify(self, ref: str, *, read: bool = True) -> Version:

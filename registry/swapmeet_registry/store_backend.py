@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from swapmeet_registry.upkeep.intents import Intents
 from swapmeet_registry.version import Version
 
 HEADS, SUFFIX = "heads/", ".json"
+SMALL = 1 << 20
+"""Bytes of a file that is written beside others."""
+AT_ONCE = 8
 
 
 class StoreBackend:
@@ -26,8 +30,9 @@ class StoreBackend:
         heads/TENANT/NAME.json      the versions and aliases of a name
         signatures/sha256/HEX/KEY.json      who signed the version with this manifest
 
-    A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until the
-    head is written nobody sees anything; from then on everything that it names is there.
+    A publish writes the blobs and the manifest at once, within an intent (`intents`) that keeps them from being
+    collected, and then the head. Until that is written nobody sees anything; from then on everything that it names is
+    there. The report, which can be computed again, may come a moment later.
     """
 
     def __init__(self, store: Store) -> None:
@@ -52,16 +57,31 @@ class StoreBackend:
             (*map(blob_key, manifest.files), manifest_key(manifest.digest), report_key(manifest.digest))
         )
         try:
-            for file in manifest.files:
-                self.store.put(blob_key(file), folder / file.path, file.sha256)
-                reached("push.blob")
-            reached("push.blobs")
-            self.store.put(manifest_key(manifest.digest), manifest.encode(), manifest.digest.removeprefix("sha256:"))
-            reached("push.manifest")
+            self._write(manifest, folder)
         except BaseException:
             intent.end()
             raise
         return Staged(manifest, intent=intent)
+
+    def _write(self, manifest: Manifest, folder: Path) -> None:
+        """Write blobs and manifest: the small ones at once, since each costs a way there and back and hardly more."""
+
+        def put(file: StoredFile) -> None:
+            self.store.put(blob_key(file), folder / file.path, file.sha256)
+            reached("push.blob")
+
+        with ThreadPoolExecutor(AT_ONCE, "publish") as pool:
+            key, sha256 = manifest_key(manifest.digest), manifest.digest.removeprefix("sha256:")
+            described = pool.submit(self.store.put, key, manifest.encode(), sha256)
+            small = [pool.submit(put, file) for file in manifest.files if file.size <= SMALL]
+            for file in manifest.files:
+                if file.size > SMALL:
+                    put(file)
+            for written in small:
+                written.result()
+            reached("push.blobs")
+            described.result()
+            reached("push.manifest")
 
     def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
         """See `Backend`."""
