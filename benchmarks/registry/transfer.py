@@ -50,7 +50,7 @@ def adapter(folder: Path, megabytes: int) -> Path:
             weights[f"{name}.lora_A.weight"] = random.standard_normal((16, 4096), np.float32)
             weights[f"{name}.lora_B.weight"] = random.standard_normal((4096, 16), np.float32)
     folder.mkdir()
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})  # as PEFT does
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
     return folder
 

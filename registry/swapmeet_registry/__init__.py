@@ -15,6 +15,9 @@ Importing this loads neither torch nor boto3 nor huggingface_hub; the latter two
 address.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from swapmeet_registry.errors import (
     BaseInvalid,
     BaseMismatch,
@@ -34,14 +37,16 @@ from swapmeet_registry.errors import (
     StoreError,
     StoreFull,
 )
-from swapmeet_registry.fingerprint import Fingerprint, Quantization, require_fit
-from swapmeet_registry.manifest import Lora, Manifest, StoredFile
-from swapmeet_registry.names import AdapterName, Reference
-from swapmeet_registry.origin.provenance import Provenance
-from swapmeet_registry.registry import Registry
-from swapmeet_registry.signing import Signature, Trust
-from swapmeet_registry.stores import Store, open_store
-from swapmeet_registry.version import Listing, Version
+
+if TYPE_CHECKING:
+    from swapmeet_registry.fingerprint import Fingerprint, Quantization, require_fit
+    from swapmeet_registry.manifest import Lora, Manifest, StoredFile
+    from swapmeet_registry.names import AdapterName, Reference
+    from swapmeet_registry.origin.provenance import Provenance
+    from swapmeet_registry.registry import Registry
+    from swapmeet_registry.signing import Signature, Trust
+    from swapmeet_registry.stores import Store, open_store
+    from swapmeet_registry.version import Listing, Version
 
 __all__ = [
     "AdapterName",
@@ -78,3 +83,23 @@ __all__ = [
     "open_store",
     "require_fit",
 ]
+
+_PLACES = {
+    "fingerprint": "Fingerprint Quantization require_fit",
+    "manifest": "Lora Manifest StoredFile",
+    "names": "AdapterName Reference",
+    "origin.provenance": "Provenance",
+    "registry": "Registry",
+    "signing": "Signature Trust",
+    "stores": "Store open_store",
+    "version": "Listing Version",
+}
+"""Where the other names are. Each is imported when it is asked for: a command that wants one waits for no more."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names.split():
+            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

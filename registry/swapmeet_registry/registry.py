@@ -14,6 +14,7 @@ from swapmeet_registry.admission import reports
 from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.admission.lora_parts import Modules
 from swapmeet_registry.backend import open_backend
+from swapmeet_registry.copies.present import present
 from swapmeet_registry.copies.pulling import unpack
 from swapmeet_registry.fault import reached
 from swapmeet_registry.fingerprint import Fingerprint, require_fit
@@ -136,11 +137,13 @@ class Registry(Vouching, Life):
             SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
         version = self.resolve(ref if isinstance(ref, str) else ref.pinned)
-        manifest = self.manifest(version)
+        there = present(version, Path(folder))
+        manifest = there or self.manifest(version)
         self.require_signed(version, manifest)
         if base is not None and (warning := require_fit(manifest.base, base, str(version))):
             _log.warning(warning)
-        unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
+        if there is None:
+            unpack(manifest, Path(folder), lambda file: self._contents.blob(version, file), make_room)
         return version
 
     def verify(self, ref: str, *, read: bool = True) -> Version:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from swapmeet_registry.version import Version
 
 HEADS, SIGNATURES, SUFFIX = "heads/", "signatures/", ".json"
 _SIGNATURE = re.compile(rf"{SIGNATURES}sha256/([0-9a-f]{{64}})/({KEY_ID.pattern}){re.escape(SUFFIX)}")
+SMALL = 1 << 20
+"""Bytes of a file that is written beside others."""
+AT_ONCE = 8
 
 
 class StoreBackend:
@@ -28,8 +32,9 @@ class StoreBackend:
         heads/TENANT/NAME.json      the versions and aliases of a name
         signatures/sha256/HEX/KEY.json      who signed the version with this manifest
 
-    A publish writes them in this order, within an intent (`intents`) that keeps them from being collected. Until the
-    head is written nobody sees anything; from then on everything that it names is there.
+    A publish writes the blobs and the manifest at once, within an intent (`intents`) that keeps them from being
+    collected, and then the head. Until that is written nobody sees anything; from then on everything that it names is
+    there. The report, which can be computed again, may come a moment later.
     """
 
     def __init__(self, store: Store) -> None:
@@ -60,12 +65,7 @@ class StoreBackend:
         own = (manifest_key(manifest.digest), report_key(manifest.digest))
         intent = Intents(self.store).declare((*map(blob_key, manifest.files), *own, *signatures))
         try:
-            for file in manifest.files:
-                self.store.put(blob_key(file), folder / file.path, file.sha256)
-                reached("push.blob")
-            reached("push.blobs")
-            self.store.put(manifest_key(manifest.digest), manifest.encode(), manifest.digest.removeprefix("sha256:"))
-            reached("push.manifest")
+            self._write(manifest, folder)
             for key, bundle in signatures.items():
                 self._put(key, bundle)
             if notes.report is not None:
@@ -74,6 +74,26 @@ class StoreBackend:
             intent.end()
             raise
         return Staged(manifest, intent=intent)
+
+    def _write(self, manifest: Manifest, folder: Path) -> None:
+        """Write blobs and manifest: the small ones at once, since each costs a way there and back and hardly more."""
+
+        def put(file: StoredFile) -> None:
+            self.store.put(blob_key(file), folder / file.path, file.sha256)
+            reached("push.blob")
+
+        with ThreadPoolExecutor(AT_ONCE, "publish") as pool:
+            key, sha256 = manifest_key(manifest.digest), manifest.digest.removeprefix("sha256:")
+            described = pool.submit(self.store.put, key, manifest.encode(), sha256)
+            small = [pool.submit(put, file) for file in manifest.files if file.size <= SMALL]
+            for file in manifest.files:
+                if file.size > SMALL:
+                    put(file)
+            for written in small:
+                written.result()
+            reached("push.blobs")
+            described.result()
+            reached("push.manifest")
 
     def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
         """See `Backend`."""

@@ -231,13 +231,13 @@ def test_weights_cut_short_while_they_are_read(
     make_adapter: Any, tmp_path: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_adapter(tmp_path / "adapter")
-    read = os.pread
+    read = os.preadv
 
-    def race(file: int, size: int, at: int) -> bytes:
+    def race(file: int, room: Any, at: int) -> int:
         os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
-        return read(file, size, at)
+        return read(file, room, at)
 
-    monkeypatch.setattr("swapmeet_registry.admission.canonical_weights.os.pread", race)
+    monkeypatch.setattr("swapmeet_registry.admission.canonical_weights.os.preadv", race)
     with pytest.raises(Refused, match=r"was cut short while it was read\. Push again"), admit(folder, base):
         pass
 

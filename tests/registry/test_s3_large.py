@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((s3, "LARGEST_PUT"), (s3_upload, "PART"), (s3_download, "FIRST"), (s3_download, "RANGE")):
+    for module, name in ((s3, "LARGEST_PUT"), (s3_upload, "PART"), (s3_download, "RANGE")):
         monkeypatch.setattr(module, name, 1 << 20)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
 

@@ -20,10 +20,9 @@
 worker dies. Importing this package imports neither torch nor ray.
 """
 
-from swapmeet_training.data import dataset_digest, read_examples
-from swapmeet_training.data.check import check_file
-from swapmeet_training.data.dataset import Dataset, check_files, load_dataset
-from swapmeet_training.data.report import Report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from swapmeet_training.errors import (
     CheckpointError,
     DataError,
@@ -37,9 +36,15 @@ from swapmeet_training.errors import (
     TrainingError,
     WorkerLost,
 )
-from swapmeet_training.progress import Outcome, Parked, Progress, Result, Row
-from swapmeet_training.qlora import run
-from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
+
+if TYPE_CHECKING:
+    from swapmeet_training.data import dataset_digest, read_examples
+    from swapmeet_training.data.check import check_file
+    from swapmeet_training.data.dataset import Dataset, check_files, load_dataset
+    from swapmeet_training.data.report import Report
+    from swapmeet_training.progress import Outcome, Parked, Progress, Result, Row
+    from swapmeet_training.qlora import run
+    from swapmeet_training.spec import FineTune, Resources, fine_tune, spec_error
 
 __all__ = [
     "CheckpointError",
@@ -71,3 +76,22 @@ __all__ = [
     "run",
     "spec_error",
 ]
+
+_PLACES = {
+    "data": "dataset_digest read_examples",
+    "data.check": "check_file",
+    "data.dataset": "Dataset check_files load_dataset",
+    "data.report": "Report",
+    "progress": "Outcome Parked Progress Result Row",
+    "qlora": "run",
+    "spec": "FineTune Resources fine_tune spec_error",
+}
+"""Where the other names are. Each is imported when it is asked for: a command that wants one waits for no more."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names.split():
+            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swapmeet.cli.adapters_opened import adapters_at
-from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, show, tell
+from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, load_settings, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.cli.withdrawal import person, readers, withdrawal
-from swapmeet.settings import load_settings
-from swapmeet_registry import Listing, Reference, Registry
-from swapmeet_registry.bases import BaseLibrary, module_shapes
+from swapmeet_registry.names import Reference
 
 if TYPE_CHECKING:
     from swapmeet.adapter_client import RemoteAdapters
+    from swapmeet_registry import Listing, Registry
 
 Ref = Annotated[str, typer.Argument(help="TENANT/NAME, with :VERSION, :ALIAS or @sha256:DIGEST where wanted.")]
 
@@ -34,6 +33,9 @@ def push(
     json: Json = False,
 ) -> None:
     """Publish an adapter as a new version."""
+    from swapmeet_registry import Registry
+    from swapmeet_registry.bases import BaseLibrary, module_shapes
+
     with adapters_at(url, registry, home) as adapters:
         if isinstance(adapters, Registry):
             trained_on = BaseLibrary(load_settings(home=home).folder, tell).find(base)
@@ -59,6 +61,8 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch an adapter as a PEFT folder, every byte checked."""
+    from swapmeet_registry.bases import BaseLibrary
+
     wanted = BaseLibrary(load_settings(home=home).folder, tell).find(base).fingerprint if base else None
     with adapters_at(url, registry, home) as adapters:
         version = adapters.pull(reference, folder, base=wanted)
@@ -92,6 +96,8 @@ def tag(
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
+    from swapmeet_registry import Registry
+
     with adapters_at(url, registry, home) as adapters:
         told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
         version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
@@ -125,7 +131,9 @@ def register(app: typer.Typer) -> None:
     app.command()(yank)
 
 
-def _advice(adapters: "Registry | RemoteAdapters", listing: Listing) -> tuple[str, ...]:
+def _advice(adapters: "Registry | RemoteAdapters", listing: "Listing") -> tuple[str, ...]:
+    from swapmeet_registry import Registry
+
     latest = next((each for each in reversed(listing.versions) if each.usable), None)
     if latest is None:
         return ()

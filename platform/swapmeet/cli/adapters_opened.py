@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from swapmeet.cli.options import tell
-from swapmeet.settings import load_settings
-from swapmeet_registry import Registry
+from swapmeet.cli.options import load_settings, open_registry, tell
 
 if TYPE_CHECKING:
     from swapmeet.adapter_client import RemoteAdapters
+    from swapmeet_registry import Registry
 
 
 @contextmanager
@@ -22,7 +21,7 @@ def adapters_at(url: str | None, registry: str | None, home: Path | None) -> "It
         raise typer.BadParameter("A server has its own registry. Name one of both.", param_hint="--registry")
     settings = load_settings(home=home, registry=registry, url=url)
     if registry is not None or not settings.url:
-        yield Registry(settings.registry_url, settings.trust)
+        yield open_registry(settings.registry_url, settings.trust)
         return
     from swapmeet.client import Client  # takes longer to import than most commands take to run
 

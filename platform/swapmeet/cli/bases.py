@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swapmeet.cli.options import Home, Json, show, tell
-from swapmeet.settings import load_settings
+from swapmeet.cli.options import Home, Json, load_settings, show, tell
 from swapmeet_registry.bases import CATALOGUE, Base, BaseLibrary
 from swapmeet_registry.fingerprint import fingerprint
 

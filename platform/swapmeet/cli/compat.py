@@ -6,9 +6,7 @@ from typing import Annotated
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, show
-from swapmeet.settings import load_settings
-from swapmeet_registry import Registry
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
 
 
 def export_oci(
@@ -21,7 +19,7 @@ def export_oci(
     """Write an adapter as an OCI image layout, which skopeo and oras copy to any registry of images."""
     from swapmeet_registry.copies import oci
 
-    done = oci.export_oci(Registry(load_settings(home=home, registry=registry).registry_url), reference, folder)
+    done = oci.export_oci(open_registry(load_settings(home=home, registry=registry).registry_url), reference, folder)
     version = done.version
     result = {"name": version.name, "version": version.version, "digest": version.digest}
     result |= {"manifest": done.manifest, "tag": done.tag, "folder": str(folder)}

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.errors import RequestRefused
-from swapmeet.settings import load_settings
-from swapmeet_registry import Registry
 
 Url = Annotated[str, typer.Argument(help="file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")]
 
@@ -62,7 +60,7 @@ def copy(
     """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals."""
     from swapmeet_registry.copies.mirror import mirror
 
-    done = mirror(Registry(source).backend, Registry(target).backend, names or None, tell)
+    done = mirror(open_registry(source).backend, open_registry(target).backend, names or None, tell)
     text = f"{done.names} names are as in {source}" if not done.refused else f"{len(done.refused)} names were refused"
     show(asdict(done), f"{text}; {done.versions} versions ({done.bytes} bytes) were copied", json)
     for name, why in done.refused.items():
@@ -81,7 +79,7 @@ def export(
     """Write adapters into one file, to be taken to where no network goes."""
     from swapmeet_registry.copies.bundle import export_bundle
 
-    exported = export_bundle(Registry(load_settings(home=home, registry=registry).registry_url), references, to)
+    exported = export_bundle(open_registry(load_settings(home=home, registry=registry).registry_url), references, to)
     versions = [{"name": each.name, "version": each.version, "digest": each.digest} for each in exported]
     lines = [f"{each} {each.digest}" for each in exported]
     show({"file": str(to), "versions": versions}, "\n".join([*lines, f"{len(lines)} versions in {to}"]), json)
@@ -99,7 +97,8 @@ def import_(
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
     from swapmeet_registry.copies.bundle import import_bundle
 
-    found = import_bundle(Registry(load_settings(home=home, registry=registry).registry_url), file, tenants or None)
+    store = open_registry(load_settings(home=home, registry=registry).registry_url)
+    found = import_bundle(store, file, tenants or None)
     lines = [
         f"{each.name}:{each.number} {each.digest}"
         + (f", which was :{each.version} where it comes from" if each.number != each.version else "")

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json
-from swapmeet.settings import load_settings
+from swapmeet.cli.options import Home, Json, load_settings
 
 
 def demo(

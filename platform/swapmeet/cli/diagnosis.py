@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, show
-from swapmeet.settings import load_settings
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, show
 
 
 def doctor(

@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swapmeet_training import DataError
+if TYPE_CHECKING:
+    from swapmeet.settings import Settings
+    from swapmeet_registry import Registry, Trust
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 Home = Annotated[Path | None, typer.Option("--home", help="Where Swapmeet keeps its files (SWAPMEET_HOME).")]
@@ -16,6 +18,20 @@ RegistryUrl = Annotated[
 ]
 ServerUrl = Annotated[str | None, typer.Option("--url", help="A server to ask instead of a store (SWAPMEET_URL).")]
 BaseName = Annotated[str, typer.Option("--base", help="A base: short name, transformers folder, or Hub id.")]
+
+
+def load_settings(**options: Any) -> "Settings":
+    """As `swapmeet.settings.load_settings`, which takes longer to import than a command's help should take."""
+    from swapmeet.settings import load_settings
+
+    return load_settings(**options)
+
+
+def open_registry(url: str, trust: "Trust | None" = None) -> "Registry":
+    """A `Registry`, imported as late as the settings."""
+    from swapmeet_registry import Registry
+
+    return Registry(url) if trust is None else Registry(url, trust)
 
 
 def not_empty(text: str) -> str:
@@ -41,6 +57,8 @@ def read_template(path: Path | None) -> str | None:
     Raises:
         DataError: it can not be read.
     """
+    from swapmeet_training.errors import DataError
+
     if path is None:
         return None
     try:

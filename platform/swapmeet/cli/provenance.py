@@ -7,10 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, show
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
 from swapmeet.cli.tables import plain
-from swapmeet.settings import load_settings
-from swapmeet_registry import Registry
 from swapmeet_registry.origin.bom import bom as bill
 from swapmeet_registry.origin.licences import concerns_of
 from swapmeet_registry.origin.lineage import Ancestor, lines
@@ -19,7 +17,7 @@ from swapmeet_registry.stores.files import os_errors
 
 def lineage(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
     """The adapters that a version's training went on from, up to the base, and what made each."""
-    opened = Registry(load_settings(home=home, registry=registry).registry_url)
+    opened = open_registry(load_settings(home=home, registry=registry).registry_url)
     version = opened.resolve(reference)
     manifest, parents = opened.manifest(version), opened.lineage(version)
     concerns = concerns_of(manifest, parents[0].manifest if parents else None)
@@ -42,7 +40,7 @@ def bom(
     home: Home = None,
 ) -> None:
     """A version's bill of materials (CycloneDX 1.6, JSON): files, base, data, packages, licences and metrics."""
-    opened = Registry(load_settings(home=home, registry=registry).registry_url)
+    opened = open_registry(load_settings(home=home, registry=registry).registry_url)
     version = opened.resolve(reference)
     document = bill(version, opened.manifest(version), opened.lineage(version))
     text = json_.dumps(json_.loads(document), indent=2, ensure_ascii=False) + "\n"

@@ -7,17 +7,19 @@ itself, through an index in the user's cache.
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, show
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
 from swapmeet.cli.remote import connect, given
 from swapmeet.cli.tables import fields, table
-from swapmeet.settings import Settings, load_settings
-from swapmeet_registry import AdapterName, Reference, Registry
+from swapmeet_registry.names import AdapterName, Reference
+
+if TYPE_CHECKING:
+    from swapmeet.settings import Settings
 
 HEADINGS = ("name", "version", "base", "rank", "size", "licence", "task", "likes", "downloads", "purpose")
 SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -61,7 +63,7 @@ def search(
         hits, following = page["data"], page["next_cursor"]
     else:
         several: dict[str, Any] = {"tags": tuple(tag or ()), "metrics": tuple(metric or ())}
-        found = Registry(settings.registry_url).search(query, **filters, **several, versions=versions, after=after)
+        found = open_registry(settings.registry_url).search(query, **filters, **several, versions=versions, after=after)
         hits, following = [asdict(hit) for hit in found.hits], found.next
     lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
     more_ = f"\nMore: --after {following}" if following else ""
@@ -85,7 +87,7 @@ def card(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: 
         return
     from swapmeet_registry.cards import Card, markdown, terminal
 
-    store = Registry(settings.registry_url)
+    store = open_registry(settings.registry_url)
     about = store.resolve(reference) if wanted == Reference(wanted.name) else store.find(reference)
     found = Card.of(store, about, store.show(str(wanted.name)), {})
     show(found.as_json(), (terminal if sys.stdout.isatty() else markdown)(found).rstrip(), json)
@@ -116,7 +118,7 @@ def find_file(
     else:
         from swapmeet_registry.index import open_index
 
-        found = open_index(Registry(settings.registry_url), lambda index: index.by_file(sha256))
+        found = open_index(open_registry(settings.registry_url), lambda index: index.by_file(sha256))
         hits = [asdict(hit) for hit in found]
     lines = [f"{hit['name']}:{hit['version']} {hit['digest']}{_withdrawn(hit)}" for hit in hits]
     show({"sha256": sha256, "hits": hits}, "\n".join(lines) or "No version has this file.", json)
@@ -144,7 +146,7 @@ def _path(name: AdapterName, what: str) -> str:
     return f"/v1/adapters/{quote(name.tenant)}/{quote(name.name)}/{what}"
 
 
-def _remote(settings: Settings, registry: str | None) -> bool:
+def _remote(settings: "Settings", registry: str | None) -> bool:
     """Whether a server is asked: not where a registry is named, or no server is."""
     return bool(settings.url) and registry is None
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
-from swapmeet.settings import load_settings
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, show, tell
 
 if TYPE_CHECKING:
     from swapmeet.client import Client

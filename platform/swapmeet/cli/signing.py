@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, show
-from swapmeet.settings import load_settings
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
 from swapmeet_registry import Registry, Signature, Trust, Version
 from swapmeet_registry.signing import oms
 from swapmeet_registry.signing.keys import PrivateKey, encrypted, make_keys
@@ -40,7 +39,7 @@ def sign(
 ) -> None:
     """Sign a version: its name, its manifest and the digests of all its files."""
     settings = load_settings(home=home, registry=registry)
-    opened = Registry(settings.registry_url, settings.trust)
+    opened = open_registry(settings.registry_url, settings.trust)
     version = opened.resolve(reference)
     if add is not None:
         made = opened.add_signature(version.pinned, _document(add), key)
@@ -61,7 +60,7 @@ def verify(
 ) -> None:
     """Read a version whole, compare every byte with its digest, and check its signatures."""
     settings = load_settings(home=home, registry=registry)
-    opened = Registry(settings.registry_url, Trust("require", key) if key else settings.trust)
+    opened = open_registry(settings.registry_url, Trust("require", key) if key else settings.trust)
     version = opened.verify(reference)
     signatures = opened.signatures(version)
     if save is not None:

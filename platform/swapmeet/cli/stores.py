@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
+from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, show, tell
 from swapmeet.cli.tables import duration, plain
-from swapmeet.settings import load_settings
 from swapmeet_registry.stores import open_store
 from swapmeet_registry.stores.probing import Check, probe
 from swapmeet_registry.stores.probing.probe import ROUNDS, THREADS

@@ -7,19 +7,29 @@ import getpass
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from swapmeet.adapter_reach import reach as reached_of
-from swapmeet.adapter_reach import require_words
 from swapmeet.cli.adapters_opened import adapters_at
-from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, not_empty, show, tell
+from swapmeet.cli.options import (
+    Home,
+    Json,
+    RegistryUrl,
+    ServerUrl,
+    load_settings,
+    not_empty,
+    open_registry,
+    show,
+    tell,
+)
 from swapmeet.cli.tables import plain, table
 from swapmeet.errors import RequestRefused
-from swapmeet.settings import load_settings
-from swapmeet_registry import AdapterName, Listing, Reference, Registry, Version
-from swapmeet_registry.recalls import Reached
+from swapmeet_registry.names import AdapterName, Reference
+
+if TYPE_CHECKING:
+    from swapmeet_registry import Listing, Registry, Version
+    from swapmeet_registry.recalls import Reached
 
 Name = Annotated[str, typer.Argument(help="TENANT/NAME", callback=not_empty)]
 One = Annotated[str, typer.Argument(help="TENANT/NAME:VERSION, :ALIAS or @sha256:DIGEST.", callback=not_empty)]
@@ -41,6 +51,8 @@ def recall(
     json: Json = False,
 ) -> None:
     """Forbid a version to everybody. Servers drop it within seconds, and end the requests that use it."""
+    from swapmeet.adapter_reach import require_words
+
     store = _registry(registry, home)
     if wait:
         require_words(store)
@@ -58,6 +70,9 @@ def reach(
     reference: One, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
     """Which servers a recall or deletion reached, and what they had of the version."""
+    from swapmeet.adapter_reach import reach as reached_of
+    from swapmeet_registry import Registry
+
     with adapters_at(url, registry, home) as adapters:
         found = reached_of(adapters, reference) if isinstance(adapters, Registry) else adapters.reach(reference)
     version, reached = found
@@ -145,13 +160,13 @@ def person() -> str | None:
         return None
 
 
-def withdrawal(version: Version) -> Iterator[str]:
+def withdrawal(version: "Version") -> Iterator[str]:
     """What is to be said of a version that was withdrawn."""
     reasons = {"yanked": version.yank_reason, "recalled": version.recalled, "deleted": version.deleted}
     return (f"{how}: {reason}" for how, reason in reasons.items() if reason is not None)
 
 
-def readers(listing: Listing) -> list[str]:
+def readers(listing: "Listing") -> list[str]:
     """What is to be said of who may read an adapter, unless only its owner may."""
     if listing.visibility == "private":
         return []
@@ -159,11 +174,11 @@ def readers(listing: Listing) -> list[str]:
     return [f"{listing.name} is {whom}"]
 
 
-def _registry(url: str | None, home: Home) -> Registry:
-    return Registry(load_settings(home=home, registry=url).registry_url)
+def _registry(url: str | None, home: Home) -> "Registry":
+    return open_registry(load_settings(home=home, registry=url).registry_url)
 
 
-def _await_servers(store: Registry, version: Version) -> tuple[Reached, ...]:
+def _await_servers(store: "Registry", version: "Version") -> "tuple[Reached, ...]":
     began = time.monotonic()
     while True:
         reached, waited = store.recalls.reach(version), time.monotonic() - began
@@ -173,7 +188,7 @@ def _await_servers(store: Registry, version: Version) -> tuple[Reached, ...]:
         time.sleep(0.5)
 
 
-def _servers(reached: tuple[Reached, ...]) -> list[str]:
+def _servers(reached: "tuple[Reached, ...]") -> list[str]:
     if not reached:
         return ["No server holds adapters of this registry."]
     headings = ("server", "host", "obeyed at", "held it", "requests ended", "tenants")
@@ -187,9 +202,9 @@ def _servers(reached: tuple[Reached, ...]) -> list[str]:
     return [table(headings, rows)]
 
 
-def _result(version: Version, reason: str | None) -> dict[str, object]:
+def _result(version: "Version", reason: str | None) -> dict[str, object]:
     return {"name": version.name, "version": version.version, "digest": version.digest, "reason": reason}
 
 
-def _alias(listing: Listing, alias: str) -> dict[str, object]:
+def _alias(listing: "Listing", alias: str) -> dict[str, object]:
     return {"name": str(AdapterName.parse(listing.name)), "alias": alias, "version": listing.aliases.get(alias, 0)}

@@ -99,7 +99,7 @@ def _admitted(opened: AdapterFolder, scratch: Path, base: Fingerprint, modules: 
     return Admitted(
         scratch,
         tuple(sorted(files, key=lambda file: file.path)),
-        _lora(config, weights),
+        lora(config, weights),
         _provenance(opened),
         _notices(opened),
     )
@@ -159,7 +159,8 @@ def _notices(opened: AdapterFolder) -> tuple[str, ...]:
     return (f"Left out, as the training run's own and no part of the adapter: {told}.",)
 
 
-def _lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
+def lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
+    """What the manifest says of the published configuration and weights."""
     targets = config.target_modules
     return Lora(
         rank=config.r,

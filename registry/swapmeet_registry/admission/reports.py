@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from swapmeet_registry.admission import lora_config, lora_weights
@@ -43,14 +42,18 @@ def computing(backend: Backend, folder: Path) -> Iterator[Callable[[str], None]]
         folder: the admitted files.
 
     Returns:
-        What stores the report under a version's digest, where reports are kept: to be called within the publish's
-        intent, before the head is written.
+        What has the report stored under a version's digest, where reports are kept: to be called within the publish's
+        intent. Whoever asks before it is there, computes it; the context ends when it is.
     """
     if not isinstance(backend, StoreBackend):
         yield lambda _: None
         return
     with ThreadPoolExecutor(1, "report") as pool:
-        yield partial(_store, backend.store, pool.submit(of_folder, folder))
+        report = pool.submit(of_folder, folder)
+        storing: list[Future[None]] = []
+        yield lambda digest: storing.append(pool.submit(_store, backend.store, report, digest))
+        for each in storing:
+            each.result()
 
 
 def _store(store: Store, report: Future[Report], digest: str) -> None:

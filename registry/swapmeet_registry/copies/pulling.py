@@ -18,6 +18,8 @@ from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder
 SMALL = 1 << 20
 """Bytes of a file that is fetched beside others."""
 AT_ONCE = 8
+SYNCED = 64 << 20
+"""Bytes after which the disk is told to begin with what was written."""
 
 
 def unpack(
@@ -49,7 +51,6 @@ def unpack(
         partial.mkdir()
         try:
             _fill(partial, manifest, read)
-            _write(partial / Provenance.FILE, [manifest.provenance().encode()])
             sync_folder(partial)
             _rename(partial, folder, manifest)
         finally:
@@ -58,10 +59,11 @@ def unpack(
 
 
 def _fill(partial: Path, manifest: Manifest, read: Callable[[StoredFile], Iterable[bytes]]) -> None:
-    """Write the files: the small ones at once, since each of them costs a way there and back and hardly more."""
+    """Write all files: the small ones at once, since each of them costs a way there and back and hardly more."""
     with ThreadPoolExecutor(AT_ONCE, "pull") as pool:
         small = [file for file in manifest.files if file.size <= SMALL]
         writes = [pool.submit(_write, partial / file.path, read(file)) for file in small]
+        writes.append(pool.submit(_write, partial / Provenance.FILE, [manifest.provenance().encode()]))
         for file in manifest.files:
             if file.size > SMALL:
                 _write(partial / file.path, read(file))
@@ -88,9 +90,17 @@ def _sha256(path: Path) -> str | None:
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
-    with path.open("xb") as stream:
-        stream.writelines(chunks)
+    """Write a file, durably. The disk begins with a large one while the rest of it comes in."""
+    with path.open("xb") as stream, ThreadPoolExecutor(1, "sync") as pool:
+        syncing, since = None, 0
+        for chunk in chunks:
+            stream.write(chunk)
+            since += len(chunk)
+            if since >= SYNCED and (syncing is None or syncing.done()):
+                syncing, since = pool.submit(os.fdatasync, stream.fileno()), 0
         stream.flush()
+        if syncing is not None:
+            syncing.result()
         os.fsync(stream.fileno())
 
 

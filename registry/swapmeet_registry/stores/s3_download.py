@@ -3,8 +3,9 @@
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -14,14 +15,20 @@ from swapmeet_registry.stores.protocol import CHUNK
 from swapmeet_registry.stores.s3_bucket import S3Bucket
 from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, PAUSES, endpoint, missing, s3_errors, status
 
-FIRST = 1 << 20
-"""Bytes that are asked for first: most objects are no larger, and of others the answer says how large they are."""
 RANGE = 8 << 20
-"""Bytes that are asked for at once."""
+"""Bytes that are asked for at once. The answer to the first range says how large the object is."""
 AHEAD = 4
-"""Ranges that are on their way while one is used; a slow reader holds so much memory."""
+"""Ranges that are on their way while one is used; a slow reader holds so much memory, and one range more."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The bytes of a range as they come in, and the size of the whole object."""
+
+    chunks: Iterable[bytes]
+    size: int
 
 
 def download(bucket: S3Bucket, where: Mapping[str, str], start: int = 0) -> Iterator[bytes] | None:
@@ -29,51 +36,87 @@ def download(bucket: S3Bucket, where: Mapping[str, str], start: int = 0) -> Iter
 
     Nothing here tells that an object was replaced meanwhile: whoever reads compares with a digest.
     """
-    first = _range(bucket, where, start, start + FIRST)
-    return None if first is None else _ordered(bucket, where, start, *first)
+    first = _begun(bucket, where, start, start + RANGE)
+    if first is None:
+        return None
+    if first.size <= start + RANGE:
+        whole = _range(bucket, where, start, start + RANGE, first)
+        return None if whole is None else iter(whole)
+    return _ordered(bucket, where, start, first)
 
 
-def _ordered(bucket: S3Bucket, where: Mapping[str, str], start: int, data: bytes, size: int) -> Iterator[bytes]:
-    yield data
-    rest = iter(range(start + FIRST, size, RANGE))
+def _ordered(bucket: S3Bucket, where: Mapping[str, str], start: int, first: _Answer) -> Iterator[bytes]:
+    """The first range is read while others are asked for: that its answer has begun says where they are."""
+    rest = iter(range(start + RANGE, first.size, RANGE))
     with ThreadPoolExecutor(AHEAD, "s3-download") as pool:
-        pending: deque[Future[tuple[bytes, int] | None]] = deque()
+        pending = deque([pool.submit(_range, bucket, where, start, start + RANGE, first)])
         try:
-            while True:
+            while pending:
                 while len(pending) < AHEAD and (at := next(rest, None)) is not None:
-                    pending.append(pool.submit(_range, bucket, where, at, min(at + RANGE, size)))
-                if not pending:
-                    return
+                    pending.append(pool.submit(_range, bucket, where, at, min(at + RANGE, first.size)))
                 found = pending.popleft().result()
                 if found is None:
                     raise StoreError(f"{where['Key']} in the bucket {bucket.name} was deleted while it was read.")
-                yield found[0]
+                yield from found
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _range(bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int) -> tuple[bytes, int] | None:
-    """The bytes from `start` to before `end`, as far as there are, and the size of all; or None."""
-    data, size, pauses = bytearray(), 0, iter(PAUSES)
+def _begun(bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int) -> _Answer | None:
+    """The answer for a range whose bytes are still to come; tried again while the network fails."""
+    pauses = iter(PAUSES)
     while True:
         with s3_errors(bucket.name):
             try:
-                answer = bucket.client.get_object(**where, Range=f"bytes={start + len(data)}-{end - 1}")
-                size = _require_range(bucket, answer, start + len(data), end)
-                for chunk in answer["Body"].iter_chunks(CHUNK):
-                    data += chunk
-                return bytes(data), size
-            except ClientError as error:
-                if missing(error):
-                    return None
-                if status(error) == 416:  # nothing from here on: the end, or an empty object
-                    return b"", 0
-                raise
+                return _ask(bucket, where, start, end)
             except NETWORK_ERRORS:
-                if data and start + len(data) == min(end, size):  # all but the end itself
-                    return bytes(data), size
-                pause = next(pauses, None)
-                if pause is None:
+                if (pause := next(pauses, None)) is None:
+                    raise
+        time.sleep(pause)
+
+
+def _ask(bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int) -> _Answer | None:
+    try:
+        answer = bucket.client.get_object(**where, Range=f"bytes={start}-{end - 1}")
+    except ClientError as error:
+        if missing(error):
+            return None
+        if status(error) == 416:  # nothing from here on: the end, or an empty object
+            return _Answer((), 0)
+        raise
+    return _Answer(answer["Body"].iter_chunks(CHUNK), _require_range(bucket, answer, start, end))
+
+
+def _range(
+    bucket: S3Bucket, where: Mapping[str, Any], start: int, end: int, answer: _Answer | None = None
+) -> list[bytes] | None:
+    """The bytes from `start` to before `end`, as far as there are, in pieces; or None where there is no object.
+
+    Args:
+        bucket: where it is.
+        where: what names it.
+        start: the first byte.
+        end: the byte after the last.
+        answer: one that has begun already.
+    """
+    pieces: list[bytes] = []
+    at, size, pauses = start, 0, iter(PAUSES)
+    while True:
+        with s3_errors(bucket.name):
+            try:
+                answer = answer or _ask(bucket, where, at, end)
+                if answer is None:
+                    return None
+                size = answer.size
+                for chunk in answer.chunks:
+                    pieces.append(chunk)
+                    at += len(chunk)
+                return pieces
+            except NETWORK_ERRORS:
+                if pieces and at == min(end, size):  # all but the end itself
+                    return pieces
+                answer = None
+                if (pause := next(pauses, None)) is None:
                     raise
         time.sleep(pause)
 

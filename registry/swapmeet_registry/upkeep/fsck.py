@@ -13,6 +13,7 @@ from itertools import islice
 from swapmeet_registry.backend import Backend, open_backend
 from swapmeet_registry.contents import Contents, damaged
 from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
+from swapmeet_registry.head import Head
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName

@@ -24,7 +24,8 @@ AT_ONCE = 256
 """Heads, and manifests, that are held in memory together."""
 READERS = 16
 """Threads that ask a store over a network: each answer takes its time."""
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Live:

@@ -1,0 +1,13 @@
+"""`swapmeet store`: what is done with stores as a whole."""
+
+import typer
+
+from swapmeet.cli import copies, stores
+
+app = typer.Typer(
+    help="Stores of adapters: probe, check, clean, copy, take along.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for commands in (stores, copies):
+    commands.register(app)
