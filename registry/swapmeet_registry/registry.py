@@ -13,6 +13,7 @@ from uuid import uuid4
 from swapmeet_registry.admission import reports
 from swapmeet_registry.admission.admit import Admitted, admit
 from swapmeet_registry.admission.lora_parts import Modules
+from swapmeet_registry.admission.statements import require_plain
 from swapmeet_registry.admission.statistics import Report
 from swapmeet_registry.backend import Staged, open_backend
 from swapmeet_registry.contents import Contents
@@ -349,6 +350,7 @@ def _manifest(admitted: Admitted, name: AdapterName, base: Fingerprint, given: d
         _warn(require_fit(admitted.provenance.base, base, str(name)))
         facts = admitted.provenance.facts()
     facts |= {field: value for field, value in given.items() if value}
+    require_plain(facts)
     licences = Licences(facts.get("license"), facts.get("base_license"), facts.get("dataset_license"))
     for concern in licences.concerns():
         _warn(f"{name}: {concern}")
