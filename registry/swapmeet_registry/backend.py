@@ -19,6 +19,7 @@ from swapmeet_registry.head import Head
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.stores import Store, Stored, open_store
+from swapmeet_registry.stores.opening import split
 from swapmeet_registry.upkeep.intents import Declared
 from swapmeet_registry.version import Version
 
@@ -181,17 +182,15 @@ def open_backend(url: str | Store) -> Backend:
 
     if not isinstance(url, str):
         return StoreBackend(url)
-    if urlsplit(url).scheme == "hf":
+    scheme = split(url).scheme
+    if scheme == "hf":
         _require_endpoint(os.environ.get("HF_ENDPOINT", ""))
         from swapmeet_registry.stores.hub import HubBackend  # huggingface_hub takes long to import
 
         return HubBackend.open(url)
-    try:
-        return StoreBackend(open_store(url))
-    except InvalidName as error:
-        raise InvalidName(
-            f"{url!r} is not a registry. Write file:///FOLDER, s3://BUCKET/PREFIX or hf://ORGANIZATION."
-        ) from error
+    if scheme not in ("file", "s3"):
+        raise InvalidName(f"{url!r} is not a registry. Write file:///FOLDER, s3://BUCKET/PREFIX or hf://ORGANIZATION.")
+    return StoreBackend(open_store(url))
 
 
 def _require_endpoint(address: str) -> None:

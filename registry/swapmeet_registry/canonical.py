@@ -10,6 +10,9 @@ import hashlib
 import json
 from typing import Any, NoReturn
 
+MAX_DIGITS = 1000
+"""Of a whole number; to read one takes time that grows with their square."""
+
 
 def encode(value: Any) -> bytes:
     """The canonical bytes of a JSON value.
@@ -28,7 +31,9 @@ def decode(data: bytes) -> dict[str, Any]:
         ValueError: it is anything else; the message completes the sentence "FILE is …".
     """
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_not_a_number)
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_not_a_number, parse_int=_whole_number
+        )
     except UnicodeDecodeError:
         raise ValueError("not UTF-8 text") from None
     except RecursionError:
@@ -56,6 +61,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"ambiguous: it gives {max(names, key=names.count)!r} twice")
     return result
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"not JSON that can be read (it gives a number of {len(digits)} digits)")
+    return int(digits)
 
 
 def _not_a_number(constant: str) -> NoReturn:

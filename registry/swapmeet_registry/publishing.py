@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from swapmeet_registry.admission.admit import Admitted
+from swapmeet_registry.admission.statements import require_plain
 from swapmeet_registry.backend import Backend, Staged
 from swapmeet_registry.errors import NotFound
 from swapmeet_registry.fault import reached
@@ -31,6 +32,7 @@ def manifest_of(admitted: Admitted, name: AdapterName, base: Fingerprint, given:
             _log.warning(warning)
         facts = admitted.provenance.facts()
     facts |= {field: value for field, value in given.items() if value}
+    require_plain(facts)
     licences = Licences(facts.get("license"), facts.get("base_license"))
     return Manifest.build(
         **facts | {"license": licences.inherited},

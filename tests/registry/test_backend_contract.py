@@ -171,5 +171,17 @@ def test_a_backend_can_be_pickled_and_opened_by_its_url(backend: Backend, manife
 
 @pytest.mark.parametrize("url", ["", "registry", "file:///", "s3://", "gs://b/x", "http://hub/acme"])
 def test_an_url_of_no_known_kind_is_refused(url: str) -> None:
-    with pytest.raises(InvalidName, match=r"is not a registry\. Write file:///FOLDER, s3://BUCKET/PREFIX or hf://ORG"):
+    with pytest.raises(InvalidName, match=r"Write file:///FOLDER"):
         Registry(url)
+
+
+def test_wrong_options_of_a_store_are_named() -> None:
+    with pytest.raises(InvalidName, match=r"encryption is 'x', and none of AES256"):
+        Registry("s3://bucket/prefix?encryption=x")
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:secret@bucket/x", "hf://secret@acme", "https://me:secret@host/x"])
+def test_credentials_in_an_url_are_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidName, match=r"holds no credentials") as caught:
+        Registry(url)
+    assert "secret" not in str(caught.value)

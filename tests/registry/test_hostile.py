@@ -59,6 +59,12 @@ def config(**change: Any) -> Change:
     return lambda folder: (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | change))
 
 
+def said(**facts: Any) -> Change:
+    base = {"name": "tiny", "weights": "sha256:" + "a" * 64, "tokenizer": "sha256:" + "b" * 64}
+    document = {"schema": "swapmeet.provenance/1", "base": base, **facts}
+    return lambda folder: (folder / "swapmeet.json").write_text(json.dumps(document))
+
+
 def file(name: str, data: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(data)
 
@@ -88,9 +94,31 @@ def swapped(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to("/etc/passwd")
 
 
+def patterns_by_modules(folder: Path) -> None:
+    """Each pattern is as long as the last part of a module's name, and only the last one matches, and only one name."""
+    (folder / WEIGHTS).write_bytes(raw(DOTS, b"\0" * 32 * 40))
+    patterns = {f"{n:03d}": 4 for n in range(1990)} | {f"m.{n}": 4 for n in range(9)} | {"m39": 5}
+    config(rank_pattern=patterns, target_modules=["q_proj"] + [f"m{n}" for n in range(40)])(folder)
+
+
+def expression(folder: Path) -> None:
+    """PEFT would run this over the names of all modules, and takes more than a minute."""
+    (folder / WEIGHTS).write_bytes(raw({"base_model.model.model.norm.weight": tensor([192], 0, 768)}))
+    config(target_modules=".*" * 10 + "x", modules_to_save=["norm"])(folder)
+
+
 NAN = b"\0" * 764 + struct.pack("<f", float("nan"))
 MANY = b"{" + b",".join(b'"t%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(70_000)) + b"}"
 LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+DOTS = {
+    f"base_model.model.{'a.' * 200}m{n}.{name}": entry
+    for n in range(40)
+    for name, entry in (
+        ("lora_A.weight", tensor([4, 1], 32 * n, 32 * n + 16)),
+        ("lora_B.weight", tensor([1, 4], 32 * n + 16, 32 * n + 32)),
+    )
+}
+"""Modules whose names have as many ends to compare as there can be."""
 EVIL = {"auto_mapping": {"parent_library": "os.path", "base_model_class": "join"}}
 
 CORPUS: dict[str, tuple[Change, str]] = {
@@ -152,7 +180,18 @@ CORPUS: dict[str, tuple[Change, str]] = {
     ),
     "part of the future": (config(new_code="os.system"), r"uses new_code: a part of PEFT"),
     "slow expression": (config(target_modules="(a+)+$"), r"repeats a group"),
-    "many patterns": (config(rank_pattern={f"m{n}": 4 for n in range(30_000)}), r"rank_pattern: .* at most 20000"),
+    "many patterns": (config(rank_pattern={f"m{n}": 4 for n in range(30_000)}), r"rank_pattern: .* at most 2000"),
+    "patterns by modules": (patterns_by_modules, r"m39 has rank 4, but adapter_config\.json gives it rank 5"),
+    "expression instead of weights": (expression, r"holds no LoRA weights"),
+    "codes of a terminal": (config(**{"\x1b[31m\n": 1}), r"uses '\\x1b\[31m\\n': a part of PEFT"),
+    "half a letter of a key": (config(**{"\ud800": 1}), r"uses '\\ud800': a part of PEFT"),
+    "half a letter of a pattern": (config(rank_pattern={"\ud800\x1b": 1}), r"rank_pattern\.'.*'\."),
+    "infinity": (config(lora_alpha=float("inf")), r"Infinity is no JSON number"),
+    "infinity in digits": (
+        file(CONFIG, b'{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "lora_alpha": 1e999}'),
+        r"lora_alpha: input should be (a finite number|less than)",
+    ),
+    "a number of 5000 digits": (file(CONFIG, b'{"r": ' + b"9" * 5000 + b"}"), r"a number of 5000 digits"),
     "many targets": (config(target_modules=[f"m{n}" for n in range(30_000)]), r"target_modules"),
     "huge config": (sparse(CONFIG, 2 << 20), r"adapter_config\.json has 2097152 bytes"),
     "config with a key twice": (file(CONFIG, b'{"r": 4, "r": 8}'), r"gives 'r' twice"),
@@ -178,12 +217,24 @@ CORPUS: dict[str, tuple[Change, str]] = {
     "zeros in a text": (file("a.txt", b"a\0b"), r"holds a zero byte"),
     "no JSON": (file("tokenizer_config.json", b'{"a": 1'), r"tokenizer_config\.json is not JSON"),
     "deep JSON": (file("a.json", b"[" * 99_999 + b"]" * 99_999), r"nested over 64 levels deep"),
+    "JSON of small objects": (
+        file("a.json", b'{"auto_map":1,"a":[' + b"{}," * 690_000 + b"0]}"),
+        r"a\.json has over 250000 lists and objects",
+    ),
     "JSON of small lists": (file("a.json", b"[" + b"[]," * 21_000_000 + b"0]"), r"a\.json has over 2097152 bytes"),
     "remote code": (file("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": "x.y"}}'), r"import code by name"),
     "a billion laughs": (file("README.md", f"---\na0: &a0 x\n{LAUGHS}\n---\n".encode()), r"uses references or tags"),
     "YAML that makes objects": (file("README.md", b"---\na: !!python/name:os.system\n---\n"), r"references or tags"),
     "huge metadata of a card": (file("README.md", b"---\na: " + b"x" * 99_999 + b"\n---\n"), r"begins with over 65536"),
     "deep metadata of a card": (file("README.md", b"---\na: " + b"[" * 60_000 + b"\n---\n"), r"its metadata"),
+    "codes in a licence": (said(license="\x1b]0;x\x07"), r"license has .* signs that can not be printed"),
+    "half a letter of provenance": (said(training={"\ud800": 1}), r"training holds what is no JSON"),
+    "infinity in provenance": (said(training={"a": float("1e308") * 10}), r"Infinity is no JSON number"),
+    "a long licence": (said(license="x" * 3_000_000), r"license has over 200 letters"),
+    "many tags and metrics": (
+        said(tags=[f"t{n}" for n in range(10_000)], metrics={f"m{n}": 1 for n in range(10_000)}),
+        r"over 100 tags; there are over 1000 metrics",
+    ),
     "deep provenance": (file("swapmeet.json", b'{"a":' * 99_999), r"swapmeet\.json is nested too deeply"),
 }  # fmt: skip
 

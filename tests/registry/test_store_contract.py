@@ -204,9 +204,36 @@ def test_a_store_can_be_pickled_and_opened_by_its_url(store: Store) -> None:
         assert copy.get("a").data == b"1"
 
 
-@pytest.mark.parametrize("url", ["", "registry", "/tmp/x", "file://", "file:///", "file://host/x", "s3://", "gs://b/x"])
+@pytest.mark.parametrize("url", ["", "registry", "/tmp/x", "file://", "file:a", "file://host/x", "s3://", "gs://b/x"])
 def test_an_url_of_no_known_kind_is_refused(url: str) -> None:
     with pytest.raises(InvalidName, match=r"is not a store\. Write file:///FOLDER or s3://BUCKET/PREFIX\."):
+        open_store(url)
+
+
+@pytest.mark.parametrize("url", ["file:///", "file:///a%00b", "file:///a?x=1", "file:///a#b"])
+def test_a_folder_that_an_url_would_name_otherwise_is_refused(url: str) -> None:
+    with pytest.raises(InvalidName, match=r"names no folder\. Write file:///FOLDER, with %3F for \? and %23 for #"):
+        open_store(url)
+
+
+@pytest.mark.parametrize("prefix", ["..", "a/../b", "%2e%2e/a", "a//b", "./a", "a%0Ab", "a#b", "%ff"])
+def test_a_prefix_that_servers_change_is_refused(prefix: str) -> None:
+    with pytest.raises(InvalidName, match=r"has a prefix that not every S3 server keeps"):
+        open_store(f"s3://bucket/{prefix}")
+
+
+@pytest.mark.parametrize("name", ["a b", "\u00e9", "a?b#c%20", b"\xff"])
+def test_a_folder_of_any_name_is_found_again_by_its_url(tmp_path: Path, name: str | bytes) -> None:
+    root = tmp_path / os.fsdecode(name)
+    store = open_store(root.as_uri())
+    store.swap("a", b"1", None)
+    assert open_store(store.url).get("a") == store.get("a")
+    assert (root / "a").is_file()
+
+
+@pytest.mark.parametrize("url", ["s3://[", "s3://[::1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidName, match=r"is no address"):
         open_store(url)
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -188,3 +190,33 @@ def test_a_download_that_breaks_off_goes_on(bucket: str, monkeypatch: pytest.Mon
         stack.callback(monkeypatch.undo)
         monkeypatch.setattr(StreamingBody, "read", unreliable)
         assert b"".join(store.stream("a") or ()) == data
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Answers every request with bytes that do not end."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("etag", '"1"')
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def test_an_answer_without_end_is_an_error(aws: pytest.MonkeyPatch) -> None:
+    aws.setattr("swapmeet_registry.stores.s3.LARGEST_GET", 1 << 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever).start()
+        aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(StoreError, match=r"answered 1048577 bytes of a in the bucket b, and announced None"):
+                open_store("s3://b").get("a")
+        finally:
+            server.shutdown()

@@ -1,6 +1,7 @@
 """vLLM's plugin, against the interface that vLLM has for it; and against vLLM itself where that is installed."""
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -209,6 +211,39 @@ def test_the_cache_is_bounded_and_what_is_in_use_stays(place: Place, make_adapte
     assert place.cached() == sorted(
         place.registry.resolve(f"acme/legal:{number}").digest.replace(":", "-") for number in (1, 3)
     )
+
+
+def test_what_took_the_place_of_a_folder_is_not_removed_for_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at an old folder and its lock, another process deletes it, fetches it anew, and holds that."""
+    old, new = map(place.registry.resolve, ("acme/legal:1", "acme/legal:2"))
+    budget = place.registry.manifest(old).size * 3 // 2
+    folders, other = (HeldFolders(place.folder / "cache", place.registry, budget) for _ in range(2))
+    folder = folders.fetch(old, place.fingerprint)
+    folders.close()
+    flock = fcntl.flock
+
+    def replaced(handle: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.rmtree(folder)
+        other.fetch(old, place.fingerprint)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with pytest.raises(StoreFull):
+        folders.fetch(new, place.fingerprint)
+    assert (folder / "adapter_model.safetensors").is_file()
+    other.close()
+
+
+@pytest.mark.parametrize("seconds", [0, 7200])
+def test_a_folder_that_grows_slowly_is_not_cleared_away(place: Place, seconds: int) -> None:
+    partial = place.folder / "cache" / ".sha256-x.partial"
+    partial.mkdir(parents=True)
+    (partial / "adapter_model.safetensors").touch()
+    os.utime(partial / "adapter_model.safetensors", (time.time() - seconds,) * 2)
+    os.utime(partial, (time.time() - 7200,) * 2)
+    place.resolve("acme/legal:1")
+    assert partial.exists() is (seconds == 0)
 
 
 def test_many_at_once_keep_what_they_hold(place: Place, make_adapter: Callable[..., Path]) -> None:

@@ -61,7 +61,7 @@ def encode(config: lora_config.LoraConfig, pairs: Collection[str], tokens: Colle
 
 
 def _target_modules(config: lora_config.LoraConfig, pairs: Collection[str]) -> str | list[str]:
-    if config.narrowed and pairs:
+    if config.narrowed:
         return sorted(pairs)
     return config.target_modules if isinstance(config.target_modules, str) else sorted(set(config.target_modules))
 

@@ -19,6 +19,8 @@ PARSED = 2 << 20
 LARGE = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
 """A tokenizer's tables, which may be as large as any extra file; of their JSON only the outside is looked at."""
 MAX_DEPTH = 64
+MAX_PARTS = 250_000
+"""Lists and objects of JSON that is parsed: two bytes of it can mean a hundred in memory."""
 MAX_FRONT_MATTER = 64 << 10
 MAX_NODES = 10_000
 
@@ -91,6 +93,8 @@ def _require_sound(name: str, data: bytes) -> None:
 
 
 def _require_json(name: str, data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+        raise Refused(f"{name} has over {MAX_PARTS} lists and objects. Move it out of the folder.")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
         deep = any(depth > MAX_DEPTH for depth in _depths(value))

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from swapmeet_registry import canonical
 from swapmeet_registry.errors import Refused
-from swapmeet_registry.origin.provenance import first_error
+from swapmeet_registry.origin.provenance import first_error, shown
 
 FILE = "adapter_config.json"
 MAX_BYTES = 1 << 20
@@ -43,7 +43,9 @@ _TRANSFORMERS = re.compile(r"transformers\.models(\.[a-z0-9_]+)+")
 _OFF: tuple[Any, ...] = (None, False, {}, [])
 _PATTERN_KEY = re.compile(r"\^?(?:[A-Za-z0-9_.-]|\\[.d])+")
 
-MAX_MATCHES = 1_000_000
+MAX_PATTERNS = 2_000
+"""Of ranks, and of alphas: to compile one takes longer than to use it on a hundred modules."""
+MAX_MATCHES = 500_000
 """How often a pattern may be compared with a module's name."""
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -86,8 +88,8 @@ class LoraConfig(BaseModel):
     r: Rank
     lora_alpha: Alpha
     target_modules: Annotated[Annotated[str, Field(max_length=4000)] | Names, AfterValidator(_safe_expression)]
-    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=20_000)] = {}
-    alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=20_000)] = {}
+    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=MAX_PATTERNS)] = {}
+    alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=MAX_PATTERNS)] = {}
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
@@ -103,7 +105,7 @@ class LoraConfig(BaseModel):
     # own weights (PiSSA, OLoRA, …) are not among the values.
     init_lora_weights: bool | Literal["gaussian", "orthogonal", "eva"] = True
     eva_config: dict[str, Any] | None = None
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)] = 0.0  # -0.0 is 0.0
     inference_mode: bool = True
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -138,18 +140,22 @@ class LoraConfig(BaseModel):
         return frozenset(self.target_modules)
 
     def saves(self, module: str) -> bool:
-        """Whether a module, by its full name, or one that it is in, was trained in full.
-
-        PEFT compares the ends of names, whether at a dot or not.
-        """
-        names = tuple(self.modules_to_save or ())
-        return any(module[:end].endswith(names) for end in (*_dots(module), len(module)))
+        """Whether a module, by its full name, or one that it is in, was trained in full."""
+        return any(is_within(name, module) for name in self.modules_to_save or ())
 
     def tokens(self, module: str) -> list[int] | None:
         """Which rows of an embedding, by its full name, were trained one by one."""
         if isinstance(self.trainable_token_indices, dict):
             return next((ids for key, ids in self.trainable_token_indices.items() if module.endswith(key)), None)
         return self.trainable_token_indices
+
+
+def is_within(saved: str, module: str) -> bool:
+    """Whether a name in `modules_to_save` means a module or one that it is in.
+
+    PEFT compares the ends of names, whether at a dot or not.
+    """
+    return f"{saved}." in f"{module}."
 
 
 def parse(data: bytes) -> LoraConfig:
@@ -169,8 +175,8 @@ def parse(data: bytes) -> LoraConfig:
     for key in kept:
         if key not in known:
             raise Refused(
-                f"{FILE} uses {key[:100]}: {UNSUPPORTED.get(key, 'a part of PEFT')}, which Swapmeet does not support. "
-                "Train the adapter without it."
+                f"{FILE} uses {shown(key)}: {UNSUPPORTED.get(key, 'a part of PEFT')}, which Swapmeet does not "
+                "support. Train the adapter without it."
             )
     try:
         return LoraConfig.model_validate(kept)
@@ -201,10 +207,18 @@ def _off(value: Any) -> bool:
 
 
 def _by_pattern(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
-    """PEFT's rule: the first pattern that matches the end of the name decides."""
-    return next((value for pattern, value in patterns.items() if _compiled(pattern).match(module)), default)
+    """PEFT's rule: the first pattern that matches the end of the name decides, and the end begins at a dot."""
+    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
 
 
-@lru_cache(maxsize=8192)
+def _matches(pattern: str, module: str) -> bool:
+    """Whether `(.*\\.)?(PATTERN)$` does: a pattern has one length, so its place is known."""
+    begin = len(module) - (len(pattern) - pattern.count("\\") - pattern.startswith("^"))
+    if begin < 0 or (begin and module[begin - 1] != "."):
+        return False
+    return _compiled(pattern).fullmatch(module, begin) is not None
+
+
+@lru_cache(maxsize=2 * MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
+    return re.compile(pattern)

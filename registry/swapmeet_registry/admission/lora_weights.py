@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from swapmeet_registry.admission.lora_config import FILE as CONFIG
-from swapmeet_registry.admission.lora_config import MAX_MATCHES, LoraConfig
+from swapmeet_registry.admission.lora_config import MAX_MATCHES, LoraConfig, is_within
 from swapmeet_registry.admission.lora_parts import ENDS, LoraWeights, Pair, TrainedTokens, Whole
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.safetensors_file import SafetensorsFile, TensorEntry, read_header
@@ -72,7 +72,7 @@ def parts(header: SafetensorsFile, config: LoraConfig) -> LoraWeights:
             saved.append(_saved(module, own))
         if delta is not None:
             tokens.append(_tokens(module, delta, config, alone=len(found) == 1))
-    if not pairs and not saved and not tokens:
+    if not pairs:  # PEFT makes some for whatever target_modules names, and loads nothing where that is nothing
         raise Refused(f"{FILE} holds no LoRA weights. Save a trained adapter.")
     weights = LoraWeights(tuple(pairs), tuple(saved), tuple(copies), tuple(tokens), header.tensors, header.data_start)
     _require_all(config, weights)
@@ -165,7 +165,7 @@ def _tokens(module: str, rows: TensorEntry, config: LoraConfig, *, alone: bool) 
 def _require_all(config: LoraConfig, weights: LoraWeights) -> None:
     """What the configuration names must be there: PEFT would not load it, and nothing may be left out in silence."""
     for name in config.modules_to_save or ():
-        if not any(config.saves(whole.module) and name in whole.module for whole in weights.saved):
+        if not any(is_within(name, whole.module) for whole in weights.saved):
             raise Refused(f"{CONFIG}'s modules_to_save names {name}, of which {FILE} holds no weights.")
     if config.trainable_token_indices and not weights.tokens:
         raise Refused(f"{CONFIG} has trainable_token_indices, of which {FILE} holds no weights.")

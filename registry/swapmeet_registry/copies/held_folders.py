@@ -23,7 +23,7 @@ from swapmeet_registry.version import Version
 PREFIX = "sha256-"
 GOING = ".going"
 ABANDONED_SECONDS = 3600.0
-"""A half-written folder without a new file for so long is nobody's any more."""
+"""A half-written folder in which nothing was written for so long is nobody's any more."""
 
 
 class HeldFolders:
@@ -109,7 +109,7 @@ class HeldFolders:
     def _clear_away(self) -> None:
         """Delete what killed processes left half written or half deleted."""
         for path in self._root.glob(f".{PREFIX}*"):
-            if path.suffix == GOING or _used(path) < time.time() - ABANDONED_SECONDS:
+            if path.suffix == GOING or _written(path) < time.time() - ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, folder: Path) -> bool:
@@ -120,6 +120,8 @@ class HeldFolders:
             return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock), folder.stat()):  # another, which somebody may hold, took its place
+                return self._remove(folder)
             going = folder.with_name(f".{folder.name}.{uuid4().hex}{GOING}")
             folder.rename(going)
             shutil.rmtree(going, ignore_errors=True)
@@ -132,10 +134,15 @@ class HeldFolders:
         return True
 
 
-def _used(folder: Path) -> float:
+def _used(path: Path) -> float:
     with suppress(FileNotFoundError):
-        return folder.stat().st_mtime
+        return path.stat().st_mtime
     return 0.0
+
+
+def _written(folder: Path) -> float:
+    """When a folder, or a file in it, was changed last."""
+    return max(map(_used, (folder, *folder.glob("*"))))
 
 
 def _bytes(folder: Path) -> int:

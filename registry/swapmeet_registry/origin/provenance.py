@@ -196,6 +196,12 @@ def first_error(error: ValidationError) -> str:
     if error.error_count() > MOST_ERRORS:
         return f"{error.error_count()} values in it are wrong."
     found = error.errors(include_url=False)
-    place = ".".join(map(str, found[0]["loc"])) or "the document"
+    place = ".".join(map(shown, found[0]["loc"])) or "the document"
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     return f"{place}: {found[0]['msg'][:1].lower()}{found[0]['msg'][1:]}{more}."
+
+
+def shown(part: str | int) -> str:
+    """A key for a message: as it is, unless it holds what a terminal or an encoding would stumble over."""
+    text = str(part)[:200]
+    return text if text.isascii() and text.isprintable() else ascii(text)

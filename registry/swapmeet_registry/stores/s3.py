@@ -26,7 +26,7 @@ from swapmeet_registry.fault import reached
 from swapmeet_registry.stores.protocol import Entry, Stored, changed, require_key
 from swapmeet_registry.stores.s3_bucket import S3Bucket, S3Options
 from swapmeet_registry.stores.s3_download import download
-from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, PAUSES, missing, s3_errors, status
+from swapmeet_registry.stores.s3_errors import NETWORK_ERRORS, PAUSES, endpoint, missing, s3_errors, status
 from swapmeet_registry.stores.s3_upload import abort, unfinished, upload
 
 __all__ = ["S3Options", "S3Store"]
@@ -34,6 +34,8 @@ __all__ = ["S3Options", "S3Store"]
 NONCE = "swapmeet-nonce"
 LARGEST_PUT = 32 << 20
 """Bytes of a file that goes up at once; a larger one goes in parts, and is there once all of them are."""
+LARGEST_GET = 256 << 20
+"""Bytes of an object that is read whole: those are documents, and no server is to fill the memory."""
 LONGEST_PRESIGNED = 7 * 24 * 3600
 
 
@@ -65,10 +67,16 @@ class S3Store:
         with s3_errors(self.bucket.name):
             try:
                 answer = self.bucket.client.get_object(**where)
-                return Stored(answer["Body"].read(), _bare(answer["ETag"]))
+                size, data = answer.get("ContentLength"), answer["Body"].read(LARGEST_GET + 1)
             except ClientError as error:
                 _require_missing(error)
                 return None
+        if len(data) != size or size > LARGEST_GET:
+            raise StoreError(
+                f"S3 at {endpoint()} answered {len(data)} bytes of {key} in the bucket {self.bucket.name}, and announced"
+                f" {size}; at most {LARGEST_GET} are read. Try again, or run swapmeet store probe."
+            )
+        return Stored(data, _bare(answer["ETag"]))
 
     def stream(self, key: str, start: int = 0) -> Iterator[bytes] | None:
         """See `Store`."""
