@@ -202,6 +202,7 @@ def chosen(steps: list[str], thorough: bool) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scene", ["sqlite, local"], indirect=True)
 def test_a_client_killed_at_any_step(scene: Scene) -> None:
     for number in range(1, 100):
         run = f"run-{number}"
