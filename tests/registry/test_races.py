@@ -30,6 +30,7 @@ MOVES = 100
 """Of one alias: heads have the history of all moves, and reading it takes as long as it is."""
 NOW = "2026-01-01T00:00:00.000000Z"
 Result = TypeVar("Result")
+pytestmark = pytest.mark.timeout(300 + 5 * ROUNDS)
 
 
 class AtOnce:
