@@ -16,7 +16,9 @@ from uuid import uuid4
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-ONE_SERVER = tuple(f"e2e/test_{name}.py" for name in ("generation", "inference", "structured_output", "observation"))
+ONE_SERVER = tuple(
+    f"e2e/test_{name}.py" for name in ("generation", "story", "inference", "structured_output", "observation")
+)
 """Files that share servers, in the order in which these are started least often."""
 LONGEST = (
     "e2e/test_fine_tuning_chaos.py",

@@ -23,11 +23,14 @@ from swapmeet_registry.signing.keys import make_keys
 LEGAL = "adapters/acme/legal"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 HOW = ("yank", "recall", "delete")
+on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """SQLite's: what differs between databases is tested where it is decided."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """SQLite's, but where a test asks for both: most of what is told here is no matter of the database."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
     return f"sqlite:///{tmp_path}/swapmeet.db"
 
 
@@ -72,6 +75,7 @@ def refused(answer: Any, status: int, code: str) -> str:
     return str(error["message"])
 
 
+@on_both
 def test_a_folder_is_published_pulled_and_withdrawn(hub: Any, tmp_path: Path) -> None:
     done = publish(hub, alias="prod", license="Apache-2.0", tags=["law"])
     assert (done["status"], done["version"]) == ("published", 1)
@@ -175,6 +179,7 @@ def test_damage_in_the_store_is_never_a_whole_file(hub: Any) -> None:
     refused(hub.ask("acme", "GET", f"{place}/adapter_config.json"), 500, "corrupt")
 
 
+@on_both
 def test_an_upload_goes_on_where_it_was(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter_publishes, "PART", 1000)
     wanted, key = announced(hub.adapter), {"idempotency-key": "run 7"}
@@ -201,6 +206,7 @@ def test_an_upload_goes_on_where_it_was(hub: Any, monkeypatch: pytest.MonkeyPatc
     refused(hub.ask("acme", "DELETE", f"/v1/{LEGAL}/uploads/{upload['id']}"), 400, "invalid_request")
 
 
+@on_both
 def test_a_lost_answer_makes_no_second_version(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The version was published, and the server killed before it wrote so."""
     upload = hub.do("acme", "POST", f"{LEGAL}/uploads", json=announced(hub.adapter))
@@ -269,6 +275,7 @@ def test_what_the_registry_does_not_admit_is_noted(hub: Any, tmp_path: Path) -> 
     refused(hub.ask("acme", "GET", f"/v1/adapters/acme/other/uploads/{upload['id']}"), 404, "not_found")
 
 
+@on_both
 def test_quotas_of_bytes_and_of_versions(hub: Any) -> None:
     size = sum(path.stat().st_size for path in hub.adapter.iterdir())
     hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_versions": 2, "stored_bytes": 3 * size}})
@@ -394,6 +401,7 @@ def retention(hub: Any) -> Retention:
     return Retention(settings, hub.tenancy.database)
 
 
+@on_both
 def test_what_nobody_completes_expires(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_versions": 1}})
     upload = hub.do("acme", "POST", f"{LEGAL}/uploads", json=announced(hub.adapter, run="r1"))
@@ -430,6 +438,7 @@ def readings(hub: Any, who: str) -> set[Any]:
     return statuses | {200 if listed else 404, 200 if modelled else 404}
 
 
+@on_both
 def test_who_may_read_what_is_shared_and_public(hub: Any) -> None:
     hub.add("gamma")
     hub.registry.push(hub.adapter, "acme/legal", base=hub.base, alias="prod")

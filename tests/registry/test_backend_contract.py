@@ -129,6 +129,7 @@ def test_a_race_has_one_winner(backend: Backend, manifest: Manifest, staged: Sta
             head, etag = race([head.tag(f"a-{turn}-{number}", 1, NOW) for number in range(threads)], etag)
 
 
+@pytest.mark.parametrize("url", ["local", "s3", "other-s3", "hub"], indirect=True)
 def test_no_alias_is_lost(url: str, folder: Path, base: Fingerprint) -> None:
     registry = Registry(url)
     registry.push(folder, str(NAME), base=base)

@@ -12,6 +12,8 @@ import pytest
 from swapmeet_registry import Fingerprint, NotFound, Registry, Version, fault
 
 NAME = "acme/legal"
+everywhere = pytest.mark.parametrize("url", ["local", "s3", "other-s3", "hub"], indirect=True)
+"""Also on the second S3 server."""
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def visible(registry: Registry) -> Version | None:
     return version
 
 
+@everywhere
 @pytest.mark.slow
 def test_a_publisher_killed_at_any_step(
     publish: Callable[..., Any], url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint
@@ -87,6 +90,7 @@ def test_every_named_step_is_reached(
     assert seen == set(fault.STEPS)
 
 
+@everywhere
 @pytest.mark.slow
 def test_eight_processes_publish_eight_versions(publisher: Path, url: str, make_adapter: Any, tmp_path: Path) -> None:
     folders = [make_adapter(tmp_path / f"adapter-{number}", number) for number in range(8)]

@@ -36,6 +36,14 @@ WRITES: dict[str, Callable[[Request], bool]] = {
     "end upload": lambda request: request.method == "POST" and "uploadId=" in request.path,
     "delete": lambda request: request.method == "DELETE",
 }
+CASES = [("s3", write) for write in WRITES] + [("other-s3", write) for write in ("create", "replace", "put", "delete")]
+"""The second server takes no parts as small as these."""
+
+
+@pytest.fixture
+def s3_server(request: pytest.FixtureRequest, s3_server: str) -> str:
+    """The server behind the proxy."""
+    return str(request.getfixturevalue("other_s3_server")) if request.param == "other-s3" else s3_server
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def fault(answer: Any, arrives: bool) -> Fault:
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "lost"])
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(("s3_server", "write"), CASES, indirect=["s3_server"])
 def test_a_write_ends_exactly_once(store: S3Store, proxy: Proxy, tmp_path: Path, write: str, arrives: bool) -> None:
     proxy.wanted = WRITES[write]
     for answer in ANSWERS:

@@ -50,6 +50,7 @@ def same(source: Registry, target: Registry) -> bool:
     return fsck(target.backend.url, True).sound
 
 
+@pytest.mark.parametrize("url", ["local", "s3", "other-s3", "hub"], indirect=True)
 def test_any_place_from_any_other(source: Registry, url: str, tmp_path: Path) -> None:
     target = Registry(url)
     done = mirror(source.backend, target.backend)

@@ -31,6 +31,8 @@ from swapmeet_registry.admission.lora_config import parse
 from swapmeet_registry.store_backend import StoreBackend
 
 NAME = "acme/legal"
+everywhere = pytest.mark.parametrize("url", ["local", "s3", "other-s3", "hub"], indirect=True)
+"""Also on the second S3 server."""
 
 
 @pytest.fixture
@@ -47,6 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@everywhere
 def test_a_plain_peft_folder_goes_in_and_comes_out(
     registry: Registry, folder: Path, base: Fingerprint, tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_the_manifest_carries_what_the_training_run_knew(
     assert registry.manifest(again).provenance() == known.model_copy(update={"license": "Apache-2.0"})
 
 
+@everywhere
 def test_versions_count_up_and_keep_their_bytes(
     registry: Registry, make_adapter: Any, base: Fingerprint, tmp_path: Path
 ) -> None:
@@ -152,6 +156,7 @@ def test_other_quantization_is_a_warning(
     assert registry.manifest(version).base == exact  # what it was trained on, not what it is meant for
 
 
+@everywhere
 def test_aliases_move_by_compare_and_swap(registry: Registry, folder: Path, base: Fingerprint) -> None:
     first, second = (registry.push(folder, NAME, base=base) for _ in range(2))
     assert registry.tag(NAME, "prod", "1", expect=0) == first
@@ -170,6 +175,7 @@ def test_aliases_move_by_compare_and_swap(registry: Registry, folder: Path, base
     ]
 
 
+@everywhere
 def test_a_yanked_version_answers_to_its_digest_only(
     registry: Registry, folder: Path, base: Fingerprint, tmp_path: Path
 ) -> None:
@@ -369,6 +375,7 @@ def test_moved_registries_still_work(make_adapter: Any, base: Fingerprint, tmp_p
     assert Registry((tmp_path / "b c").as_uri()).verify(NAME) == version
 
 
+@everywhere
 def test_a_run_is_published_once_however_often_it_is_tried(registry: Registry, folder: Path, base: Fingerprint) -> None:
     first = registry.push(folder, NAME, base=base, run="ftjob-1", alias="prod")
     assert registry.manifest(first).run == "ftjob-1"

@@ -1,0 +1,141 @@
+"""The feed of recalls and the servers' words, on every store: no notice is lost, and whom it reached is true."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from swapmeet_registry import Corrupt, Fingerprint, Recalled, Registry, StoreError, Version, fault, open_store, recalls
+from swapmeet_registry.life import now
+from swapmeet_registry.recalls import FEED, KEPT, SERVERS, Obeyed, Recalls, ServerWord
+
+NAME = "acme/legal"
+
+
+@pytest.fixture
+def registry(store_url: str) -> Registry:
+    return Registry(store_url)
+
+
+@pytest.fixture
+def publish(
+    registry: Registry, make_adapter: Callable[..., Path], tmp_path: Path, base: Fingerprint
+) -> Callable[[], Version]:
+    folder = make_adapter(tmp_path / "adapter")
+    return lambda: registry.push(folder, NAME, base=base)
+
+
+def word(server: str, notice: int = 0, *obeyed: Obeyed) -> ServerWord:
+    return ServerWord(
+        server=server, host="here", process=os.getpid(), base="tiny", since=now(), notice=notice, obeyed=obeyed
+    )
+
+
+def told(found: Recalls, after: int = 0) -> list[tuple[int, int, str]]:
+    return [(notice.number, notice.version, notice.how) for notice in found.after(after).notices]
+
+
+def test_withdrawals_are_told_in_order(registry: Registry, publish: Callable[[], Version]) -> None:
+    first, second, third = (publish() for _ in range(3))
+    assert told(registry.recalls) == []
+    registry.yank(f"{NAME}:3", "old")
+    registry.recall(f"{NAME}:2", "leaks")
+    registry.delete(str(first), "gone")
+    assert told(registry.recalls) == [(1, 2, "recalled"), (2, 1, "deleted")]
+    assert told(registry.recalls, 1) == [(2, 1, "deleted")]
+    assert told(registry.recalls, 2) == []
+    news = registry.recalls.after(7)
+    assert (len(news.notices), news.missed) == (2, True), "the feed began anew"
+    assert str(registry.recalls.after(0).notices[0].error()) == str(refusal(registry, second))
+    assert third.digest not in [notice.digest for notice in registry.recalls.after(0).notices]
+
+
+def refusal(registry: Registry, version: Version) -> Exception:
+    with pytest.raises(Recalled) as caught:
+        registry.resolve(version.pinned)
+    return caught.value
+
+
+def test_of_many_who_recall_at_once_none_is_lost(registry: Registry, publish: Callable[[], Version]) -> None:
+    versions = [publish() for _ in range(6)]
+    with ThreadPoolExecutor(len(versions)) as pool:
+        list(pool.map(lambda each: registry.recall(str(each), f"reason {each.version}"), versions))
+    found = registry.recalls.after(0).notices
+    assert [notice.number for notice in found] == [1, 2, 3, 4, 5, 6]
+    assert {(notice.version, notice.reason) for notice in found} == {(n, f"reason {n}") for n in range(1, 7)}
+
+
+def test_whoever_missed_some_is_told_so(
+    registry: Registry, publish: Callable[[], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalls, "KEPT", 2)
+    assert KEPT > 2
+    for version in [publish() for _ in range(4)]:
+        registry.recall(str(version), "leaks")
+    assert [(each, registry.recalls.after(each).missed) for each in range(5)] == [
+        (0, True), (1, True), (2, False), (3, False), (4, False),
+    ]  # fmt: skip
+
+
+def test_killed_before_the_feed_the_head_says_it(
+    registry: Registry, publish: Callable[[], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = publish()
+
+    def stop(step: str) -> None:
+        if step == "recall.head":
+            raise StoreError("killed")
+
+    monkeypatch.setattr(fault, "hook", stop)
+    with pytest.raises(StoreError, match="killed"):
+        registry.recall(str(version), "leaks")
+    monkeypatch.undo()
+    assert "leaks" in str(refusal(registry, version))
+    assert told(registry.recalls) == []
+    registry.recall(str(version), "leaks")
+    assert told(registry.recalls) == [(1, 1, "recalled")], "whoever does it again tells it"
+
+
+def test_a_damaged_feed_stops_no_recall(
+    registry: Registry, store_url: str, publish: Callable[[], Version], caplog: pytest.LogCaptureFixture
+) -> None:
+    version = publish()
+    store = open_store(store_url)
+    store.swap(FEED, b"{}", None)
+    registry.recall(str(version), "leaks")
+    assert "will take about a minute longer" in caplog.text
+    assert "leaks" in str(refusal(registry, version))
+    with pytest.raises(Corrupt, match="heads have all that it said"):
+        registry.recalls.after(0)
+    store.delete(FEED)
+    assert told(registry.recalls) == []
+
+
+def test_whom_a_recall_reached(
+    registry: Registry, store_url: str, publish: Callable[[], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, other = publish(), publish()
+    found = Registry(store_url).recalls
+    assert found.reach(version) == ()
+    etags = {server: found.say(word(server)) for server in ("slow", "quick", "gone")}
+    registry.recall(str(version), "leaks")
+    obeyed = Obeyed(digest=version.digest, at=now(), held=True, ended=3, tenants=("acme", "zeta"))
+    etags["quick"] = found.say(word("quick", 1, obeyed), etags["quick"])
+    found.say(word("quick", 1, obeyed), "an etag of an answer that was lost")
+    found.say(word("late", 1))
+    reached = {each.server: each for each in found.reach(version)}
+    assert sorted(reached) == ["gone", "late", "quick", "slow"]
+    assert (reached["quick"].held, reached["quick"].ended, reached["quick"].tenants) == (True, 3, ("acme", "zeta"))
+    assert (reached["slow"].at, reached["gone"].at, reached["late"].held) == (None, None, False)
+    assert reached["late"].at is not None, "it follows the feed, and had nothing of it"
+    assert all(each.at is None for each in found.reach(other))
+
+    later = time.time() + recalls.ALIVE + 5
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert [(each.server, each.alive) for each in found.reach(version)] == [("late", False), ("quick", False)]
+    later += recalls.REMEMBERED
+    found.sweep()
+    assert list(open_store(store_url).list(SERVERS)) == []
