@@ -54,8 +54,8 @@ CONSTANTS = {
 PLAIN = {
     "action", "advice", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key",
     "if-none-match", "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query",
-    "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version", "versions",
-    "x-content-sha256", *CONSTANTS,
+    "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version",
+    "versions", "x-content-sha256", *CONSTANTS,
 }  # fmt: skip
 """Parameters that are no ids."""
 ADAPTER = "/v1/adapters/{owner}/{adapter}"

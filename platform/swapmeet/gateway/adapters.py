@@ -56,7 +56,7 @@ def adapters(
 
 @router.get(ADAPTER)
 def adapter(name: Name, backend: Backend, advising: Advising, caller: Reader, advice: bool = False) -> dict[str, Any]:
-    """An adapter: versions, aliases, who may read it; with `advice`, what stands out of its latest version's weights."""
+    """An adapter: versions, aliases, and who may read it; with `advice`, what stands out of the latest's weights."""
     listing = backend.access.listing(caller, name)
     told = adapter_object(listing, caller)
     if advice:
