@@ -48,7 +48,7 @@ AFTER = {
 """What a list goes on after, by the last part of its path."""
 CONSTANTS = {
     "adapter": "legal", "alias": "prod", "path": "adapter_config.json", "ref": "1", "sha256": "0" * 64,
-    "withdrawal": "yank",
+    "signer": "0" * 64, "withdrawal": "yank",
 }  # fmt: skip
 """Parts of paths that are no ids of their own, and what both the owner and the other have by these names."""
 PLAIN = {
