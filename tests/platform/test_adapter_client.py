@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from swapmeet import adapter_publishes, following
+from swapmeet import adapter_parts, following
 from swapmeet.client import Client
 from swapmeet.errors import ApiError
 from swapmeet.gateway.listener import event_loop, listening
@@ -103,7 +103,7 @@ def test_one_digest_all_the_way(
 
 
 def test_a_push_that_broke_off_goes_on(hub: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_publishes, "PART", 4000)
+    monkeypatch.setattr(adapter_parts, "PART", 4000)
     pieces = sum(-(-path.stat().st_size // 4000) for path in hub.adapter.iterdir())
     sent: list[int] = []
 
