@@ -1,8 +1,6 @@
 """A server's registry, used as `swapmeet_registry.Registry` is; what is pulled is checked here, byte for byte."""
 
-import hashlib
-import io
-import secrets
+import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from swapmeet.adapter_upload import Upload
 from swapmeet.errors import ApiError
 from swapmeet.following import Tell, patiently, silent
 from swapmeet.uploading import Watch, unwatched
@@ -19,8 +18,8 @@ from swapmeet_registry import (
     Listing,
     Manifest,
     Reference,
-    Refused,
     StoredFile,
+    Trust,
     Version,
     canonical,
 )
@@ -30,7 +29,8 @@ from swapmeet_registry.fingerprint import require_fit
 from swapmeet_registry.head import Visibility
 from swapmeet_registry.names import LATEST
 from swapmeet_registry.recalls import Reached
-from swapmeet_registry.stores.files import os_errors
+from swapmeet_registry.signing import OFF
+from swapmeet_registry.signing.signatures import Policy
 from swapmeet_registry.version import AliasMove
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ class RemoteAdapters:
     Args:
         client: of the server.
         tell: is told that the server does not answer, and what a manifest's base lacks.
+        trust: whose signatures are asked for here, whatever the server asks for.
     """
 
     client: "Client"
     tell: Tell = silent
+    trust: Trust = OFF
 
     def push(
         self,
@@ -78,18 +80,11 @@ class RemoteAdapters:
             Refused: the folder can not be published.
             StoreError: it can not be read.
         """
-        files = _announced(Path(folder))
-        wanted: dict[str, Any] = {"base": base, "files": files, "tags": list(tags)}
-        wanted |= {k: v for k, v in (("alias", alias), ("license", license), ("run", run)) if v is not None}
-        place = f"{_path(AdapterName.parse(name))}/uploads"
-        # The same folder again is the same upload for as long as it is under way, and the next version from then on.
-        upload = self._begin(place, wanted, run or canonical.digest(canonical.encode(wanted)))
-        if upload["status"] == "published" and run is None:
-            upload = self._begin(place, wanted, secrets.token_hex(16))
-        if upload["status"] != "published":
-            self._send(f"{place}/{upload['id']}", Path(folder), upload, watch)
-            upload = self._ask("POST", f"{place}/{upload['id']}/complete")
-        return _version(self._ask("GET", f"{_path(AdapterName.parse(name))}/versions/{upload['digest']}"))
+        target = AdapterName.parse(name)
+        more = {"alias": alias, "license": license, "run": run}
+        wanted = {"base": base, "tags": list(tags)} | {key: given for key, given in more.items() if given is not None}
+        digest = Upload(self.client, self.tell, f"{_path(target)}/uploads").publish(Path(folder), wanted, watch)
+        return _version(self._ask("GET", f"{_path(target)}/versions/{digest}"))
 
     def pull(self, ref: str, folder: Path, *, base: Fingerprint | None = None) -> Version:
         """Fetch a version into a folder, which appears whole or not at all; goes on where a pull was interrupted.
@@ -101,8 +96,10 @@ class RemoteAdapters:
             BaseMismatch: the adapter was trained on other weights.
             Corrupt: what came has not the digest that it should.
             Refused: the folder holds something else.
+            SignatureInvalid: no trusted key signed it, and one is asked for; nothing was fetched.
         """
         version, manifest = self._described(ref)
+        Policy(self, self.trust).require(version, manifest)
         if base is not None and (warning := require_fit(manifest.base, base, str(version))):
             self.tell(warning)
         place = f"{_path(AdapterName.parse(version.name))}/versions/{version.digest}/files"
@@ -116,6 +113,12 @@ class RemoteAdapters:
     def manifest(self, version: Version) -> Manifest:
         """What a version consists of."""
         return self._described(version.pinned)[1]
+
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """A version's signature by the key with this id, if there is one; no more than `limit` bytes."""
+        place = f"{_path(AdapterName.parse(version.name))}/versions/{version.digest}/signatures/{key}"
+        bundle = self._ask("GET", place)["bundle"]
+        return None if bundle is None else base64.b64decode(bundle)[:limit]
 
     def show(self, name: str) -> Listing:
         """Everything under a name."""
@@ -209,45 +212,8 @@ class RemoteAdapters:
             chunk = next(parts, b"")
         return chunk, parts
 
-    def _begin(self, place: str, wanted: dict[str, Any], key: str) -> dict[str, Any]:
-        return patiently(lambda: self.client.call("POST", place, wanted, headers={"idempotency-key": key}), self.tell)
-
-    def _send(self, place: str, folder: Path, upload: dict[str, Any], watch: Watch) -> None:
-        """All parts that the server lacks."""
-        size, step = int(upload["bytes"]), int(upload["part_size"])
-        lacking = sum(min(step, file["size"] - at) for file in upload["files"] for at in file["missing"])
-        for file in upload["files"]:
-            with os_errors(f"read {folder / file['path']}"), (folder / file["path"]).open("rb") as stream:
-                for at in file["missing"]:
-                    stream.seek(at)
-                    part = stream.read(min(step, file["size"] - at))
-                    patiently(partial(self._put, f"{place}/files/{quote(file['path'])}", at, part), self.tell)
-                    lacking -= len(part)
-                    watch(size - lacking, size)
-
-    def _put(self, place: str, at: int, part: bytes) -> dict[str, Any]:
-        headers = {"x-content-sha256": hashlib.sha256(part).hexdigest()}
-        return self.client.put(place, part, {"offset": at}, headers)
-
     def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         return patiently(lambda: self.client.call(method, path, body), self.tell)
-
-
-def _announced(folder: Path) -> list[dict[str, Any]]:
-    """The files of an adapter's folder, with sizes and digests; hidden ones are left out, as the registry does."""
-    if not folder.is_dir():
-        raise Refused(f"{folder} is not a folder. Name the folder that PEFT's save_pretrained() wrote.")
-    with os_errors(f"read {folder}"):
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
-            raise Refused(f"{', '.join(odd)}: no plain files. Move them out of the adapter's folder.")
-        return [_measured(path) for path in paths]
-
-
-def _measured(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"path": path.name, "size": stream.seek(0, io.SEEK_END), "sha256": digest}
 
 
 def _path(name: AdapterName) -> str:

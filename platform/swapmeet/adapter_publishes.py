@@ -8,7 +8,6 @@ admits them or not; a publish that is completed twice makes one version.
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from swapmeet import adapter_parts
+from swapmeet.adapter_parts import Parts
 from swapmeet.database import Database
 from swapmeet.database.tables import PublishRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, NotFound, RequestRefused
-from swapmeet.files.blobs import measure_file
 from swapmeet.files.rules import refuse, shortened
 from swapmeet.ids import new_id, shown
 from swapmeet.tenancy.audit import Audit, note
@@ -31,20 +31,16 @@ from swapmeet.tenancy.stocktaking import note_published
 from swapmeet.tenancy.tenants import tenant_row
 from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
-from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_registry.origin.provenance import Tag
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.files import os_errors
 
-PART = 16 << 20
-"""Bytes of each part of a file but its last."""
 LARGEST = 4 << 30
 MOST_FILES = 65
 LIFE = timedelta(days=1)
 REMEMBERED = timedelta(days=30)
 """How long a publish that is over is known of."""
-FOLDER = "publishing/"
 AT_ONCE = 500
 
 Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
@@ -78,7 +74,8 @@ class Publishes:
         self, database: Database, registry: Registry, store: Store, library: BaseLibrary, folder: Path
     ) -> None:
         self.folder = folder
-        self._database, self._registry, self._store, self._library = database, registry, store, library
+        self._database, self._registry, self._library = database, registry, library
+        self._parts = Parts(store)
 
     def begin(self, name: AdapterName, wanted: PublishRequest, key: str | None = None) -> PublishRow:
         """A publish, which is open for a day; the same again, by its run or an idempotency key, is the same one.
@@ -124,9 +121,7 @@ class Publishes:
 
     def missing(self, row: PublishRow) -> dict[str, list[int]]:
         """By file: where the parts begin that have not come yet."""
-        there = {(sha256, offset) for _, sha256, offset in self._parts(row)} if _open(row) else set()
-        wanted = {file.path: [(file.sha256, at) for at in range(0, file.size, PART)] for file in _files(row)}
-        return {path: [part[1] for part in parts if part not in there] for path, parts in wanted.items()}
+        return self._parts.missing(row) if _open(row) else adapter_parts.wanted(row)
 
     def add(self, row: PublishRow, path: str, offset: int, source: Path, sha256: str | None = None) -> None:
         """Keep a part of a file, durable on return; sent again it takes the place of the earlier.
@@ -143,24 +138,7 @@ class Publishes:
             RequestRefused: it is over, or the part is not one of the file's.
         """
         _require_open(row)
-        file = next((file for file in _files(row) if file.path == path), None)
-        if file is None:
-            raise NotFound(f"No file {shortened(path)} was announced for this upload. Begin another that names it.")
-        sums = measure_file(source)
-        size = min(PART, file.size - offset)
-        if offset % PART or size <= 0 or sums.bytes != size:
-            raise RequestRefused(
-                f"{path} has {file.size} bytes in parts of {PART}; {sums.bytes} bytes at {offset} are none of them. "
-                "Send the parts that are missing.",
-                "offset",
-            )
-        if sha256 is not None and sums.sha256 != sha256:
-            raise RequestRefused(f"The part of {path} at {offset} came damaged: it has another SHA-256. Send it again.")
-        key = f"{_folder(row)}{file.sha256}/{offset:012d}-{sums.sha256}"
-        self._store.put(key, source, sums.sha256)
-        for other, its_file, its_offset in list(self._parts(row)):
-            if (its_file, its_offset) == (file.sha256, offset) and other != key:
-                self._store.delete(other)
+        self._parts.keep(row, path, offset, source, sha256)
 
     def complete(self, row: PublishRow, by: Caller) -> PublishRow:
         """Publish the version; asked again, give the same answer.
@@ -182,7 +160,7 @@ class Publishes:
             if isinstance(error, RegistryError):
                 Audit(self._database).record(by, "adapter.publish", row.adapter, error.code, tenant=row.tenant)
             raise
-        self._clear(done)
+        self._parts.clear(done.id)
         return done
 
     def cancel(self, row: PublishRow) -> PublishRow:
@@ -200,7 +178,7 @@ class Publishes:
             return found
 
         ended = self._database.write(work)
-        self._clear(ended)
+        self._parts.clear(ended.id)
         return ended
 
     def sweep(self) -> None:
@@ -215,13 +193,13 @@ class Publishes:
             return rows
 
         for row in self._database.write(expire):
-            self._clear(row)
+            self._parts.clear(row.id)
         over = delete(PublishRow).where(PublishRow.status != "pending", PublishRow.expires_at <= moment - REMEMBERED)
         self._database.write(lambda session: session.execute(over))
-        for identity in {key.split("/")[1] for key in self._store.list(FOLDER)}:
+        for identity in self._parts.identities():
             query = select(PublishRow.status).where(PublishRow.id == identity)
             if self._database.read(lambda session, query=query: session.scalar(query)) != "pending":  # type: ignore[misc]
-                self._drop(f"{FOLDER}{identity}/")
+                self._parts.clear(identity)
 
     def base(self, named: str) -> Base:
         """A base that this server has.
@@ -244,7 +222,7 @@ class Publishes:
             self.folder.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix="publish-")
         with scratch as folder:
-            self._join(row, Path(folder))
+            self._parts.join(row, Path(folder))
             version = self._registry.push(
                 Path(folder),
                 row.adapter,
@@ -267,50 +245,6 @@ class Publishes:
             return found
 
         return self._database.write(end)
-
-    def _join(self, row: PublishRow, folder: Path) -> None:
-        """Make the files of their parts.
-
-        Raises:
-            RequestRefused: some are missing, or a file has not the SHA-256 that was announced; its parts are dropped.
-        """
-        if lacking := [path for path, parts in self.missing(row).items() if parts]:
-            raise RequestRefused(
-                f"Parts of {', '.join(lacking)} are missing. Send them, and complete it again.", "files"
-            )
-        parts = sorted((sha256, offset, key) for key, sha256, offset in self._parts(row))
-        mistakes = []
-        for file in _files(row):
-            digest = hashlib.sha256()
-            keys = [key for sha256, _, key in parts if sha256 == file.sha256]
-            with os_errors(f"write {file.path}"), (folder / file.path).open("wb") as stream:
-                for chunk in (chunk for key in keys for chunk in self._stored(key)):
-                    digest.update(chunk)
-                    stream.write(chunk)
-            if digest.hexdigest() != file.sha256:
-                mistakes.append(("files", f"{file.path} came with another SHA-256 than was announced. Send it again."))
-                for key in keys:
-                    self._store.delete(key)
-        refuse(mistakes)
-
-    def _stored(self, key: str) -> Iterator[bytes]:
-        chunks = self._store.stream(key)
-        if chunks is None:  # another completed or cancelled it just now
-            raise Corrupt("A part of the upload is gone. Ask for the upload to see what became of it.")
-        return chunks
-
-    def _parts(self, row: PublishRow) -> Iterator[tuple[str, str, int]]:
-        """The parts that came: key, the file's SHA-256, and where in it they begin."""
-        for key in self._store.list(_folder(row)):
-            _, _, sha256, part = key.split("/")
-            yield key, sha256, int(part.partition("-")[0])
-
-    def _clear(self, row: PublishRow) -> None:
-        self._drop(_folder(row))
-
-    def _drop(self, prefix: str) -> None:
-        for key in list(self._store.list(prefix)):
-            self._store.delete(key)
 
     def _require_sound(self, wanted: PublishRequest) -> None:
         paths = [file.path for file in wanted.files]
@@ -340,7 +274,7 @@ def publish_object(row: PublishRow, missing: dict[str, list[int]]) -> dict[str, 
         "status": "expired" if row.status == "pending" and not _open(row) else row.status,
         "created_at": int(row.created_at.timestamp()),
         "expires_at": int(row.expires_at.timestamp()),
-        "part_size": PART,
+        "part_size": adapter_parts.PART,
         "bytes": row.bytes,
         "files": [file | {"missing": missing.get(file["path"], [])} for file in row.request["files"]],
         "version": row.version,
@@ -352,14 +286,6 @@ def _identity(name: AdapterName, key: str | None) -> str:
     if key is None:
         return new_id("publish-")
     return "publish-" + hashlib.sha256(f"{name}\0{key}".encode(errors="surrogatepass")).hexdigest()[:32]
-
-
-def _files(row: PublishRow) -> list[StoredFile]:
-    return [StoredFile.model_validate(file) for file in row.request["files"]]
-
-
-def _folder(row: PublishRow) -> str:
-    return f"{FOLDER}{row.id}/"
 
 
 def _open(row: PublishRow, at: datetime | None = None) -> bool:

@@ -43,6 +43,7 @@ class Client:
             raise NotConfigured("Set SWAPMEET_URL and SWAPMEET_API_KEY: `swapmeet up` prints both.")
         if not api_key.isascii():
             raise NotConfigured("SWAPMEET_API_KEY holds characters that no key has. Copy it from `swapmeet up`.")
+        self._trust = settings.trust
         self.http = httpx.Client(
             base_url=url.rstrip("/"), headers={"authorization": f"Bearer {api_key}"}, timeout=timeout
         )
@@ -152,7 +153,7 @@ class Client:
 
     def adapters(self, tell: Tell = silent) -> RemoteAdapters:
         """The server's registry: push, pull, show, tag, yank and more."""
-        return RemoteAdapters(self, tell)
+        return RemoteAdapters(self, tell, self._trust)
 
     def call(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from swapmeet import adapter_publishes, following
+from swapmeet import adapter_parts, following
 from swapmeet.client import Client
 from swapmeet.errors import ApiError
 from swapmeet.gateway.listener import event_loop, listening
@@ -20,6 +20,7 @@ from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.life import now
 from swapmeet_registry.recalls import ServerWord
+from swapmeet_registry.signing.keys import make_keys
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_one_digest_all_the_way(
 
 
 def test_a_push_that_broke_off_goes_on(hub: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_publishes, "PART", 4000)
+    monkeypatch.setattr(adapter_parts, "PART", 4000)
     pieces = sum(-(-path.stat().st_size // 4000) for path in hub.adapter.iterdir())
     sent: list[int] = []
 
@@ -147,6 +148,25 @@ def test_a_pull_that_broke_off_goes_on(hub: Any, tmp_path: Path, monkeypatch: py
     starts = [int(each.removeprefix("bytes=").removesuffix("-")) for each in ranges]
     assert max(starts) > len(whole) * 0.9
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_client_asks_for_signatures_itself(
+    hub: Any, tmp_path: Path, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server asks for."""
+    hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    private, public, _ = make_keys(tmp_path / "keys")
+    (tmp_path / "trusted").mkdir()
+    shutil.copy(public, tmp_path / "trusted" / "ci.pem")
+    monkeypatch.setenv("SWAPMEET_SIGNATURES", "require")
+    monkeypatch.setenv("SWAPMEET_TRUSTED_KEYS", str(tmp_path / "trusted"))
+    refused = command_line("pull", "acme/legal", tmp_path / "there")
+    assert (refused.code, "bears no good signature" in refused.err) == (1, True)
+    assert not (tmp_path / "there").exists()
+    hub.registry.sign("acme/legal", private)
+    done = command_line("pull", "acme/legal", tmp_path / "there")
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "there" / "adapter_config.json").exists()
 
 
 def test_what_a_server_gets_wrong_is_seen(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

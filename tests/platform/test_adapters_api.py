@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swapmeet import adapter_publishes
+from swapmeet import adapter_parts, adapter_publishes
 from swapmeet.database.tables import TenantRow
 from swapmeet.retention import Retention
 from swapmeet.settings import load_settings
@@ -181,7 +181,7 @@ def test_damage_in_the_store_is_never_a_whole_file(hub: Any) -> None:
 
 @on_both
 def test_an_upload_goes_on_where_it_was(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_publishes, "PART", 1000)
+    monkeypatch.setattr(adapter_parts, "PART", 1000)
     wanted, key = announced(hub.adapter), {"idempotency-key": "run 7"}
     upload = hub.do("acme", "POST", f"{LEGAL}/uploads", json=wanted, headers=key)
     assert upload["part_size"] == 1000

@@ -48,15 +48,14 @@ AFTER = {
 """What a list goes on after, by the last part of its path."""
 CONSTANTS = {
     "adapter": "legal", "alias": "prod", "path": "adapter_config.json", "ref": "1", "sha256": "0" * 64,
-    "withdrawal": "yank",
+    "signer": "0" * 64, "withdrawal": "yank",
 }  # fmt: skip
 """Parts of paths that are no ids of their own, and what both the owner and the other have by these names."""
 PLAIN = {
     "action", "advice", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key",
     "if-none-match", "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query",
-    "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task",
-    "version", "versions",
-    "x-content-sha256", *CONSTANTS,
+    "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version",
+    "versions", "x-content-sha256", *CONSTANTS,
 }  # fmt: skip
 """Parameters that are no ids."""
 ADAPTER = "/v1/adapters/{owner}/{adapter}"

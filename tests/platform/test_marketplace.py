@@ -31,8 +31,9 @@ def shop(platform: Any, published: tuple[Fingerprint, Path], tmp_path: Path) -> 
         platform.add(tenant)
     for name in ("private", "shared", "public"):
         platform.registry.push(platform.adapter, f"acme/{name}", base=platform.base, license="MIT", tags=["law"])
-    platform.registry.share("acme/shared", "shared", ["beta"])
-    platform.registry.share("acme/public", "public")
+    access = platform.client.app.state.services.access
+    access.share(AdapterName("acme", "shared"), "shared", ["beta"])
+    access.share(AdapterName("acme", "public"), "public")
     platform.client.app.state.market.refresh()
     return platform
 

@@ -82,7 +82,7 @@ def show_adapter(
         aliases = [alias for alias, number in listing.aliases.items() if number == version.version]
         notes = ", ".join([*aliases, *withdrawal(version)])
         lines.append(plain(f"{version!s:32} {version.created_at}  {version.digest}  {notes}"))
-    lines += [*readers(listing), *(f"advice: {plain(each)}" for each in advice)]
+    lines += [*(f"advice: {plain(each)}" for each in advice), *readers(listing)]
     show(asdict(listing) | {"advice": list(advice)}, "\n".join(lines), json)
 
 

@@ -1,10 +1,11 @@
 """`/v1/adapters`: the registry over HTTP, for whoever may read or change what (`swapmeet.adapter_access`)."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, Path, Query
 
 from swapmeet import adapter_reach, adapter_withdrawals
 from swapmeet.adapter_publishes import Publishes
@@ -26,11 +27,13 @@ from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services
 from swapmeet_registry import AdapterName, Reference
 from swapmeet_registry.head import Withdrawal as How
+from swapmeet_registry.signing import oms
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 WITHDRAWALS: dict[str, How] = {"yank": "yanked", "recall": "recalled", "delete": "deleted"}
 NAME = r"^[a-z0-9][a-z0-9._/-]*$"
 
+Signer = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 
 
@@ -56,7 +59,7 @@ def adapters(
 
 @router.get(ADAPTER)
 def adapter(name: Name, backend: Backend, advising: Advising, caller: Reader, advice: bool = False) -> dict[str, Any]:
-    """An adapter: versions, aliases, who may read it; with `advice`, what stands out of its latest weights."""
+    """An adapter: versions, aliases, and who may read it; with `advice`, what stands out of the latest's weights."""
     listing = backend.access.listing(caller, name)
     told = adapter_object(listing, caller)
     if advice:
@@ -71,6 +74,15 @@ def version(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str,
     """A version by its number, an alias or its digest, with its manifest."""
     found = backend.access.resolve(caller, Reference.within(name, ref))
     return described_object(found, backend.registry.manifest(found))
+
+
+@router.get(ADAPTER + "/versions/{ref}/signatures/{signer}")
+def signature(ref: Ref, signer: Signer, name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
+    """A version's signature by the key with an id, in base64, if there is one: for whoever checks it for himself."""
+    found = backend.access.resolve(caller, Reference.within(name, ref))
+    bundle = backend.registry.backend.signature(found, signer, oms.MAX_BUNDLE)
+    told = None if bundle is None else base64.b64encode(bundle).decode()
+    return {"object": "adapter.signature", "digest": found.digest, "signer": signer, "bundle": told}
 
 
 @router.get(ADAPTER + "/history")

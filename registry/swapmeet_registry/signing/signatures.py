@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Protocol
 
 from swapmeet_registry.backend import Backend
 from swapmeet_registry.errors import SignatureInvalid
@@ -37,37 +38,19 @@ class Signature:
         return self.signer is not None and self.problem is None
 
 
-class Signatures:
-    """Signs, and checks by what is trusted."""
+class Bundles(Protocol):
+    """Where signatures are had from."""
 
-    def __init__(self, backend: Backend, trust: Trust) -> None:
-        self._backend, self.trust = backend, trust
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """A version's signature by the key with this id, or None where there is none; no more than `limit` bytes."""
+        ...
 
-    def sign(self, version: Version, manifest: Manifest, key: PrivateKey) -> Signature:
-        """Sign a version; once more changes nothing."""
-        self._backend.put_signature(version, key.public.id, oms.sign(oms.Signed.of(version, manifest), key))
-        return Signature(key.public.id, named=True)
 
-    def add(self, version: Version, manifest: Manifest, bundle: bytes, key: PublicKey) -> Signature:
-        """Keep a signature that another tool made.
+class Policy:
+    """Asks for signatures as far as `trust` says, wherever they are had from."""
 
-        Raises:
-            SignatureInvalid: it is not this key's, or not of this version.
-        """
-        try:
-            named = oms.check(bundle, key, oms.Signed.of(version, manifest))
-        except SignatureInvalid as error:
-            raise SignatureInvalid(f"The signature does not fit {version}: {error}. Sign it as it is pulled.") from None
-        self._backend.put_signature(version, key.id, bundle)
-        return Signature(key.id, named=named)
-
-    def of(self, version: Version, manifest: Manifest) -> tuple[Signature, ...]:
-        """The signatures that are kept of a version, those of trusted keys checked."""
-        trusted = {each.key.id: each for each in self._trusted(version)}
-        found = {key: Signature(key) for key in self._backend.signers(version)}
-        checked = {key: self._checked(version, manifest, trusted[key]) for key in trusted.keys() & found.keys()}
-        known = found | {key: signature for key, signature in checked.items() if signature is not None}
-        return tuple(known[key] for key in sorted(known))
+    def __init__(self, bundles: Bundles, trust: Trust) -> None:
+        self._bundles, self.trust = bundles, trust
 
     def require(self, version: Version, manifest: Manifest) -> None:
         """Do as the policy says. One good signature of a trusted key is enough; what others put there is not read.
@@ -99,7 +82,7 @@ class Signatures:
 
     def _checked(self, version: Version, manifest: Manifest, trusted: TrustedKey) -> Signature | None:
         """A trusted key's signature, or None where there is none."""
-        bundle = self._backend.signature(version, trusted.key.id, oms.MAX_BUNDLE + 1)
+        bundle = self._bundles.signature(version, trusted.key.id, oms.MAX_BUNDLE + 1)
         if bundle is None:
             return None
         try:
@@ -107,3 +90,37 @@ class Signatures:
         except SignatureInvalid as error:
             return Signature(trusted.key.id, trusted.name, str(error))
         return Signature(trusted.key.id, trusted.name, named=named)
+
+
+class Signatures(Policy):
+    """Signs, and checks by what is trusted."""
+
+    def __init__(self, backend: Backend, trust: Trust) -> None:
+        super().__init__(backend, trust)
+        self._backend = backend
+
+    def sign(self, version: Version, manifest: Manifest, key: PrivateKey) -> Signature:
+        """Sign a version; once more changes nothing."""
+        self._backend.put_signature(version, key.public.id, oms.sign(oms.Signed.of(version, manifest), key))
+        return Signature(key.public.id, named=True)
+
+    def add(self, version: Version, manifest: Manifest, bundle: bytes, key: PublicKey) -> Signature:
+        """Keep a signature that another tool made.
+
+        Raises:
+            SignatureInvalid: it is not this key's, or not of this version.
+        """
+        try:
+            named = oms.check(bundle, key, oms.Signed.of(version, manifest))
+        except SignatureInvalid as error:
+            raise SignatureInvalid(f"The signature does not fit {version}: {error}. Sign it as it is pulled.") from None
+        self._backend.put_signature(version, key.id, bundle)
+        return Signature(key.id, named=named)
+
+    def of(self, version: Version, manifest: Manifest) -> tuple[Signature, ...]:
+        """The signatures that are kept of a version, those of trusted keys checked."""
+        trusted = {each.key.id: each for each in self._trusted(version)}
+        found = {key: Signature(key) for key in self._backend.signers(version)}
+        checked = {key: self._checked(version, manifest, trusted[key]) for key in trusted.keys() & found.keys()}
+        known = found | {key: signature for key, signature in checked.items() if signature is not None}
+        return tuple(known[key] for key in sorted(known))
