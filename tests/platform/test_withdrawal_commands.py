@@ -9,7 +9,7 @@ import pytest
 
 from swapmeet_registry import Registry
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import Obeyed, ServerWord
+from swapmeet_registry.recall_documents import Obeyed, ServerWord
 
 NAME = "acme/legal"
 

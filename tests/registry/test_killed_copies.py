@@ -41,7 +41,7 @@ def test_killed_at_any_step(
         what = str(tmp_path / "bundle.tar")
     script = Path(__file__).with_name("killed_copies.py")
     done = subprocess.run(
-        [sys.executable, script, what, target, NAME], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, script, what, target, NAME], capture_output=True, text=True, timeout=600, check=True
     )
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     head = source.head(NAME).encode().decode()
