@@ -15,13 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from swapmeet_registry.backend import Backend
-from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Recalled, Refused, RegistryError, StoreError
+from swapmeet_registry.errors import Conflict, Corrupt, Refused, RegistryError, StoreError
 from swapmeet_registry.life import now
-from swapmeet_registry.manifest import Timestamp
-from swapmeet_registry.origin.provenance import Digest, Document
+from swapmeet_registry.recall_documents import Feed, Notice, ServerWord
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Store
 from swapmeet_registry.version import Version
@@ -38,77 +35,6 @@ REMEMBERED = 30 * 24 * 3600.0
 ATTEMPTS = 100
 
 _log = logging.getLogger(__name__)
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Notice(_Entry):
-    """A version that must not be served any more; `number` grows by one with each notice."""
-
-    number: int = Field(ge=1)
-    name: str
-    version: int = Field(ge=1)
-    digest: Digest
-    how: Literal["recalled", "deleted"]
-    reason: str
-    at: Timestamp
-
-    @property
-    def pinned(self) -> str:
-        """`TENANT/NAME@sha256:HEX`."""
-        return f"{self.name}@{self.digest}"
-
-    def error(self) -> RegistryError:
-        """What is said to whoever asks for the version."""
-        what = f"{self.name}:{self.version}"
-        if self.how == "deleted":
-            return NotFound(f"{what} was deleted: {self.reason}. Use another version.")
-        return Recalled(f"{what} was recalled and must not be used: {self.reason}. Use another version.")
-
-
-class Feed(Document):
-    """The last notices, oldest first."""
-
-    schema_: Literal["swapmeet.recalls/1"] = Field("swapmeet.recalls/1", alias="schema")
-    notices: tuple[Notice, ...] = ()
-
-    @property
-    def last(self) -> int:
-        """The newest notice's number; 0 where there was none yet."""
-        return self.notices[-1].number if self.notices else 0
-
-
-class Obeyed(_Entry):
-    """What a server did about one version.
-
-    Attributes:
-        digest: of the version.
-        at: when it was done.
-        held: whether the server had it in memory or on disk.
-        ended: how many requests under way it ended.
-        tenants: who had used it on this server, since it started.
-    """
-
-    digest: Digest
-    at: Timestamp
-    held: bool
-    ended: int = Field(ge=0)
-    tenants: tuple[str, ...] = ()
-
-
-class ServerWord(Document):
-    """What a server says of itself: where it runs, since when, how far it followed the feed, what it did."""
-
-    schema_: Literal["swapmeet.server/1"] = Field("swapmeet.server/1", alias="schema")
-    server: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
-    host: str
-    process: int
-    base: str
-    since: Timestamp
-    notice: int = Field(0, ge=0)
-    obeyed: tuple[Obeyed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from swapmeet_registry import AdapterName, NotFound, Recalled, Reference, Registry, RegistryError
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import ALIVE, Obeyed, ServerWord
+from swapmeet_registry.recall_documents import Obeyed, ServerWord
+from swapmeet_registry.recalls import ALIVE
 
 LOOK_SECONDS = 1.0
 """Between two looks at the feed."""

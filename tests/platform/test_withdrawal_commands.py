@@ -9,7 +9,7 @@ import pytest
 
 from swapmeet_registry import Registry
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import Obeyed, ServerWord
+from swapmeet_registry.recall_documents import Obeyed, ServerWord
 
 NAME = "acme/legal"
 
@@ -113,6 +113,7 @@ def test_a_registry_is_checked_and_taken_along(
     manifest.unlink()
     damaged = command_line("store", "fsck", "--registry", there)
     assert (damaged.code, f"The manifest of {NAME}:2" in damaged.out) == (1, True)
+    assert "come back with --repair --from" in damaged.out
     assert command_line("store", "fsck", "--registry", there, "--from", here).code == 1
     assert command_line("store", "fsck", "--registry", there, "--from", here, "--repair").code == 0
     Registry(there).tag(NAME, "mine", "2")
@@ -121,7 +122,10 @@ def test_a_registry_is_checked_and_taken_along(
     bundle = tmp_path / "bundle.tar"
     assert run("store", "export", f"{NAME}:2", "--to", bundle).out.endswith(f"1 versions in {bundle}\n")
     assert run("store", "import", bundle).out.endswith(", which was there\n")
-    elsewhere = command_line("store", "import", bundle, "--registry", (tmp_path / "elsewhere").as_uri())
+    strange = ("store", "import", bundle, "--registry", (tmp_path / "elsewhere").as_uri())
+    refused = command_line(*strange, "--tenant", "zeta", "--tenant", "other")
+    assert (refused.code, f"has adapters of {NAME.partition('/')[0]}, who may not be" in refused.err) == (1, True)
+    elsewhere = command_line(*strange, "--tenant", NAME.partition("/")[0])
     assert elsewhere.out.startswith(f"{NAME}:1 {registry.find(f'{NAME}:2').digest}, which was :2 where")
     bundle.write_bytes(b"x")
     assert "no bundle" in run("store", "import", bundle).err

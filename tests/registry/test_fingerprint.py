@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from swapmeet_registry import BaseMismatch
 from swapmeet_registry.errors import BaseInvalid, Refused
-from swapmeet_registry.fingerprint import Quantization, fingerprint, require_fit, weight_files, weights_digest
+from swapmeet_registry.fingerprint import Quantization, fingerprint, require_fit, weight_files
 from swapmeet_registry.safetensors_file import read_header
+from swapmeet_registry.weights_digest import weights_digest
 
 TENSORS = {
     "model.embed_tokens.weight": np.arange(64, dtype=np.float32).reshape(16, 4),

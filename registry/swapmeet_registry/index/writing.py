@@ -1,33 +1,30 @@
 """What was found of adapters as rows. Each adapter is one step: whoever read it before somebody else wrote it loses."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from swapmeet_registry.index import words as texts
-from swapmeet_registry.index.looking import TASK, Content, Found, Known, searched
+from swapmeet_registry.index.looking import Content, Found, Known, searched
+from swapmeet_registry.index.rows import dumped, metrics_of, row_of, state_of, words_of
 from swapmeet_registry.index.tables import (
     ADAPTERS,
     COLUMNS,
     FILES,
     METRICS,
-    MOST_KEY,
     READERS,
     TAGS,
     VERSIONS,
     WORDS,
     folded,
 )
-from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.names import LATEST, AdapterName
 from swapmeet_registry.version import Listing, Version
 
 AT_ONCE = 500
 """Ids in one statement."""
-LARGEST_INTEGER, LARGEST = 2**31 - 1, 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,7 @@ def _write_adapter(
         rows.setdefault(READERS, []).append({"tenant": tenant, "adapter": adapter})
     for version in versions:
         if (content := found.contents.get(version.digest)) is not None:
-            made = {"adapter": adapter, **_row(listing, version, content), **counted, "content": content}
+            made = {"adapter": adapter, **row_of(listing, version, content), **counted, "content": content}
             rows.setdefault(VERSIONS, []).append(made)
 
 
@@ -138,7 +135,7 @@ def _update_versions(connection: Connection, adapter: int, listing: Listing, ver
     for version in versions:
         old = now[version.version]
         shown = json.loads(old.shown) | {"visibility": listing.visibility}
-        state = _state(listing, version) | {"shown": _dumped(shown)}
+        state = state_of(listing, version) | {"shown": dumped(shown)}
         if any(getattr(old, name) != value for name, value in state.items()):
             changed.append({"of": adapter, "number": version.version, **state})
     if changed:
@@ -149,47 +146,6 @@ def _update_versions(connection: Connection, adapter: int, listing: Listing, ver
             .values({name: bindparam(name) for name in names}),
             changed,
         )
-
-
-def _state(listing: Listing, version: Version) -> dict[str, Any]:
-    """What of a version's row may change."""
-    withdrawn = "recalled" if version.recalled is not None else "yanked" if version.yanked else None
-    return {
-        "newest": int(listing.aliases.get(LATEST) == version.version),
-        "usable": int(version.usable),
-        "public": int(listing.visibility == "public"),
-        "withdrawn": withdrawn,
-    }
-
-
-def _row(listing: Listing, version: Version, content: Content) -> dict[str, Any]:
-    manifest, task = content.manifest, content.task
-    shown = {
-        "base": manifest.base.name,
-        "license": manifest.license,
-        "task": task,
-        "tags": manifest.tags,
-        "targets": manifest.lora.target_modules,
-        "metrics": manifest.metrics,
-        "purpose": content.readme.purpose,
-        "visibility": listing.visibility,
-    }
-    return {
-        **_state(listing, version),
-        "version": version.version,
-        "tenant": AdapterName.parse(listing.name).tenant,
-        "created_at": version.created_at,
-        "rank": min(manifest.lora.rank, LARGEST_INTEGER),
-        "size": min(manifest.size, LARGEST),
-        "parameters": min(manifest.lora.parameters, LARGEST),
-        "weights": manifest.base.weights.replace("\0", "")[:MOST_KEY],
-        "base_key": folded(manifest.base.name),
-        "license_key": folded(manifest.license) if manifest.license else None,
-        "task_key": folded(task) if task else None,
-        "name": listing.name,
-        "digest": version.digest,
-        "shown": _dumped(shown),
-    }
 
 
 def _insert(connection: Connection, rows: Mapping[Any, list[dict[str, Any]]]) -> None:
@@ -205,7 +161,7 @@ def _insert(connection: Connection, rows: Mapping[Any, list[dict[str, Any]]]) ->
     made = [(identity, content.manifest) for identity, _, content in contents]
     for table, children in (
         (TAGS, [{"id": i, "tag": tag} for i, manifest in made for tag in set(map(folded, manifest.tags))]),
-        (METRICS, [{"id": i, "name": name, "value": v} for i, manifest in made for name, v in _metrics(manifest)]),
+        (METRICS, [{"id": i, "name": name, "value": v} for i, manifest in made for name, v in metrics_of(manifest)]),
         (FILES, [{"id": i, "sha256": sha} for i, manifest in made for sha in {f.sha256 for f in manifest.files}]),
     ):
         if children:
@@ -213,29 +169,15 @@ def _insert(connection: Connection, rows: Mapping[Any, list[dict[str, Any]]]) ->
     _insert_words(connection, contents)
 
 
-def _metrics(manifest: Manifest) -> Iterable[tuple[str, float]]:
-    return {name.replace("\0", "")[:MOST_KEY]: value for name, value in manifest.metrics.items()}.items()
-
-
 def _insert_words(connection: Connection, contents: list[tuple[int, str, Content]]) -> None:
     if connection.dialect.name == "sqlite":
         marks = ", ".join("?" * (1 + len(COLUMNS)))
-        rows = [(identity, *map(" ".join, _words(name, content))) for identity, name, content in contents]
+        rows = [(identity, *map(" ".join, words_of(name, content))) for identity, name, content in contents]
         statement = f"INSERT INTO {WORDS} (rowid, {', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608 - names of ours
         connection.exec_driver_sql(statement, rows)
     else:
-        rows = [(identity, texts.ts_vector(_words(name, content))) for identity, name, content in contents]
+        rows = [(identity, texts.ts_vector(words_of(name, content))) for identity, name, content in contents]
         connection.exec_driver_sql(f"INSERT INTO {WORDS} (id, words) VALUES (%s, %s::tsvector)", rows)  # noqa: S608
-
-
-def _words(name: str, content: Content) -> Iterator[list[str]]:
-    """A version's words, by `COLUMNS`."""
-    manifest, readme = content.manifest, content.readme
-    labels = [*manifest.tags, manifest.base.name, manifest.license or "", content.task or "", *readme.language]
-    yield texts.words(name)
-    yield texts.words(" ".join(label.removeprefix(TASK) for label in labels))
-    yield texts.words(readme.purpose or "")
-    yield texts.words(readme.text)
 
 
 def _delete_versions(connection: Connection, adapters: list[int], digests: Iterable[str] | None) -> None:
@@ -255,7 +197,3 @@ def _delete_versions(connection: Connection, adapters: list[int], digests: Itera
 def _next_id(connection: Connection, table: Any) -> int:
     """The first id that nobody has: only one at a time writes."""
     return int(connection.scalar(select(func.coalesce(func.max(table.c.id), 0) + 1)) or 1)
-
-
-def _dumped(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

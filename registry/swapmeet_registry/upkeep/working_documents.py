@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.origin.provenance import Document
-from swapmeet_registry.recalls import FEED, SERVERS, Feed, ServerWord
+from swapmeet_registry.recall_documents import Feed, ServerWord
+from swapmeet_registry.recalls import FEED, SERVERS
 from swapmeet_registry.stores import Store
 from swapmeet_registry.upkeep.condemned import KEY as COLLECTION
 from swapmeet_registry.upkeep.condemned import State
