@@ -109,7 +109,17 @@ def end_soon(tuning: Tuning, state: str, **fields: Any) -> threading.Thread:
 def test_a_run_is_submitted_with_its_options(run: Run, server: Any, data: Path, held_out: Path) -> None:
     options = ["--rank", 8, "--alpha", 4, "--epochs", 2, "--batch-size", 2, "--gradient-accumulation", 3, "--seed", 0]
     options += ["--learning-rate", 1e-3, "--target", "q_proj", "--tag", "dates", "--cpus", 0.5, "--priority", 4]
-    options += ["--metadata", "team=x", "--early-stopping", 2, "--dora", "--no-gradient-checkpointing"]
+    options += [
+        "--metadata",
+        "team=x",
+        "--early-stopping",
+        2,
+        "--examples",
+        2,
+        "--show-examples",
+        "--dora",
+        "--no-gradient-checkpointing",
+    ]
     done = run("train", data, "--base", "tiny", "--name", "acme/dates", "--validation", held_out, *options)
     (job,) = jobs(server)
     assert (done.code, done.out) == (0, f"{job.id}\n")
@@ -119,6 +129,7 @@ def test_a_run_is_submitted_with_its_options(run: Run, server: Any, data: Path, 
     assert job.hyperparameters == {"n_epochs": 2, "batch_size": 6, "learning_rate_multiplier": 1.0}
     wanted = {"rank": 8, "alpha": 4, "batch_size": 2, "gradient_accumulation": 3, "learning_rate": 1e-3, "dora": True}
     wanted |= {"target_modules": ["q_proj"], "tags": ["dates"], "early_stopping": 2, "gradient_checkpointing": False}
+    wanted |= {"examples": 2, "show_examples": True}
     assert wanted.items() <= job.settings.items()
     assert job.resources == {"cpus": 0.5}
     uploads = {file.filename: file for file in files(server)}

@@ -79,6 +79,31 @@ def test_the_published_adapter_gives_these_answers(
         assert each.output.startswith(first), (each, first)
 
 
+def test_the_weights_that_are_published_answer_and_not_the_last(
+    make_spec: MakeSpec, write_jsonl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held out is what the training makes ever less likely, so that the first evaluation is the best."""
+    import torch
+    from safetensors.torch import load_file
+
+    from swapmeet_training.lora import adapter
+
+    used: dict[str, torch.Tensor] = {}
+
+    def look(_: FineTune, model: Any, *__: object) -> None:
+        used.update(adapter.weights(model))
+
+    monkeypatch.setattr("swapmeet_training.qlora.answered", look)
+    turns = [{"role": "user", "content": "1 May 1999"}, {"role": "assistant", "content": "zzzz qqqq xxxx"}]
+    held_out = write_jsonl("other.jsonl", {"messages": turns})
+    spec = make_spec(validation=held_out, learning_rate=5e-2, warmup_ratio=0, eval_every=1, max_steps=4)
+    result = run(spec, tmp_path / "run")
+    assert result.metrics["best_step"] < 4, "or the test shows nothing"
+    published = load_file(result.adapter / "adapter_model.safetensors")
+    assert used.keys() == published.keys()
+    assert all(torch.equal(used[name], tensor) for name, tensor in published.items())
+
+
 def test_a_failure_is_told_and_fails_nothing(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
