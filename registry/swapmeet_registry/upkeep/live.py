@@ -24,7 +24,8 @@ HEADS_AT_ONCE, AT_ONCE = 16, 256
 """Heads, which may be long, and manifests that are held in memory together."""
 READERS = 16
 """Threads that ask a store over a network: each answer takes its time."""
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Live:
