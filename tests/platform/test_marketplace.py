@@ -161,11 +161,63 @@ def test_downloads_are_one_for_each_tenant_version_and_day(
     assert len(database.read(lambda session: list(session.scalars(select(DownloadRow.day))))) == 7
 
 
+def test_a_hundred_clients_lose_and_double_no_count(market: Market, published: tuple[Fingerprint, Path]) -> None:
+    """Of 25 tenants with 4 clients each, beside others who publish and rebuild the index."""
+    versions = [push(market, published), push(market, published)]
+    market.refresh()
+    failed: list[Exception] = []
+    ready, done = threading.Barrier(100), threading.Event()
+
+    def use(place: int) -> None:
+        tenant, takes_back = f"tenant-{place % 25}", place % 25 >= 20
+        ready.wait()
+        try:
+            for version in versions:
+                market.counters.downloaded(version, tenant)
+            market.counters.like(LEGAL, tenant)
+            if takes_back:
+                market.counters.unlike(LEGAL, tenant)
+        except Exception as error:
+            failed.append(error)
+
+    def rebuild() -> None:
+        while not done.is_set():
+            market.index.rebuild(market._registry)
+
+    clients = [threading.Thread(target=use, args=(place,)) for place in range(100)]
+    beside = threading.Thread(target=rebuild)
+    for thread in (beside, *clients):
+        thread.start()
+    for thread in clients:
+        thread.join()
+    done.set()
+    beside.join()
+    assert failed == []
+    assert market.counters.popularity(LEGAL, "tenant-1", days=False) == counters.Popularity(20, True, 50)
+    for hit in market.index.search(Query(versions=True)).hits:
+        assert (hit.likes, hit.downloads) == (20, 50)  # the copies, though nobody recounted
+
+
+def test_an_index_that_was_lost_is_made_again(
+    market: Market, database: Database, published: tuple[Fingerprint, Path]
+) -> None:
+    push(market, published)
+    market.refresh()
+    with database.engine.execution_options(swapmeet_writes=True).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE index_words")
+        connection.exec_driver_sql("DROP TABLE index_state")
+    market.refresh()
+    assert [hit.name for hit in market.index.search(Query("legal")).hits] == ["acme/legal"]
+
+
 def test_counts_outlive_the_index(market: Market, published: tuple[Fingerprint, Path]) -> None:
     push(market, published)
     market.refresh()
     market.counters.like(LEGAL, "beta")
     market.index.rebuild(market._registry)
+    assert market.index.search(Query()).hits[0].likes == 1
+    market.index.prepare(anew=True)
+    market.index.refresh(market._registry)
     assert market.index.search(Query()).hits[0].likes == 0
     market.refresh()
     assert market.index.search(Query()).hits[0].likes == 1

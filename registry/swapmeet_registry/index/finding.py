@@ -53,10 +53,10 @@ def search(connection: Connection, query: Query, reader: str | None) -> Page:
 
 def by_file(connection: Connection, sha256: str, reader: str | None, most: int) -> tuple[Hit, ...]:
     """The versions that a file is part of, newest first, withdrawn ones too."""
-    having = select(FILES.c.id).where(FILES.c.sha256 == sha256)
-    statement = select(VERSIONS).where(VERSIONS.c.id.in_(having), readable(reader))
-    newest = statement.order_by(VERSIONS.c.created_at.desc(), VERSIONS.c.id.desc()).limit(most)
-    return tuple(map(hit, connection.execute(newest)))
+    falling = (VERSIONS.c.created_at.desc(), VERSIONS.c.id.desc())
+    having = select(VERSIONS.c.id).join(FILES, FILES.c.id == VERSIONS.c.id)
+    first = having.where(FILES.c.sha256 == sha256, readable(reader)).order_by(*falling).limit(most)
+    return tuple(map(hit, connection.execute(select(VERSIONS).where(VERSIONS.c.id.in_(first)).order_by(*falling))))
 
 
 def newer(connection: Connection, name: str, version: int) -> Hit | None:

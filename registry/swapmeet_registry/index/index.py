@@ -33,7 +33,8 @@ MANY = 1000
 """Adapters that were written, after which a database looks at its tables again."""
 YOUNG_SECONDS = 5.0
 """A head that was written just now may be written again within the same tick of its store's clock."""
-MOST_BY_FILE = 1000
+MOST_BY_FILE = 200
+"""As on a page: the configuration file of one is that of thousands."""
 
 
 class Index:

@@ -63,7 +63,12 @@ def write(connection: Connection, changes: Sequence[Change]) -> list[str]:
     """
     row = ADAPTERS.c
     names = [change.name for change in changes]
-    there = {each.name: each for each in connection.execute(select(ADAPTERS).where(row.name.in_(names)))}
+    held = select(ADAPTERS).where(row.name.in_(names))
+    if (
+        connection.dialect.name == "postgresql"
+    ):  # whoever counts likes and downloads waits: new rows have the counts, too
+        held = held.order_by(row.name.collate("C")).with_for_update()
+    there = {each.name: each for each in connection.execute(held)}
     lost = {each.name for each in changes if each.before.changes != _changes(there.get(each.name))}
     good = [change for change in changes if change.name not in lost]
     new = [change for change in good if change.name not in there and change.found is not None]

@@ -67,8 +67,9 @@ class _Check:
 
     def run(self) -> Findings:
         local = isinstance(self._backend, StoreBackend) and isinstance(self._backend.store, LocalStore)
-        with ThreadPoolExecutor(1 if local else READERS, "fsck") as readers:  # only a network's answers take their time
-            versions = self._versions(readers)
+        at_once = 1 if local else READERS  # only a network's answers take their time
+        with ThreadPoolExecutor(at_once, "fsck") as readers:
+            versions = self._versions(readers, at_once)
             while batch := list(islice(versions, BATCH)):
                 for version, read in zip(batch, readers.map(self._manifest, batch), strict=True):
                     self._take(version, read)
@@ -86,10 +87,10 @@ class _Check:
         except (NotFound, Corrupt) as error:
             return error
 
-    def _versions(self, readers: ThreadPoolExecutor) -> Iterator[Version]:
+    def _versions(self, readers: ThreadPoolExecutor, at_once: int) -> Iterator[Version]:
         """The versions of all sound heads that must be there."""
         names = self._names()
-        while batch := list(islice(names, BATCH)):
+        while batch := list(islice(names, at_once)):
             yield from self._of_heads(zip(batch, readers.map(self._head, batch), strict=True))
 
     def _of_heads(self, read: Iterable[tuple[AdapterName, Head | NotFound | Corrupt]]) -> Iterator[Version]:

@@ -20,8 +20,8 @@ FOLDERS = ("blobs/", "manifests/", "reports/", "signatures/")
 """What is collected: objects under a SHA-256, of their own bytes or of the manifest that they belong to."""
 
 
-AT_ONCE = 256
-"""Heads, and manifests, that are held in memory together."""
+HEADS_AT_ONCE, AT_ONCE = 16, 256
+"""Heads, which may be long, and manifests that are held in memory together."""
 READERS = 16
 """Threads that ask a store over a network: each answer takes its time."""
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Live:
             Corrupt: a head or a manifest is damaged or gone; what it needs can not be known.
         """
         changed = (entry for entry in self._store.scan(HEADS) if self._known.changed(entry))
-        for entries in _portions(changed):
+        for entries in _portions(changed, HEADS_AT_ONCE):
             heads = side_by_side(self._store, self._head, [entry.key for entry in entries])
             versions = (
                 Version.of(head, record)
@@ -61,7 +61,7 @@ class Live:
                 for record in self._kept(head, now)
                 if not self._known.needs(_bytes(record.digest))
             )
-            for some in _portions(versions):
+            for some in _portions(versions, AT_ONCE):
                 for version, manifest in zip(
                     some, side_by_side(self._store, self._contents.manifest, some), strict=True
                 ):
@@ -125,9 +125,9 @@ def side_by_side(store: Store, work: Callable[[T], U], things: Sequence[T]) -> l
         return list(pool.map(work, things))
 
 
-def _portions(things: Iterable[T]) -> Iterator[list[T]]:
+def _portions(things: Iterable[T], most: int) -> Iterator[list[T]]:
     source = iter(things)
-    while some := list(islice(source, AT_ONCE)):
+    while some := list(islice(source, most)):
         yield some
 
 
