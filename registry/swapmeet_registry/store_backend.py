@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,6 @@ HEADS, SIGNATURES, SUFFIX = "heads/", "signatures/", ".json"
 _SIGNATURE = re.compile(rf"{SIGNATURES}sha256/([0-9a-f]{{64}})/({KEY_ID.pattern}){re.escape(SUFFIX)}")
 SMALL = 1 << 20
 """Bytes of a file that is written beside others."""
-AT_ONCE = 8
 
 
 class StoreBackend:
@@ -32,9 +32,9 @@ class StoreBackend:
         heads/TENANT/NAME.json      the versions and aliases of a name
         signatures/sha256/HEX/KEY.json      who signed the version with this manifest
 
-    A publish writes the blobs and the manifest at once, within an intent (`intents`) that keeps them from being
-    collected, and then the head. Until that is written nobody sees anything; from then on everything that it names is
-    there. The report, which can be computed again, may come a moment later.
+    A publish writes them in this order, or blobs and manifest at once (`at_once`), within an intent (`intents`) that
+    keeps them from being collected. Until the head is written nobody sees anything; from then on everything that it
+    names is there, but for the report, which may come a moment later: it can be computed again.
     """
 
     def __init__(self, store: Store) -> None:
@@ -75,24 +75,31 @@ class StoreBackend:
             raise
         return Staged(manifest, intent=intent)
 
+    @property
+    def at_once(self) -> int:
+        """How many objects are worth being written at once: more than one where each costs a way there and back."""
+        return getattr(self.store, "AT_ONCE", 1)
+
     def _write(self, manifest: Manifest, folder: Path) -> None:
-        """Write blobs and manifest: the small ones at once, since each costs a way there and back and hardly more."""
+        """Write blobs and manifest: small ones beside each other and beside the large, where that is worth it."""
+        small = [file for file in manifest.files if file.size <= SMALL] if self.at_once > 1 else []
 
         def put(file: StoredFile) -> None:
             self.store.put(blob_key(file), folder / file.path, file.sha256)
             reached("push.blob")
 
-        with ThreadPoolExecutor(AT_ONCE, "publish") as pool:
-            key, sha256 = manifest_key(manifest.digest), manifest.digest.removeprefix("sha256:")
-            described = pool.submit(self.store.put, key, manifest.encode(), sha256)
-            small = [pool.submit(put, file) for file in manifest.files if file.size <= SMALL]
+        digest = manifest.digest
+        describe = partial(self.store.put, manifest_key(digest), manifest.encode(), digest.removeprefix("sha256:"))
+        with ThreadPoolExecutor(self.at_once, "publish") as pool:
+            beside = [pool.submit(put, file) for file in small]
+            described = pool.submit(describe) if self.at_once > 1 else None
             for file in manifest.files:
-                if file.size > SMALL:
+                if file not in small:
                     put(file)
-            for written in small:
+            for written in beside:
                 written.result()
             reached("push.blobs")
-            described.result()
+            described.result() if described else describe()
             reached("push.manifest")
 
     def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:

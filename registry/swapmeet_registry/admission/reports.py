@@ -51,7 +51,14 @@ def computing(backend: Backend, folder: Path) -> Iterator[Callable[[str], None]]
     with ThreadPoolExecutor(1, "report") as pool:
         report = pool.submit(of_folder, folder)
         storing: list[Future[None]] = []
-        yield lambda digest: storing.append(pool.submit(_store, backend.store, report, digest))
+
+        def store(digest: str) -> None:
+            if backend.at_once > 1:
+                storing.append(pool.submit(_store, backend.store, report, digest))
+            else:
+                _store(backend.store, report, digest)
+
+        yield store
         for each in storing:
             each.result()
 

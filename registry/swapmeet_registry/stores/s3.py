@@ -42,6 +42,9 @@ LONGEST_PRESIGNED = 7 * 24 * 3600
 class S3Store:
     """Keys are object keys below a prefix in a bucket."""
 
+    AT_ONCE = 8
+    """Small objects that are worth being written at once, since each costs a way there and back and hardly more."""
+
     def __init__(self, bucket: str, prefix: str = "", options: S3Options | None = None) -> None:
         self.prefix = prefix
         self.bucket = S3Bucket(bucket, options or S3Options())
