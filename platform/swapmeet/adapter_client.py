@@ -1,7 +1,6 @@
 """A server's registry, used as `swapmeet_registry.Registry` is; what is pulled is checked here, byte for byte."""
 
 import hashlib
-import io
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from swapmeet_registry import (
     Listing,
     Manifest,
     Reference,
-    Refused,
     StoredFile,
     Version,
     canonical,
 )
+from swapmeet_registry.admission.adapter_folder import AdapterFolder, open_folder
 from swapmeet_registry.copies.pulling import receive
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.fingerprint import require_fit
@@ -77,7 +76,10 @@ class RemoteAdapters:
             Refused: the folder can not be published.
             StoreError: it can not be read.
         """
-        files = _announced(Path(folder))
+        with os_errors(f"read {folder}"), open_folder(Path(folder)) as opened:
+            files = _announced(opened)
+        for notice in opened.notices:
+            self.tell(notice)
         wanted: dict[str, Any] = {"base": base, "files": files, "tags": list(tags)}
         wanted |= {k: v for k, v in (("alias", alias), ("license", license), ("run", run)) if v is not None}
         place = f"{_path(AdapterName.parse(name))}/uploads"
@@ -216,21 +218,17 @@ class RemoteAdapters:
         return patiently(lambda: self.client.call(method, path, body), self.tell)
 
 
-def _announced(folder: Path) -> list[dict[str, Any]]:
-    """The files of an adapter's folder, with sizes and digests; hidden ones are left out, as the registry does."""
-    if not folder.is_dir():
-        raise Refused(f"{folder} is not a folder. Name the folder that PEFT's save_pretrained() wrote.")
-    with os_errors(f"read {folder}"):
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
-            raise Refused(f"{', '.join(odd)}: no plain files. Move them out of the adapter's folder.")
-        return [_measured(path) for path in paths]
+def _announced(folder: AdapterFolder) -> list[dict[str, Any]]:
+    """The files of an adapter's folder, with sizes and digests."""
+    return [_measured(folder, name) for name in folder.files]
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"path": path.name, "size": stream.seek(0, io.SEEK_END), "sha256": digest}
+def _measured(folder: AdapterFolder, name: str) -> dict[str, Any]:
+    with folder.open(name) as stream:
+        digest = hashlib.sha256()
+        for chunk in iter(partial(stream.read, 1 << 20), b""):
+            digest.update(chunk)
+        return {"path": name, "size": stream.tell(), "sha256": digest.hexdigest()}
 
 
 def _path(name: AdapterName) -> str:

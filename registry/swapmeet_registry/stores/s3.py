@@ -73,8 +73,8 @@ class S3Store:
                 return None
         if len(data) != size or size > LARGEST_GET:
             raise StoreError(
-                f"S3 at {endpoint()} answered {len(data)} bytes of {key} in the bucket {self.bucket.name}, and announced"
-                f" {size}; at most {LARGEST_GET} are read. Try again, or run swapmeet store probe."
+                f"S3 at {endpoint()} answered {len(data)} bytes of {key} in the bucket {self.bucket.name}, and "
+                f"announced {size}; at most {LARGEST_GET} are read. Try again, or run swapmeet store probe."
             )
         return Stored(data, _bare(answer["ETag"]))
 
