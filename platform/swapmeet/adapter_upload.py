@@ -1,7 +1,6 @@
 """A folder on its way to a server's registry: announced, sent in parts, completed, and gone on with if it broke off."""
 
 import hashlib
-import io
 import secrets
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,8 @@ from urllib.parse import quote
 
 from swapmeet.following import Tell, patiently
 from swapmeet.uploading import Watch
-from swapmeet_registry import Refused, canonical
+from swapmeet_registry import canonical
+from swapmeet_registry.admission.adapter_folder import AdapterFolder, open_folder
 from swapmeet_registry.stores.files import os_errors
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class Upload:
             ApiError: the server refused or did not answer.
             Refused: the folder can not be published.
         """
-        wanted = wanted | {"files": announced(folder)}
+        with os_errors(f"read {folder}"), open_folder(folder) as opened:
+            wanted = wanted | {"files": announced(opened)}
+        for notice in opened.notices:
+            self.tell(notice)
         run = wanted.get("run")
         upload = self._begin(wanted, run or canonical.digest(canonical.encode(wanted)))
         if upload["status"] == "published" and run is None:
@@ -80,18 +83,14 @@ class Upload:
         return self.client.put(place, part, {"offset": at}, headers)
 
 
-def announced(folder: Path) -> list[dict[str, Any]]:
-    """The files of an adapter's folder, with sizes and digests; hidden ones are left out, as the registry does."""
-    if not folder.is_dir():
-        raise Refused(f"{folder} is not a folder. Name the folder that PEFT's save_pretrained() wrote.")
-    with os_errors(f"read {folder}"):
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
-            raise Refused(f"{', '.join(odd)}: no plain files. Move them out of the adapter's folder.")
-        return [_measured(path) for path in paths]
+def announced(folder: AdapterFolder) -> list[dict[str, Any]]:
+    """The files of an adapter's folder, with sizes and digests."""
+    return [_measured(folder, name) for name in folder.files]
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"path": path.name, "size": stream.seek(0, io.SEEK_END), "sha256": digest}
+def _measured(folder: AdapterFolder, name: str) -> dict[str, Any]:
+    with folder.open(name) as stream:
+        digest = hashlib.sha256()
+        for chunk in iter(partial(stream.read, 1 << 20), b""):
+            digest.update(chunk)
+        return {"path": name, "size": stream.tell(), "sha256": digest.hexdigest()}

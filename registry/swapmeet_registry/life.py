@@ -10,6 +10,11 @@ from swapmeet_registry.heads import Heads
 from swapmeet_registry.names import LATEST, AdapterName, Reference, require_tenant
 from swapmeet_registry.version import Listing, Version
 
+MAX_REASON = 2000
+"""Letters of a reason: whoever resolves a name reads its head, and so all reasons in it."""
+MOST_READERS = 1000
+"""Tenants that an adapter is shared with by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
@@ -85,7 +90,8 @@ class Life:
 
         Raises:
             NotFound: there is no such version.
-            Refused: the reason is empty, or no version is named: the newest is another after each yank.
+            Refused: the reason is empty, too long or no plain text, or no version is named: the newest is another after
+                each yank.
         """
         return self.withdraw(ref, "yanked", reason).version
 
@@ -117,9 +123,13 @@ class Life:
         Raises:
             InvalidName: a tenant is misspelt.
             NotFound: there is no such adapter.
-            Refused: tenants are named that the visibility does not ask for, or none that it does.
+            Refused: tenants are named that the visibility does not ask for, none that it does, or too many.
         """
         named = tuple(require_tenant(tenant) for tenant in tenants)
+        if len(named) > MOST_READERS:
+            raise Refused(
+                f"An adapter is shared with at most {MOST_READERS} tenants by name. Make it public, or share less."
+            )
         if bool(named) != (visibility == "shared"):
             raise Refused("Name tenants with the visibility 'shared', and only with it.")
         return self._change(name, lambda head: head.share(visibility, named))
@@ -131,10 +141,13 @@ class Life:
             raise Refused(
                 f"Which version of {reference.name}? The newest is another once this one is withdrawn. Name its number."
             )
-        if not reason.strip():
+        why = " ".join(reason.split())
+        if not why:
             raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
+        if len(why) > MAX_REASON or not why.isprintable():
+            raise Refused(f"A reason has at most {MAX_REASON} letters, and all can be printed. Write another.")
         record = self._heads.get(reference.name).find(reference)
-        place, why, moment = record.version - 1, reason.strip(), now()
+        place, moment = record.version - 1, now()
         before = record
 
         def change(head: Head) -> Head:

@@ -397,3 +397,35 @@ def test_a_run_that_is_published_at_the_same_moment_is_one_version(
         pushes = [pool.submit(registry.push, folder, NAME, base=base, run="ftjob-1") for _ in range(6)]
     assert {push.result().version for push in pushes} == {1}
     assert len(registry.show(NAME).versions) == 1
+
+
+@pytest.mark.parametrize("reason", ["x" * 2001, "\x1b[31mred", "a\0b", "\ud800", "\u202e"])
+def test_a_reason_that_harms_its_readers_is_refused(
+    tmp_path: Path, folder: Path, base: Fingerprint, reason: str
+) -> None:
+    registry = Registry((tmp_path / "registry").as_uri())
+    registry.push(folder, "acme/legal", base=base)
+    for withdraw in (registry.yank, registry.recall, registry.delete):
+        with pytest.raises(Refused, match=r"at most 2000 letters, and all can be printed"):
+            withdraw("acme/legal:1", reason)
+    assert registry.yank("acme/legal:1", " two\nlines ").yank_reason == "two lines"
+
+
+def test_a_name_is_not_shared_with_a_crowd(tmp_path: Path, folder: Path, base: Fingerprint) -> None:
+    registry = Registry((tmp_path / "registry").as_uri())
+    registry.push(folder, "acme/legal", base=base)
+    with pytest.raises(Refused, match=r"at most 1000 tenants"):
+        registry.share("acme/legal", "shared", [f"t{number}" for number in range(1001)])
+
+
+def test_nobody_loses_the_folder_that_he_is_in(
+    tmp_path: Path, folder: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry((tmp_path / "registry").as_uri())
+    registry.push(folder, "acme/legal", base=base)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(Refused, match=r"the one that you are in\. Name a new folder in it"):
+        registry.pull("acme/legal", Path())
+    registry.pull("acme/legal", Path("legal"))
+    assert Path("legal", "adapter_config.json").is_file()

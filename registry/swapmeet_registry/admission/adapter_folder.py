@@ -59,6 +59,15 @@ class AdapterFolder:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was left out, a sentence; nothing where nothing was."""
+        if not self.left_out:
+            return ()
+        names, more = ", ".join(self.left_out[:10]), len(self.left_out) - 10
+        told = f"{names} and {more} more" if more > 0 else names
+        return (f"Left out, as the training run's own and no part of the adapter: {told}.",)
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """A file, to be read without a buffer: whatever is put in its place from here on is not seen.

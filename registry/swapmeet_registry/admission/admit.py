@@ -101,7 +101,7 @@ def _admitted(opened: AdapterFolder, scratch: Path, base: Fingerprint, modules: 
         tuple(sorted(files, key=lambda file: file.path)),
         lora(config, weights),
         _provenance(opened),
-        _notices(opened),
+        opened.notices,
     )
 
 
@@ -149,14 +149,6 @@ def _provenance(opened: AdapterFolder) -> Provenance | None:
     if Provenance.FILE not in opened.files:
         return None
     return Provenance.decode(opened.read(Provenance.FILE, MAX_PROVENANCE), str(opened.path / Provenance.FILE))
-
-
-def _notices(opened: AdapterFolder) -> tuple[str, ...]:
-    if not opened.left_out:
-        return ()
-    names, more = ", ".join(opened.left_out[:10]), len(opened.left_out) - 10
-    told = f"{names} and {more} more" if more > 0 else names
-    return (f"Left out, as the training run's own and no part of the adapter: {told}.",)
 
 
 def lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:

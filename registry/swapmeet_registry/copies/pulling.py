@@ -45,6 +45,7 @@ def unpack(
         if _occupied(folder):
             _require_same(manifest, folder)
             return
+        _require_replaceable(folder)
         make_folder(folder.parent)
         make_room(manifest.size + len(manifest.provenance().encode()))
         partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
@@ -73,6 +74,12 @@ def _fill(partial: Path, manifest: Manifest, read: Callable[[StoredFile], Iterab
 
 def _occupied(folder: Path) -> bool:
     return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _require_replaceable(folder: Path) -> None:
+    """What is pulled takes an empty folder's place: a disk's own can not be moved away, and who works in it is lost."""
+    if folder.is_dir() and (folder.is_mount() or folder.samefile(os.curdir)):
+        raise Refused(f"{folder} is a disk's own folder, or the one that you are in. Name a new folder in it.")
 
 
 def _require_same(manifest: Manifest, folder: Path) -> None:
@@ -131,6 +138,7 @@ def receive(manifest: Manifest, folder: Path, fetch: Callable[[StoredFile, int],
         if _occupied(folder):
             _require_same(manifest, folder)
             return
+        _require_replaceable(folder)
         make_folder(folder.parent)
         partial = folder.with_name(f".{folder.name}.{manifest.digest.removeprefix('sha256:')[:16]}.partial")
         with _alone(partial.with_suffix(".lock"), folder):
