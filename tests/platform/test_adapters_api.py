@@ -87,7 +87,9 @@ def test_a_folder_is_published_pulled_and_withdrawn(hub: Any, tmp_path: Path) ->
     files = hub.do("acme", "GET", f"{LEGAL}/versions/1/files")
     for file in files["data"]:
         got = hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/1/files/{file['path']}")
-        assert got.content == (hub.adapter / file["path"]).read_bytes()
+        assert hashlib.sha256(got.content).hexdigest() == file["sha256"]
+        if file["path"] != "adapter_config.json":  # which is written anew, in one form
+            assert got.content == (hub.adapter / file["path"]).read_bytes()
         assert got.headers["etag"] == f'"{file["sha256"]}"'
         assert got.headers["x-swapmeet-adapter"] == f"acme/legal@{done['digest']}"
     assert publish(hub)["version"] == 2
@@ -152,11 +154,12 @@ def test_a_part_of_a_file_is_pulled(asked: str, status: int, span: tuple[int, in
 
 
 def test_a_file_is_looked_at_and_not_sent_again(hub: Any) -> None:
-    hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    version = hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    sizes = {file.path: file.size for file in hub.registry.manifest(version).files}
     place = f"/v1/{LEGAL}/versions/1/files/adapter_config.json"
     looked = hub.ask("acme", "HEAD", place)
     assert (looked.status_code, looked.content) == (200, b"")
-    assert int(looked.headers["content-length"]) == (hub.adapter / "adapter_config.json").stat().st_size
+    assert int(looked.headers["content-length"]) == sizes["adapter_config.json"]
     known = hub.ask("acme", "GET", place, headers={"if-none-match": looked.headers["etag"]})
     assert (known.status_code, known.content) == (304, b"")
     others = {"if-none-match": f'"other", W/{looked.headers["etag"]}'}
@@ -284,7 +287,8 @@ def test_quotas_of_bytes_and_of_versions(hub: Any) -> None:
     answer = hub.ask("acme", "POST", f"/v1/{LEGAL}/uploads", json=announced(hub.adapter))
     assert "1 of 2 are published, and 1 are on their way" in refused(answer, 429, "insufficient_quota")
     hub.do("acme", "DELETE", f"{LEGAL}/uploads/{begun['id']}")
-    hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_bytes": 2 * size - 1}})
+    stored = hub.registry.manifest(hub.registry.resolve("acme/legal")).size
+    hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_bytes": stored + size - 1}})
     answer = hub.ask("acme", "POST", f"/v1/{LEGAL}/uploads", json=announced(hub.adapter))
     assert "bytes are stored" in refused(answer, 429, "insufficient_quota")
     hub.do("admin", "POST", "tenants/acme", json={"quotas": {"stored_bytes": None}})
