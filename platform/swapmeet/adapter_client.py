@@ -237,16 +237,8 @@ def _reached(found: dict[str, Any]) -> Reached:
 
 def _version(found: dict[str, Any]) -> Version:
     try:
-        return Version(
-            found["name"],
-            found["version"],
-            found["digest"],
-            found["created_at"],
-            found["yanked"] is not None,
-            found["yanked"],
-            found["recalled"],
-            found["deleted"],
-        )
+        told = {each: found[each] for each in ("name", "version", "digest", "created_at", "recalled", "deleted")}
+        return Version(**told, yanked=found["yanked"] is not None, yank_reason=found["yanked"])
     except (KeyError, TypeError) as error:
         raise _misunderstood() from error
 
