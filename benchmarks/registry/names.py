@@ -148,20 +148,24 @@ def api(home: Path, adapters: Path) -> Iterator[tuple[str, str]]:
 def serve(port: int, home: Path, adapters: str) -> None:
     """Serve the API without engines until told to end."""
     import signal
+    from contextlib import nullcontext
+    from types import SimpleNamespace
 
     from swapmeet.database import Database
     from swapmeet.database.migrations import upgrade
-    from swapmeet.gateway.app import create_app
+    from swapmeet.gateway.assembly import assemble
     from swapmeet.gateway.listener import event_loop, listening
-    from swapmeet.gateway.services import Services
-    from swapmeet.tenancy import Tenancy
+    from swapmeet.settings import load_settings
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    database = Database(f"sqlite:///{home}/swapmeet.db")
-    upgrade(database)
-    tenancy, replicas = Tenancy(database), None
+    url = f"sqlite:///{home}/swapmeet.db"
+    upgrade(database := Database(url))
+    database.close()
+    settings = load_settings(home=home, base="bench", database=url, registry=adapters)
+    replicas: Any = SimpleNamespace()  # nobody asks a model
+    app = assemble(settings, transfer.BASE, replicas, background=lambda *_: nullcontext())
+    tenancy = app.state.services.tenancy
     tenancy.tenants.ensure("bench")
-    app = create_app(Services(Registry(adapters), tenancy, transfer.BASE, replicas))  # type: ignore[arg-type]
     with event_loop() as loop, listening(app, loop, "127.0.0.1", port, drain=1):
         print(tenancy.keys.create("bench", ["owner"]).key, flush=True)
         signal.pause()

@@ -112,6 +112,8 @@ def _parse(raw: bytes, file: str, max_tensors: int) -> dict[str, Any]:
     limits = {b"{": max_tensors + 2, b"[": 2 * max_tensors + 2, b'"': 12 * max_tensors + 1000}
     if any(raw.count(sign) > limit for sign, limit in limits.items()):
         raise _too_many(file, max_tensors)
+    if raw.count(b",") > 16 * max_tensors + 10_000:  # a tensor of eight dimensions has twelve
+        raise Refused(f"{file} has more numbers in its header than {max_tensors} tensors can have.")
     try:
         if raw[:1] != b"{":
             raise ValueError("no object")

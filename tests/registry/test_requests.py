@@ -64,7 +64,7 @@ def test_a_recall_is_seen_though_all_is_there(
 ) -> None:
     version = registry.push(make_adapter(tmp_path / "adapter"), NAME, base=base)
     registry.pull(version, tmp_path / "pulled")
-    registry.recall(NAME, "leaks")
+    registry.recall(f"{NAME}:1", "leaks")
     with pytest.raises(Recalled, match="leaks"):
         registry.pull(version, tmp_path / "pulled")
 
