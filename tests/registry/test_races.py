@@ -1,7 +1,7 @@
 """Rounds of races on every store: never two winners, and nothing is lost.
 
 SWAPMEET_RACE_ROUNDS says how many there are of each kind, of which TEAMS play at the same time. 10,000 of each take
-ten minutes in a folder and one to two hours on an S3 server written in Python.
+a quarter of an hour in a folder, and one to three hours on an S3 server written in Python.
 """
 
 import os
