@@ -17,6 +17,8 @@ that no version is answered from another's.
     SWAPMEET_VLLM_CACHE       a folder for them (~/.cache/swapmeet/vllm)
     SWAPMEET_VLLM_CACHE_BYTES what they may take there (32 GiB); those in use are never deleted
     SWAPMEET_BASE             the folder of the base that vLLM serves, where vLLM was given no folder
+    SWAPMEET_SIGNATURES       off, warn, or require: serve only what a trusted key signed
+    SWAPMEET_TRUSTED_KEYS     a folder of these public keys (`signing.Trust`)
 """
 
 import asyncio
@@ -27,13 +29,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 from swapmeet_registry.copies.held_folders import HeldFolders
-from swapmeet_registry.errors import BaseMismatch, BaseNotFound, Corrupt, InvalidName, NotFound, Recalled, Refused
+from swapmeet_registry.errors import (
+    BaseMismatch,
+    BaseNotFound,
+    Corrupt,
+    InvalidName,
+    NotFound,
+    Recalled,
+    Refused,
+    SignatureInvalid,
+)
 from swapmeet_registry.fingerprint import Fingerprint, fingerprint
 from swapmeet_registry.names import Reference, require_tenant
 from swapmeet_registry.registry import Registry
+from swapmeet_registry.signing.trust import OFF, Policy, Trust
 from swapmeet_registry.version import Version
 
 NAME = "swapmeet"
@@ -53,6 +65,7 @@ class Settings:
         cache: a folder for adapters.
         cache_bytes: what they may take.
         base: the folder of the base; None for the one that vLLM names.
+        trust: whose signatures adapters must bear.
     """
 
     registry: str
@@ -60,6 +73,7 @@ class Settings:
     cache: Path
     cache_bytes: int = CACHE_BYTES
     base: Path | None = None
+    trust: Trust = OFF
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self | None:
@@ -67,6 +81,7 @@ class Settings:
 
         Raises:
             InvalidName: a value can not be used.
+            SigningKeyInvalid: signatures are asked for, and no trusted keys are named.
         """
         registry = environment.get("SWAPMEET_REGISTRY", "")
         if not registry:
@@ -80,13 +95,17 @@ class Settings:
         size = environment.get("SWAPMEET_VLLM_CACHE_BYTES", str(CACHE_BYTES))
         if not (size.isascii() and size.isdecimal() and int(size[:20])):
             raise InvalidName(f"SWAPMEET_VLLM_CACHE_BYTES is {size[:80]!r}. Give a whole number of bytes.")
-        base = environment.get("SWAPMEET_BASE", "")
+        policy = environment.get("SWAPMEET_SIGNATURES") or "off"
+        if policy not in get_args(Policy):
+            raise InvalidName(f"SWAPMEET_SIGNATURES is {policy[:80]!r}. Set it to {', '.join(get_args(Policy))}.")
+        base, keys = environment.get("SWAPMEET_BASE", ""), environment.get("SWAPMEET_TRUSTED_KEYS", "")
         return cls(
             registry,
             None if ALL in tenants else frozenset(map(require_tenant, tenants)),
             Path(environment.get("SWAPMEET_VLLM_CACHE") or CACHE).expanduser(),
             int(size),
             Path(base).expanduser() if base else None,
+            Trust(cast(Policy, policy), Path(keys).expanduser().resolve() if keys else None),
         )
 
 
@@ -95,7 +114,7 @@ class Resolver:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._registry = Registry(settings.registry)
+        self._registry = Registry(settings.registry, settings.trust)
         self._folders = HeldFolders(settings.cache, self._registry, settings.cache_bytes)
         self._bases: dict[str, Fingerprint] = {}
         self._lock = threading.Lock()
@@ -127,7 +146,7 @@ class Resolver:
                 raise NotFound(f"SWAPMEET_VLLM_TENANTS does not name {tenant}.")
             version = self._registry.resolve(lora_name)
             return version, self._folders.fetch(version, self._base(base_model_name))
-        except (InvalidName, NotFound, Recalled, BaseMismatch, Corrupt, Refused) as error:
+        except (InvalidName, NotFound, Recalled, BaseMismatch, Corrupt, Refused, SignatureInvalid) as error:
             tell(error)
             return None
 

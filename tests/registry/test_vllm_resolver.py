@@ -21,7 +21,9 @@ import pytest
 
 from swapmeet_registry import BaseNotFound, Fingerprint, InvalidName, Registry, StoreError, StoreFull
 from swapmeet_registry.copies.held_folders import HeldFolders
+from swapmeet_registry.errors import SigningKeyInvalid
 from swapmeet_registry.fingerprint import fingerprint
+from swapmeet_registry.signing.keys import make_keys
 from swapmeet_registry.vllm_resolver import Resolver, Settings, int_id, register
 
 REPOSITORY = Path(__file__).parents[2]
@@ -277,6 +279,28 @@ def test_many_at_once_keep_what_they_hold(place: Place, make_adapter: Callable[.
         thread.join()
     assert failures == []
     assert not list((place.folder / "cache").glob(".sha256-*"))
+
+
+def test_only_what_a_trusted_key_signed_is_served_where_that_is_asked_for(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    private, public, _ = make_keys(place.folder / "keys")
+    environment = {
+        "SWAPMEET_REGISTRY": place.registry.backend.url,
+        "SWAPMEET_VLLM_TENANTS": "acme",
+        "SWAPMEET_SIGNATURES": "require",
+        "SWAPMEET_TRUSTED_KEYS": str(public),
+    }
+    settings = Settings.read(environment)
+    assert settings is not None
+    assert place.resolve("acme/legal:1", place.resolver(trust=settings.trust)) is None
+    assert "acme/legal:1 is not served" in caplog.text
+    place.registry.sign("acme/legal:1", private)
+    assert place.resolve("acme/legal:1", place.resolver(trust=settings.trust)) is not None
+    with pytest.raises(InvalidName, match="Set it to off, warn, require"):
+        Settings.read(environment | {"SWAPMEET_SIGNATURES": "yes"})
+    with pytest.raises(SigningKeyInvalid, match="without trusted keys"):
+        Settings.read(environment | {"SWAPMEET_TRUSTED_KEYS": ""})
 
 
 def test_registration(vllm: Registered, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
