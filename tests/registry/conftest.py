@@ -92,6 +92,12 @@ def make_adapter() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def anything_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests may say what a publish refuses: others may have written them."""
+    monkeypatch.setattr("swapmeet_registry.publishing.require_plain", lambda _: None)
+
+
+@pytest.fixture
 def aws(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The AWS variables point to the loopback server; change them through what this gives."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:

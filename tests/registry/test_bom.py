@@ -91,6 +91,7 @@ def test_bills_are_what_the_official_schema_says(name: str, registry: Registry, 
 
 
 @pytest.mark.parametrize("parent", ["acme/x@evil", "@", "x" * 9000, "acme/x:1\n\x1b[2J", "acme/x@sha256:" + "A" * 64])
+@pytest.mark.usefixtures("anything_said")
 def test_bills_of_hostile_manifests_are_sound(parent: str, registry: Registry, push: Any, validator: Any) -> None:
     odd = '"\n\x1b[31m\u202e<b>' + "y" * 3000
     facts: dict[str, Any] = {

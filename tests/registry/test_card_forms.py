@@ -108,7 +108,7 @@ def test_a_deleted_version_whose_files_are_gone_has_no_card(registry: Registry, 
 
 
 @pytest.fixture
-def hostile(registry: Registry, push: Make) -> Card:
+def hostile(registry: Registry, push: Make, anything_said: None) -> Card:
     facts: dict[str, Any] = {"run": EVIL, "parent": EVIL, "tags": ("|", EVIL[:60]), "metrics": {EVIL: 1, "m" * 9000: 2}}
     facts |= {"training": {EVIL: EVIL, **{f"s{n}": "x" * 40_000 for n in range(90)}}, "packages": {EVIL: EVIL}}
     facts |= {"base_license": EVIL, "dataset_license": EVIL, "examples": examples((EVIL, EVIL), ("`" * 50, "~~~"))}

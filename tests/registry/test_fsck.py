@@ -176,7 +176,7 @@ def test_a_version_deleted_while_it_was_looked_for_is_no_problem(
 def test_memory_does_not_grow_with_the_registry(
     tmp_path: Path, make_adapter: Callable[..., Path], base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swapmeet_registry.upkeep.fsck.BATCH", 16)
+    monkeypatch.setattr("swapmeet_registry.upkeep.fsck.BATCH", 4)
     registry = Registry((tmp_path / "registry").as_uri())
     first = registry.push(make_adapter(tmp_path / "adapter"), "acme/a0", base=base)
     assert isinstance(registry.backend, StoreBackend)

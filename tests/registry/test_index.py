@@ -340,6 +340,7 @@ def test_damage_of_one_keeps_no_other_from_being_found(
 @pytest.mark.parametrize(
     "words_", ["'; DROP TABLE index_state --", '" OR "', "a:b* NEAR(x)", "\\' & | !", "%", "-- <->", "x" * 900]
 )
+@pytest.mark.usefixtures("anything_said")
 def test_words_are_never_commands(index: Index, registry: Registry, push: Callable[..., Any], words_: str) -> None:
     push("acme/legal", tags=["it's", 'a"b', "\\", "nul\0nul", "ß" * 64])
     index.refresh(registry)
