@@ -141,11 +141,7 @@ class Life:
             raise Refused(
                 f"Which version of {reference.name}? The newest is another once this one is withdrawn. Name its number."
             )
-        why = " ".join(reason.split())
-        if not why:
-            raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
-        if len(why) > MAX_REASON or not why.isprintable():
-            raise Refused(f"A reason has at most {MAX_REASON} letters, and all can be printed. Write another.")
+        why = readable(reason)
         record = self._heads.get(reference.name).find(reference)
         place, moment = record.version - 1, now()
         before = record
@@ -165,3 +161,17 @@ class Life:
 def now() -> str:
     """The time as heads and manifests have it: RFC 3339, UTC, to the microsecond."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def readable(reason: str) -> str:
+    """A reason as it is kept: on one line.
+
+    Raises:
+        Refused: it is empty, too long, or holds what can not be printed.
+    """
+    why = " ".join(reason.split())
+    if not why:
+        raise Refused("A withdrawal needs a reason, which users of the version will read. Give one.")
+    if len(why) > MAX_REASON or not why.isprintable():
+        raise Refused(f"A reason has at most {MAX_REASON} letters, and all can be printed. Write another.")
+    return why

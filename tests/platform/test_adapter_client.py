@@ -19,7 +19,7 @@ from swapmeet_registry import Refused, Registry
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.errors import Corrupt
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import ServerWord
+from swapmeet_registry.recall_documents import ServerWord
 from swapmeet_registry.signing.keys import make_keys
 
 

@@ -17,7 +17,7 @@ from swapmeet.settings import load_settings
 from swapmeet_registry import NotFound, Registry, Trust
 from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import Obeyed, ServerWord
+from swapmeet_registry.recall_documents import Obeyed, ServerWord
 from swapmeet_registry.signing.keys import make_keys
 
 LEGAL = "adapters/acme/legal"

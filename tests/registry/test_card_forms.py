@@ -108,12 +108,14 @@ def test_a_deleted_version_whose_files_are_gone_has_no_card(registry: Registry, 
 
 
 @pytest.fixture
-def hostile(registry: Registry, push: Make, anything_said: None) -> Card:
+def hostile(registry: Registry, push: Make, anything_said: None, monkeypatch: pytest.MonkeyPatch) -> Card:
     facts: dict[str, Any] = {"run": EVIL, "parent": EVIL, "tags": ("|", EVIL[:60]), "metrics": {EVIL: 1, "m" * 9000: 2}}
     facts |= {"training": {EVIL: EVIL, **{f"s{n}": "x" * 40_000 for n in range(90)}}, "packages": {EVIL: EVIL}}
     facts |= {"base_license": EVIL, "dataset_license": EVIL, "examples": examples((EVIL, EVIL), ("`" * 50, "~~~"))}
     version = push(readme=README, license=EVIL, **facts)
-    registry.yank(str(version), EVIL)
+    with monkeypatch.context() as others:
+        others.setattr("swapmeet_registry.life.readable", lambda why: why)
+        registry.yank(str(version), EVIL)
     return card(registry, version)
 
 

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,21 +193,6 @@ def play(store: MemoryStore, work: list[Callable[[], Any]], switches: tuple[int,
     return parties
 
 
-class OneAfterAnother(Executor):
-    """Does in the thread that asks, and in the order of asking, what a publisher does at once: parties are threads."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*given, **named))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
 class World:
     """A store in which the files of the adapter that will be published are garbage, as those of somebody else."""
 
@@ -215,7 +200,6 @@ class World:
         with admit(folder, base) as found:
             admitted = replace(found, folder=Path(shutil.copytree(found.folder, folder.with_name("canonical"))))
         monkeypatch.setattr("swapmeet_registry.registry.admit", lambda *_: nullcontext(admitted))
-        monkeypatch.setattr("swapmeet_registry.store_backend.ThreadPoolExecutor", OneAfterAnother)
         for module in ("condemned", "intents", "collection"):
             monkeypatch.setattr(f"swapmeet_registry.upkeep.{module}.time", clock)
         self.folder, self.base, self.clock = folder, base, clock

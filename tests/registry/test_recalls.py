@@ -10,7 +10,8 @@ import pytest
 
 from swapmeet_registry import Corrupt, Fingerprint, Recalled, Registry, StoreError, Version, fault, open_store, recalls
 from swapmeet_registry.life import now
-from swapmeet_registry.recalls import FEED, KEPT, SERVERS, Obeyed, Recalls, ServerWord
+from swapmeet_registry.recall_documents import Obeyed, ServerWord
+from swapmeet_registry.recalls import FEED, KEPT, SERVERS, Recalls
 
 NAME = "acme/legal"
 
