@@ -144,11 +144,22 @@ class RemoteAdapters:
         """The names that may be read, or a tenant's of them."""
         return (str(each["id"]) for each in self.client.listed("/v1/adapters", {"owner": tenant, "limit": 100}))
 
-    def tag(self, name: str, alias: str, ref: str, expect: int | None = None) -> Version:
-        """Point an alias to a version; see `Registry.tag`."""
+    def tag(self, name: str, alias: str, ref: str, expect: int | None = None, by: str | None = None) -> Version:  # noqa: ARG002
+        """Point an alias to a version; see `Registry.tag`. Who does it the server knows by the key."""
         target = AdapterName.parse(name)
         body = {"version": _pick(Reference.within(target, ref)), "expect": expect}
         return _version(self._ask("PUT", f"{_path(target)}/aliases/{quote(alias, safe='')}", body))
+
+    def untag(self, name: str, alias: str, expect: int | None = None, by: str | None = None) -> Listing:  # noqa: ARG002
+        """Remove an alias; see `Registry.untag`, and `tag`."""
+        place = f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}"
+        patiently(lambda: self.client.call("DELETE", place, query={"expect": expect}), self.tell)
+        return self.show(name)
+
+    def undo(self, name: str, alias: str, by: str | None = None) -> Listing:  # noqa: ARG002
+        """Point an alias to where it pointed before; see `Registry.undo`, and `tag`."""
+        self._ask("POST", f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}/undo")
+        return self.show(name)
 
     def yank(self, ref: str, reason: str) -> Version:
         """Withdraw a version; see `Registry.yank`."""
@@ -161,6 +172,11 @@ class RemoteAdapters:
     def delete(self, ref: str, reason: str) -> Version:
         """Delete a version for good; see `Registry.delete`."""
         return self._withdraw(ref, "delete", reason)
+
+    def delete_all(self, name: str, reason: str) -> tuple[Version, ...]:
+        """Delete every version of a name; see `Registry.delete_all`."""
+        left = [version for version in self.show(name).versions if version.deleted is None]
+        return tuple(self.delete(version.pinned, reason) for version in left)
 
     def reach(self, ref: str) -> tuple[Version, tuple[Reached, ...]]:
         """A version of one's own, and which servers its recall or deletion reached.

@@ -102,6 +102,35 @@ def test_one_digest_all_the_way(
     assert not (tmp_path / "y").exists()
 
 
+def test_the_life_of_a_version_through_a_server(
+    hub: Any, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SWAPMEET_URL set, no command is about a registry of this machine's."""
+    monkeypatch.setattr("swapmeet.cli.withdrawal.FIRST_WORD_SECONDS", 0.0)
+
+    def run(*arguments: object) -> Any:
+        done = command_line(*arguments, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)
+
+    for number in (1, 2, 3):
+        assert run("push", hub.adapter, "acme/legal", "--base", "tiny", "--run", number)["version"] == number
+    run("tag", "acme/legal:1", "prod")
+    run("tag", "acme/legal:2", "prod")
+    assert run("undo", "acme/legal", "prod")["version"] == 1
+    assert not run("untag", "acme/legal", "prod", "--expect", 1)["version"]
+    moves = run("history", "acme/legal")["history"]
+    assert [(move["version"] or None, move["by"]) for move in moves] == [(each, "acme") for each in (1, 2, 1, None)]
+    assert run("share", "acme/legal", "public")["visibility"] == hub.registry.show("acme/legal").visibility == "public"
+    recalled = run("recall", "acme/legal:1", "--reason", "It lies.", "--wait")
+    assert (recalled["version"], recalled["servers"]) == (1, [])
+    assert hub.registry.find("acme/legal:1").recalled == "It lies."
+    assert run("delete", "acme/legal:2", "--reason", "Wrong file.")["version"] == 2
+    gone = run("delete", "acme/legal", "--all", "--reason", "All of it.")
+    assert [each["version"] for each in gone["versions"]] == [1, 3]
+    assert all(version.deleted for version in hub.registry.show("acme/legal").versions)
+
+
 def test_a_push_that_broke_off_goes_on(hub: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter_parts, "PART", 4000)
     pieces = sum(-(-path.stat().st_size // 4000) for path in hub.adapter.iterdir())

@@ -96,11 +96,8 @@ def tag(
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
-    from swapmeet_registry import Registry
-
     with adapters_at(url, registry, home) as adapters:
-        told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
-        version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
+        version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, by=person())
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 
