@@ -338,6 +338,21 @@ def test_nothing_is_deleted_where_it_is_unknown_what_is_needed(world: World, dam
     assert store.objects == before
 
 
+def test_a_file_that_is_another_versions_manifest_costs_that_one_nothing(
+    make_adapter: Any, tmp_path: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Manifests can be read, so whoever names his adapter well is looked at first with another's manifest in it."""
+    monkeypatch.setattr("swapmeet_registry.upkeep.live.HEADS_AT_ONCE", 1)
+    store = open_store((tmp_path / "store").as_uri())
+    registry = Registry(store)
+    victim = registry.push(make_adapter(tmp_path / "adapter-0", 0), "zeta/legal", base=base)
+    hostile = make_adapter(tmp_path / "adapter-1", 1)
+    (hostile / "copy.json").write_bytes(registry.manifest(victim).encode())
+    registry.push(hostile, "acme/first", base=base)
+    assert collect(store, age=0, grace=0).objects == 0
+    registry.verify("zeta/legal")
+
+
 def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
