@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 from swapmeet_registry.admission import admit, lora_config, lora_weights
-from swapmeet_registry.errors import RegistryError
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.version import Version
@@ -18,9 +17,9 @@ def present(version: Version, folder: Path) -> Manifest | None:
     where another release of this package wrote the manifest in another way.
     """
     told = folder / Provenance.FILE
-    if not told.is_file():
-        return None
     try:
+        if not told.is_file():
+            return None
         data = told.read_bytes()
         config = lora_config.parse((folder / lora_config.FILE).read_bytes())
         weights = lora_weights.read_weights(folder / lora_weights.FILE, config)
@@ -31,7 +30,7 @@ def present(version: Version, folder: Path) -> Manifest | None:
             files=tuple(_file(path) for path in sorted(folder.iterdir(), key=lambda path: path.name) if path != told),
             lora=admit.lora(config, weights),
         )
-    except (OSError, RegistryError):
+    except (OSError, ValueError):  # of paths that can not be, and files that no version has, whatever they are called
         return None
     return manifest if (manifest.digest, manifest.provenance().encode()) == (version.digest, data) else None
 
