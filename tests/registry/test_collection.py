@@ -353,10 +353,14 @@ def test_a_file_that_is_another_versions_manifest_costs_that_one_nothing(
     registry.verify("zeta/legal")
 
 
+@pytest.mark.parametrize("asleep", [False, True])
 def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, asleep: bool
 ) -> None:
+    """Also by the calendar only: a machine's other clock stands still while it sleeps."""
     store = world.store()
+    if asleep:
+        monkeypatch.setattr(world.clock, "monotonic", lambda: 0.0)
     stage = StoreBackend.stage
 
     def slow(self: StoreBackend, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:
