@@ -1,6 +1,7 @@
 """Which objects of a store its versions need."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -18,10 +19,10 @@ from swapmeet_registry.version import Version
 
 FOLDERS = ("blobs/", "manifests/", "reports/", "signatures/")
 """What is collected: objects under a SHA-256, of their own bytes or of the manifest that they belong to."""
-
-
 HEADS_AT_ONCE, AT_ONCE = 16, 256
 """Heads, which may be long, and manifests that are held in memory together."""
+YOUNG = 5.0
+"""Seconds since a head was written: more than the coarsest clock of a file system takes for a tick."""
 READERS = 16
 """Threads that ask a store over a network: each answer takes its time."""
 T = TypeVar("T")
@@ -109,7 +110,9 @@ class _Known:
         return bool(row != (entry.size, entry.written_at, entry.etag))
 
     def note(self, entries: Iterable[Entry]) -> None:
-        rows = ((each.key, each.size, each.written_at, each.etag) for each in entries)
+        """Without an etag, one that is young is read again: another of its size may come within a tick of the clock."""
+        settled = (each for each in entries if each.etag or abs(time.time() - each.written_at) >= YOUNG)
+        rows = ((each.key, each.size, each.written_at, each.etag) for each in settled)
         self._tables.executemany("INSERT OR REPLACE INTO head VALUES (?, ?, ?, ?)", rows)
 
     def needs(self, sha256: bytes) -> bool:
