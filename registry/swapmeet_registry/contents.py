@@ -25,6 +25,7 @@ class Contents:
 
         Raises:
             Corrupt: it is gone or was changed.
+            Refused: it is of a schema that is not known here: another release of Swapmeet wrote it.
         """
         stored = self._backend.manifest(version)
         found = canonical.digest(stored) if stored is not None else "nothing"

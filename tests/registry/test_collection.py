@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -33,6 +34,7 @@ from swapmeet_registry.stores.protocol import verified
 from swapmeet_registry.upkeep.collection import BATCH, Collected, collect
 from swapmeet_registry.upkeep.condemned import LEASE, Condemned
 from swapmeet_registry.upkeep.intents import LIFETIME, Intents
+from swapmeet_registry.upkeep.live import Live
 
 NAME = "acme/legal"
 OTHERS = "blobs/sha256/" + "0" * 64
@@ -338,10 +340,45 @@ def test_nothing_is_deleted_where_it_is_unknown_what_is_needed(world: World, dam
     assert store.objects == before
 
 
-def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_another_versions_manifest_costs_that_one_nothing(
+    make_adapter: Any, tmp_path: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Manifests can be read, so whoever names his adapter well is looked at first with another's manifest in it."""
+    monkeypatch.setattr("swapmeet_registry.upkeep.live.HEADS_AT_ONCE", 1)
+    store = open_store((tmp_path / "store").as_uri())
+    registry = Registry(store)
+    victim = registry.push(make_adapter(tmp_path / "adapter-0", 0), "zeta/legal", base=base)
+    hostile = make_adapter(tmp_path / "adapter-1", 1)
+    (hostile / "copy.json").write_bytes(registry.manifest(victim).encode())
+    registry.push(hostile, "acme/first", base=base)
+    assert collect(store, age=0, grace=0).objects == 0
+    registry.verify("zeta/legal")
+
+
+def test_a_head_of_the_same_size_and_time_is_noticed(make_adapter: Any, tmp_path: Path, base: Fingerprint) -> None:
+    """A folder's listing has no etags, and two heads may be written within one tick of its clock."""
+    store = open_store((tmp_path / "store").as_uri())
+    registry = Registry(store)
+    old, new = (registry.push(make_adapter(tmp_path / str(seed), seed), NAME, base=base) for seed in range(2))
+    path, head = tmp_path / "store" / "heads" / f"{NAME}.json", registry.head(NAME)
+    first, second = (record.model_copy(update={"version": 1}) for record in head.versions)
+    moment, live = time.time(), Live(store, 0)
+    for record in (first, second):
+        path.write_bytes(head.model_copy(update={"versions": (record,)}).encode())
+        os.utime(path, (moment, moment))
+        live.look(moment)
+    assert all(live.needs(f"manifests/{each.digest.replace(':', '/')}") for each in (old, new))
+    live.close()
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_publish_that_takes_longer_than_its_intent_counts_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, asleep: bool
+) -> None:
+    """Also by the calendar only: a machine's other clock stands still while it sleeps."""
     store = world.store()
+    if asleep:
+        monkeypatch.setattr(world.clock, "monotonic", lambda: 0.0)
     stage = StoreBackend.stage
 
     def slow(self: StoreBackend, name: AdapterName, manifest: Manifest, folder: Path) -> Staged:

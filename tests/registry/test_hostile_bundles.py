@@ -114,6 +114,11 @@ def hostile(files: Files) -> Iterator[tuple[str, Files | bytes, str]]:
     yield "a path", forged(files, lambda manifest: manifest["files"][0].update(path="../x")), "path"
     yield "a file twice", forged(files, lambda m: m["files"].append(m["files"][0])), "twice"
     yield "a pickle", forged(files, lambda m: m["files"][0].update(path="weights.bin")), "pickle|has no"
+    model = json.loads(next(data for name, data in reversed(files.items()) if name.startswith("manifests/")))
+    pickle = {"path": "training_args.bin", "size": 3, "sha256": canonical.sha256(b"\x80\x02.")}
+    foreign = forged(files, lambda m: m["files"].append(pickle)) | {f"blobs/sha256/{pickle['sha256']}": b"\x80\x02."}
+    yield "a pickle of a run's", foreign, "training_args.bin, which no version"
+    yield "another rank", forged(files, lambda m: m["lora"].update(rank=model["lora"]["rank"] + 1)), "something else"
     yield "unsound", forged(files, lambda m: m["files"].pop()), "has no|needs"
     yield "many files", forged(files, lambda m: m["files"].extend(m["files"][:1] * 64)), "may have 64"
     manifest = next(name for name in files if name.startswith("manifests/"))

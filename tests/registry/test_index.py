@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Fingerprint, InvalidQuery, Provenance, Registry
-from swapmeet_registry.index import Index, Page, Query, finding, open_index, writing
+from swapmeet_registry import AdapterName, Fingerprint, InvalidQuery, Provenance, Registry
+from swapmeet_registry.index import Index, Page, Query, engines, finding, open_index, writing
 from swapmeet_registry.index import index as module
+from swapmeet_registry.index.tables import VERSIONS
 from swapmeet_registry.index.words import words
 
 CARD = """---
@@ -294,6 +295,43 @@ def test_an_older_state_never_replaces_a_newer_one(
     late.join()
     assert names(index.search(Query(), "beta")) == []
     assert names(index.search(Query(), "acme")) == ["acme/legal"]
+
+
+def test_a_rebuild_makes_anew_what_others_write_meanwhile_too(
+    index: Index, registry: Registry, push: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push("acme/legal", tags=["law"])
+    index.refresh(registry)
+    before = everything(index)
+    with engines.writing(index._engine) as connection:
+        connection.execute(VERSIONS.update().values(rank=999))
+    look, begun = module.look, []
+
+    def overtaken(*arguments: Any) -> Any:
+        found = look(*arguments)
+        if not begun:
+            begun.append(True)
+            index.update(registry, "acme/legal")
+        return found
+
+    monkeypatch.setattr(module, "look", overtaken)
+    assert index.rebuild(registry) == 1
+    assert everything(index) == before
+
+
+def test_a_head_that_was_restored_may_number_versions_anew(
+    index: Index, registry: Registry, push: Callable[..., Any]
+) -> None:
+    versions = [push("acme/legal") for _ in range(3)]
+    index.refresh(registry)
+    name, head = AdapterName.parse("acme/legal"), registry.head("acme/legal")
+    kept = (head.versions[0], head.versions[2].model_copy(update={"version": 2}))
+    stored = registry.backend.head(name)
+    assert stored is not None
+    registry.backend.swap(name, head.model_copy(update={"versions": kept}), stored.etag)
+    index.refresh(registry)
+    found = [(hit.version, hit.digest) for hit in everything(index)]
+    assert found == [(2, versions[2].digest), (1, versions[0].digest)]
 
 
 def test_many_may_write_it_at_once(index: Index, registry: Registry, push: Callable[..., Any]) -> None:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Fingerprint, Provenance, Registry
+from swapmeet_registry import AdapterName, Fingerprint, Provenance, Registry, canonical, open_store
 from swapmeet_registry.bases.catalogue import CATALOGUE
 from swapmeet_registry.bases.license import stated_license
+from swapmeet_registry.head import Head
+from swapmeet_registry.life import now
 from swapmeet_registry.origin.licences import RESTRICTIONS, Licences, concerns_of, normalized, spdx
+from swapmeet_registry.store_backend import manifest_key
 from swapmeet_registry.stores.hub_card import LICENSES
 
 
@@ -99,6 +102,20 @@ def test_a_publish_is_warned_of_what_its_parent_restricts(
     registry.share("globex/strict", "public")
     (found,) = registry.lineage(child, "acme")
     assert len(concerns_of(registry.manifest(child), found.manifest)) == 1
+
+
+def test_a_parent_that_another_release_published_is_no_error(
+    make_adapter: Callable[..., Path], tmp_path: Path, base: Fingerprint
+) -> None:
+    store, data = open_store((tmp_path / "registry").as_uri()), b'{"schema":"swapmeet.manifest/9"}'
+    registry, digest = Registry(store), canonical.digest(data)
+    store.put(manifest_key(digest), data, canonical.sha256(data))
+    name = AdapterName.parse("acme/new")
+    registry.backend.swap(name, Head(adapter=str(name)).publish(digest, now(), "nonce"), None)
+    folder = make_adapter(tmp_path / "adapter")
+    Provenance.build(base=base, parent=f"{name}@{digest}").write(folder)
+    (parent,) = registry.lineage(registry.push(folder, "acme/child", base=base))
+    assert (str(parent.version), parent.problem) == ("acme/new:1", "its manifest is one of another Swapmeet's")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from swapmeet.cli import main
-from swapmeet_registry import Corrupt, Fingerprint, Refused, Registry, Version
+from swapmeet_registry import Corrupt, Fingerprint, Refused, Registry, SignatureInvalid, Trust, Version
 from swapmeet_registry.copies.oci import export_oci
+from swapmeet_registry.signing.keys import make_keys
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -111,12 +112,20 @@ def test_what_is_refused(
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(Refused, match="holds something already"):
         export_oci(registry, "acme/legal", tmp_path / "full")
+    strict = Registry((tmp_path / "registry").as_uri(), Trust("require", make_keys(tmp_path / "pair")[1]))
+    with pytest.raises(SignatureInvalid, match="there is none"):
+        export_oci(strict, "acme/legal", tmp_path / "new")
     for file in registry.manifest(version).files:
         if file.path.endswith(".safetensors"):
             (tmp_path / "registry" / "blobs" / "sha256" / file.sha256).write_bytes(b"changed")
     with pytest.raises(Corrupt, match="adapter_model"):
         export_oci(registry, "acme/legal", tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "registry", "trained"]  # and nothing half done
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "full",
+        "pair",
+        "registry",
+        "trained",
+    ]  # and nothing half done
 
 
 def test_the_command(

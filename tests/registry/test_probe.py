@@ -79,6 +79,7 @@ LIES = {
     "torn-ranges": (lambda: liars.tears_ranges, {"ranges", "ranges as asked for", "big object"}),
     "no-ranges": (lambda: liars.ignores_ranges, {"ranges", "ranges as asked for"}),
     "no-metadata": (lambda: liars.forgets_metadata, {"lost answers"}),
+    "damage": (lambda: liars.finds_damage_everywhere, {"read after write", "odd keys", "ranges", "big object"}),
     "racy": (liars.looks_before_it_writes, {"create race"}),
 }
 

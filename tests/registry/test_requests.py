@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Fingerprint, Recalled, Refused, Registry
+from swapmeet_registry import Fingerprint, Recalled, Refused, Registry, StoreError
 from swapmeet_registry.copies.present import present
 from swapmeet_registry.stores.s3 import S3Store
 
@@ -87,6 +87,8 @@ def reformat(path: Path) -> None:
         lambda folder: reformat(folder / "adapter_config.json"),
         lambda folder: reformat(folder / "swapmeet.json"),
         lambda folder: (folder / "more.txt").write_text("x"),
+        lambda folder: (folder / ".DS_Store").write_text("x"),
+        lambda folder: (folder / "ein Wort.txt").write_text("x"),
         lambda folder: (folder / "more").mkdir(),
         lambda folder: (folder / "adapter_model.safetensors").unlink(),
         lambda folder: (folder / "swapmeet.json").unlink(),
@@ -103,6 +105,13 @@ def test_a_folder_that_was_changed_is_not_taken_for_the_version(
     assert present(version, tmp_path / "pulled") is None
     with pytest.raises(Refused, match="holds something other than"):
         registry.pull(version, tmp_path / "pulled")
+
+
+def test_a_folder_that_can_not_be_is_said_so(tmp_path: Path, make_adapter: Any, base: Fingerprint) -> None:
+    registry = Registry((tmp_path / "registry").as_uri())
+    version = registry.push(make_adapter(tmp_path / "adapter"), NAME, base=base)
+    with pytest.raises(StoreError, match="File name too long"):
+        registry.pull(version, tmp_path / ("x" * 300))
 
 
 def test_another_version_of_the_same_bytes_is_another(tmp_path: Path, make_adapter: Any, base: Fingerprint) -> None:

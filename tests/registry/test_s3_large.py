@@ -95,6 +95,17 @@ def test_a_file_that_changes_is_refused_and_nothing_stays(bucket: str, source: P
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_why_a_file_is_refused_is_told_also_where_its_upload_can_not_be_given_up(
+    proxy: Proxy, bucket: str, source: Path
+) -> None:
+    store = opened(f"s3://{bucket}/x")
+    denied = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+    proxy.behave = lambda request, forward: denied if request.method == "DELETE" else forward()
+    with pytest.raises(Refused, match=r"large changed while it was published"):
+        store.put("large", source, hashlib.sha256(b"other").hexdigest())
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_two_uploads_of_the_same_bytes_at_once(bucket: str, source: Path) -> None:
     store = opened(f"s3://{bucket}/x")
     threads = [threading.Thread(target=store.put, args=("large", source, SHA256)) for _ in range(3)]
@@ -148,6 +159,15 @@ def test_a_server_that_ignores_ranges_is_not_believed(proxy: Proxy, bucket: str,
     proxy.behave = whole
     with pytest.raises(StoreError, match=r"where 1048576 to 2097152 were asked for. .* run swapmeet store probe"):
         b"".join(store.stream("large", 1 << 20) or ())
+
+
+def test_answers_without_a_length_are_not_believed(bucket: str) -> None:
+    store = opened(f"s3://{bucket}/x")
+    store.put("small", b"data", hashlib.sha256(b"data").hexdigest())
+    store.bucket.client.meta.events.register("after-call.s3.GetObject", lambda parsed, **_: parsed.pop("ContentLength"))
+    for read in (store.get, store.stream):
+        with pytest.raises(StoreError, match=r"announced None|does not say how long"):
+            read("small")
 
 
 def test_presigned_addresses(bucket: str, tmp_path: Path) -> None:

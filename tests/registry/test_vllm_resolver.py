@@ -237,6 +237,24 @@ def test_what_took_the_place_of_a_folder_is_not_removed_for_it(place: Place, mon
     other.close()
 
 
+def test_a_folder_that_is_gone_again_costs_no_handle(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    version, handles = place.registry.resolve("acme/legal:1"), Path("/proc/self/fd")
+    folders = HeldFolders(place.folder / "cache", place.registry, 1 << 30)
+    folders.fetch(version, place.fingerprint)
+    folders.close()
+    before, utime = len(list(handles.iterdir())), os.utime
+
+    def gone(folder: Path) -> None:
+        monkeypatch.setattr(os, "utime", utime)
+        shutil.rmtree(folder)
+        utime(folder)
+
+    monkeypatch.setattr(os, "utime", gone)
+    assert folders.fetch(version, place.fingerprint).is_dir()
+    folders.close()
+    assert len(list(handles.iterdir())) == before
+
+
 @pytest.mark.parametrize("seconds", [0, 7200])
 def test_a_folder_that_grows_slowly_is_not_cleared_away(place: Place, seconds: int) -> None:
     partial = place.folder / "cache" / ".sha256-x.partial"

@@ -19,7 +19,8 @@ def export_oci(
     """Write an adapter as an OCI image layout, which skopeo and oras copy to any registry of images."""
     from swapmeet_registry.copies import oci
 
-    done = oci.export_oci(open_registry(load_settings(home=home, registry=registry).registry_url), reference, folder)
+    settings = load_settings(home=home, registry=registry)
+    done = oci.export_oci(open_registry(settings.registry_url, settings.trust), reference, folder)
     version = done.version
     result = {"name": version.name, "version": version.version, "digest": version.digest}
     result |= {"manifest": done.manifest, "tag": done.tag, "folder": str(folder)}

@@ -151,6 +151,17 @@ def _provenance(opened: AdapterFolder) -> Provenance | None:
     return Provenance.decode(opened.read(Provenance.FILE, MAX_PROVENANCE), str(opened.path / Provenance.FILE))
 
 
+def lora_of(folder: Path) -> Lora:
+    """What a manifest says of the configuration and weights that are in a folder.
+
+    Raises:
+        OSError: one of them is not there, or can not be read.
+        Refused: one of them is unsound.
+    """
+    config = lora_config.parse((folder / lora_config.FILE).read_bytes())
+    return lora(config, lora_weights.read_weights(folder / lora_weights.FILE, config))
+
+
 def lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
     """What the manifest says of the published configuration and weights."""
     targets = config.target_modules

@@ -67,8 +67,9 @@ def _store(store: Store, report: Future[Report], digest: str) -> None:
     try:
         data = report.result().encode()
         store.put(report_key(digest), data, hashlib.sha256(data).hexdigest())
-    except (OSError, ValueError) as error:
-        _log.warning(f"The statistics of {digest} were not stored; they are computed when they are asked for. {error}")
+    except (OSError, ValueError, MemoryError) as error:
+        why = str(error) or type(error).__name__
+        _log.warning(f"The statistics of {digest} were not stored; they are computed when they are asked for. {why}")
 
 
 def read(

@@ -56,9 +56,10 @@ class Copier:
     def publish(self, head: Head, record: Record) -> Version:
         """Publish one version under the next number of its name, unless the target has it under any."""
         name = AdapterName.parse(head.adapter)
-        for known in self._known(name).versions:
+        here = self._known(name)
+        for known in here.versions:
             if known.digest == record.digest:
-                return Version.of(self._known(name), known)
+                return Version.of(here, known)
 
         def add(held: Head) -> Head:
             if any(known.digest == record.digest for known in held.versions):

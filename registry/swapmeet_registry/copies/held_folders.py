@@ -82,12 +82,14 @@ class HeldFolders:
         """Hold a folder, unless another process just removed it."""
         with os_errors(f"read {folder}"), suppress(FileNotFoundError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
-                os.utime(folder)
-                self._held[version.digest] = lock
-            else:
-                os.close(lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(lock), folder.stat()):
+                    os.utime(folder)
+                    self._held[version.digest] = lock
+            finally:
+                if version.digest not in self._held:
+                    os.close(lock)
 
     def _make_room(self, digest: str, size: int) -> None:
         """Delete what nobody holds until there is room for so many bytes more."""

@@ -4,7 +4,7 @@ A name that was exported whole follows the file as by `mirror`. A version that w
 that is free here. Its digest is the same in either case.
 
 Whoever may write to the registry's store may import, and a file may have adapters of any tenant. So what is taken in
-can be limited to tenants, and to what bears a trusted signature; there is no import over HTTP.
+can be limited to tenants; there is no import over HTTP. Signatures come along, and are asked for by whoever pulls.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from swapmeet_registry.admission.admit import admit
+from swapmeet_registry.admission.admit import admit, lora_of
 from swapmeet_registry.copies.bundle_index import Part
 from swapmeet_registry.copies.bundle_source import BundleSource, opened
 from swapmeet_registry.copies.copier import Copier
@@ -75,10 +75,15 @@ def _require_tenants(bundle: BundleSource, allowed: frozenset[str] | None, file:
 def _require_sound(copier: Copier, part: Part) -> None:
     """Refuse what could not have been published: a bundle may come from anybody."""
     for record in copier.lacking(part.head) if part.whole else part.records():
+        version = Version.of(part.head, record)
         with tempfile.TemporaryDirectory(prefix="swapmeet-") as scratch:
-            manifest = copier.fetch(Version.of(part.head, record), Path(scratch))
-            with admit(Path(scratch), manifest.base):
-                pass
+            manifest = copier.fetch(version, Path(scratch))
+            with admit(Path(scratch), manifest.base) as admitted:
+                foreign = {file.path for file in manifest.files} - {file.path for file in admitted.files}
+            if foreign:  # which a publish leaves out, unread
+                raise Refused(f"{version} has {min(foreign)}, which no version of an adapter has. Do not trust it.")
+            if lora_of(Path(scratch)) != manifest.lora:
+                raise Refused(f"The manifest of {version} says something else of its weights. Do not trust it.")
 
 
 def _take_in(registry: Registry, copier: Copier, part: Part) -> Iterator[Imported]:

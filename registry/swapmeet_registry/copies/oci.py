@@ -64,10 +64,12 @@ def export_oci(registry: Registry, ref: str, folder: Path) -> Exported:
         Corrupt: stored bytes differ from their digest.
         NotFound: there is no such version.
         Refused: the folder holds something.
+        SignatureInvalid: no trusted key signed it, and one is asked for.
         StoreError: the disk is full, or the folder may not be written.
     """
     version = registry.resolve(ref)
     manifest = registry.manifest(version)
+    registry.require_signed(version, manifest)
     folder = Path(folder).resolve()
     with os_errors(f"write {folder}"):
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

@@ -3,8 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from swapmeet_registry.admission import admit, lora_config, lora_weights
-from swapmeet_registry.errors import RegistryError
+from swapmeet_registry.admission.admit import lora_of
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.origin.provenance import Provenance
 from swapmeet_registry.version import Version
@@ -18,20 +17,18 @@ def present(version: Version, folder: Path) -> Manifest | None:
     where another release of this package wrote the manifest in another way.
     """
     told = folder / Provenance.FILE
-    if not told.is_file():
-        return None
     try:
+        if not told.is_file():
+            return None
         data = told.read_bytes()
-        config = lora_config.parse((folder / lora_config.FILE).read_bytes())
-        weights = lora_weights.read_weights(folder / lora_weights.FILE, config)
         manifest = Manifest.build(
             **Provenance.decode(data, str(told)).facts(),
             adapter=version.name,
             created_at=version.created_at,
             files=tuple(_file(path) for path in sorted(folder.iterdir(), key=lambda path: path.name) if path != told),
-            lora=admit.lora(config, weights),
+            lora=lora_of(folder),
         )
-    except (OSError, RegistryError):
+    except (OSError, ValueError):  # of paths that can not be, and files that no version has, whatever they are called
         return None
     return manifest if (manifest.digest, manifest.provenance().encode()) == (version.digest, data) else None
 

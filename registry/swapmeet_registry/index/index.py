@@ -115,13 +115,7 @@ class Index:
             IndexFailed: the database can not be used.
             StoreError: the store failed.
         """
-        for _ in range(ATTEMPTS):
-            before = self._known([name]).get(name, Known())
-            found = look(registry, name, before.digests)
-            with writing_to(self._engine) as connection:
-                if not writing.write(connection, [Change(name, before, found, "")]):
-                    return
-        raise Conflict(f"{name} is being changed by many others at once. The next refresh of the index takes it over.")
+        self._update(registry, name, anew=False)
 
     def search(self, query: Query, reader: str | None = None) -> Page:
         """What a tenant may know of: its own, what is shared with it, what is public. None may know of all.
@@ -163,7 +157,16 @@ class Index:
         with writing_to(self._engine) as connection:
             lost = writing.write(connection, changes)
         for name in lost:
-            self.update(registry, name)
+            self._update(registry, name, anew)
+
+    def _update(self, registry: "Registry", name: str, anew: bool) -> None:
+        for _ in range(ATTEMPTS):
+            before = self._known([name]).get(name, Known())
+            found = look(registry, name, frozenset() if anew else before.digests)
+            with writing_to(self._engine) as connection:
+                if not writing.write(connection, [Change(name, before, found, "", anew)]):
+                    return
+        raise Conflict(f"{name} is being changed by many others at once. The next refresh of the index takes it over.")
 
 
 def _changed(registry: "Registry", there: dict[str, str], anew: bool) -> Iterator[tuple[str, str]]:

@@ -131,23 +131,21 @@ def _write_adapter(
 
 
 def _update_versions(connection: Connection, adapter: int, listing: Listing, versions: list[Version]) -> None:
-    row = VERSIONS.c
-    there = connection.execute(
-        select(row.version, row.newest, row.usable, row.public, row.withdrawn, row.shown).where(row.adapter == adapter)
-    )
-    now = {each.version: each for each in there}
+    """Also their numbers: a store that was restored from a copy may give a version another one."""
+    row, names = VERSIONS.c, ("version", "newest", "usable", "public", "withdrawn", "shown")
+    there = connection.execute(select(row.digest, *(row[name] for name in names)).where(row.adapter == adapter))
+    now = {each.digest: each for each in there}
     changed = []
     for version in versions:
-        old = now[version.version]
+        old = now[version.digest]
         shown = json.loads(old.shown) | {"visibility": listing.visibility}
-        state = state_of(listing, version) | {"shown": dumped(shown)}
+        state = state_of(listing, version) | {"version": version.version, "shown": dumped(shown)}
         if any(getattr(old, name) != value for name, value in state.items()):
-            changed.append({"of": adapter, "number": version.version, **state})
+            changed.append({"of": adapter, "which": version.digest, **state})
     if changed:
-        names = ("newest", "usable", "public", "withdrawn", "shown")
         connection.execute(
             update(VERSIONS)
-            .where(row.adapter == bindparam("of"), row.version == bindparam("number"))
+            .where(row.adapter == bindparam("of"), row.digest == bindparam("which"))
             .values({name: bindparam(name) for name in names}),
             changed,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from swapmeet_registry.errors import Corrupt, InvalidName, NotFound
+from swapmeet_registry.errors import Corrupt, InvalidName, NotFound, Refused
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import Reference
@@ -74,6 +74,8 @@ def _ancestor(heads: Heads, read: Callable[[Version], Manifest], ref: str, reade
         return Ancestor(ref, version, read(version), _withdrawn(version))
     except Corrupt:
         return Ancestor(ref, version, problem=_withdrawn(version) or "its manifest is gone or was changed")
+    except Refused:
+        return Ancestor(ref, version, problem=_withdrawn(version) or "its manifest is one of another Swapmeet's")
 
 
 def _withdrawn(version: Version) -> str | None:

@@ -123,9 +123,11 @@ def _range(
 
 def _require_range(bucket: S3Bucket, answer: Mapping[str, Any], start: int, end: int) -> int:
     """The whole object's size, if the answer is what was asked for."""
-    found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-    first, last, size = map(int, found.groups()) if found else (0, answer["ContentLength"] - 1, answer["ContentLength"])
-    if (first, last + 1, answer["ContentLength"]) != (start, min(end, size), last + 1 - first):
+    found, length = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", "")), answer.get("ContentLength")
+    if length is None:
+        raise StoreError(f"S3 at {endpoint()} does not say how long its answers are. It can not be used.")
+    first, last, size = map(int, found.groups()) if found else (0, length - 1, length)
+    if (first, last + 1, length) != (start, min(end, size), last + 1 - first):
         raise StoreError(
             f"S3 at {endpoint()} answered bytes {first} to {last} of the bucket {bucket.name} where {start} to {end} "
             "were asked for. It can not be used: run swapmeet store probe."

@@ -9,10 +9,11 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from swapmeet_registry.errors import Refused, StoreError
 from swapmeet_registry.fault import reached
@@ -88,7 +89,8 @@ class _Upload:
             )
         except (Refused, ClientError) as error:
             if isinstance(error, Refused) or _useless(error):
-                abort(self._bucket, self._where["Key"], self._id)
+                with suppress(ClientError, BotoCoreError):  # `sweep` finds it, and why it failed is to be told
+                    abort(self._bucket, self._where["Key"], self._id)
             raise
 
     def _found(self) -> str | None:

@@ -44,7 +44,7 @@ class Intents:
         """Write an intent, and make sure that a collection under way takes note of it."""
         own = f"{FOLDER}{uuid4().hex}.json"
         data = Intent(keys=keys).encode()
-        declared = Declared(self._store, own, time.monotonic())
+        declared = Declared(self._store, own, time.monotonic(), time.time())
         self._store.put(own, data, hashlib.sha256(data).hexdigest())
         reached("push.intent")
         try:
@@ -80,11 +80,12 @@ class Intents:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An intent under `key`, since a moment of this process's clock."""
+    """An intent under `key`, since a moment of two clocks: one stops while the machine sleeps, the other may be set."""
 
     store: Store
     key: str
     since: float
+    since_by_calendar: float
 
     def require_young(self) -> None:
         """To be called before the head is written.
@@ -92,7 +93,7 @@ class Declared:
         Raises:
             StoreError: the intent may not count any more.
         """
-        if time.monotonic() - self.since > LIFETIME / 2:
+        if max(time.monotonic() - self.since, time.time() - self.since_by_calendar) > LIFETIME / 2:
             raise StoreError("Publishing took so long that what was written may be collected. Push again.")
 
     def end(self) -> None:

@@ -1,6 +1,7 @@
 """Which objects of a store its versions need."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -18,10 +19,10 @@ from swapmeet_registry.version import Version
 
 FOLDERS = ("blobs/", "manifests/", "reports/", "signatures/")
 """What is collected: objects under a SHA-256, of their own bytes or of the manifest that they belong to."""
-
-
 HEADS_AT_ONCE, AT_ONCE = 16, 256
 """Heads, which may be long, and manifests that are held in memory together."""
+YOUNG = 5.0
+"""Seconds since a head was written: more than the coarsest clock of a file system takes for a tick."""
 READERS = 16
 """Threads that ask a store over a network: each answer takes its time."""
 T = TypeVar("T")
@@ -59,14 +60,14 @@ class Live:
                 Version.of(head, record)
                 for head in heads
                 for record in self._kept(head, now)
-                if not self._known.needs(_bytes(record.digest))
+                if not self._known.read(_bytes(record.digest))
             )
             for some in _portions(versions, AT_ONCE):
                 for version, manifest in zip(
                     some, side_by_side(self._store, self._contents.manifest, some), strict=True
                 ):
                     files = (bytes.fromhex(file.sha256) for file in manifest.files)
-                    self._known.add((*files, _bytes(version.digest)))
+                    self._known.add(_bytes(version.digest), files)
             self._known.note(entries)
 
     def needs(self, key: str) -> bool:
@@ -88,12 +89,17 @@ class Live:
 
 
 class _Known:
-    """Digests that are needed, and heads as they were listed when they were read, on disk."""
+    """Digests that are needed, versions and heads that were read, these as they were listed then: on disk.
+
+    That a version was read says its own table only: a file of an adapter may have the very bytes, and so the digest,
+    of another version's manifest.
+    """
 
     def __init__(self) -> None:
         self._tables = sqlite3.connect("", isolation_level=None)  # a file that the system removes by itself
         self._tables.executescript(
             "CREATE TABLE needed (sha256 BLOB PRIMARY KEY) WITHOUT ROWID;"
+            "CREATE TABLE version (sha256 BLOB PRIMARY KEY) WITHOUT ROWID;"
             "CREATE TABLE head (key TEXT PRIMARY KEY, size INTEGER, written_at REAL, etag TEXT) WITHOUT ROWID;"
             "PRAGMA cache_size = -8000;"
         )
@@ -104,14 +110,21 @@ class _Known:
         return bool(row != (entry.size, entry.written_at, entry.etag))
 
     def note(self, entries: Iterable[Entry]) -> None:
-        rows = ((each.key, each.size, each.written_at, each.etag) for each in entries)
+        """Without an etag, one that is young is read again: another of its size may come within a tick of the clock."""
+        settled = (each for each in entries if each.etag or abs(time.time() - each.written_at) >= YOUNG)
+        rows = ((each.key, each.size, each.written_at, each.etag) for each in settled)
         self._tables.executemany("INSERT OR REPLACE INTO head VALUES (?, ?, ?, ?)", rows)
 
     def needs(self, sha256: bytes) -> bool:
         return self._tables.execute("SELECT 1 FROM needed WHERE sha256 = ?", [sha256]).fetchone() is not None
 
-    def add(self, digests: Iterable[bytes]) -> None:
-        self._tables.executemany("INSERT OR IGNORE INTO needed VALUES (?)", ((each,) for each in digests))
+    def read(self, version: bytes) -> bool:
+        return self._tables.execute("SELECT 1 FROM version WHERE sha256 = ?", [version]).fetchone() is not None
+
+    def add(self, version: bytes, files: Iterable[bytes]) -> None:
+        needed = ((each,) for each in (version, *files))
+        self._tables.executemany("INSERT OR IGNORE INTO needed VALUES (?)", needed)
+        self._tables.execute("INSERT OR IGNORE INTO version VALUES (?)", [version])
 
     def close(self) -> None:
         self._tables.close()

@@ -25,6 +25,12 @@ def forgets_metadata(request: Request, forward: Forward) -> Answer:
     return forward()
 
 
+def finds_damage_everywhere(request: Request, forward: Forward) -> Answer:
+    if request.method == "PUT" and not request.conditional:
+        return Answer(400, b"<Error><Code>BadDigest</Code></Error>")
+    return forward()
+
+
 def tears_ranges(request: Request, forward: Forward) -> Answer:
     answer = forward()
     if answer.status == 206 and answer.body:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from swapmeet_registry.errors import Conflict, StoreDenied, StoreError
+from swapmeet_registry.errors import Conflict, Refused, StoreDenied, StoreError
 from swapmeet_registry.stores.opening import open_store
 from swapmeet_registry.stores.probing.promises import Broken, Lacking, Promise, Promises
 from swapmeet_registry.stores.probing.scratch import scratch
@@ -108,6 +108,6 @@ def _tried(name: str, promise: Promise) -> Check:
         outcome, seen = "lacking", str(error)
     except StoreDenied:
         raise
-    except (Broken, Conflict, StoreError) as error:
+    except (Broken, Conflict, Refused, StoreError) as error:
         outcome, seen = "failed", str(error)
     return Check(name, outcome, seen, round(time.monotonic() - start, 3))
