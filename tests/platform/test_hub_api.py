@@ -429,6 +429,9 @@ def test_a_permission_opens_just_what_it_names(server: Server) -> None:
     assert server.ask(f"{place}/revision/{commit(second)}", "beta").status_code == 200
     server.registry.recall("acme/legal:2", "leaks")
     assert server.ask(f"{place}/revision/prod", "beta").headers["x-error-code"] == "RevisionNotFound"
+    server.registry.untag("acme/legal", "prod")
+    told, missing = (server.ask(f"{place}/revision/{revision}", "beta").text for revision in ("prod", "none"))
+    assert told == missing.replace("'none'", "'prod'"), "nor what there is beside it"
     permissions.revoke("acme/legal:prod", granted.id)
     permissions.grant("acme/legal", ["beta"])
     assert server.ask(place, "beta").json()["sha"] == commit(first), "the bare name means the latest"
