@@ -14,7 +14,7 @@ What may not be read is not told from what is not there. Both are looked up in o
 neither stands, and the registry is not asked: so both answers have the same words and take the same time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -66,8 +66,13 @@ class AdapterAccess:
         found = [each for each in caller.shared if each == str(name) or each.startswith(behind)]
         return tuple(map(Reference.parse, sorted(found)))
 
-    def resolve(self, caller: Caller, reference: Reference) -> Version:
+    def resolve(self, caller: Caller, reference: Reference, look: Callable[[str], Version] | None = None) -> Version:
         """The version that a reference names.
+
+        Args:
+            caller: who asks.
+            reference: what for.
+            look: looks it up, instead of the registry itself.
 
         Raises:
             NotFound: there is none, or the caller may not know of it.
@@ -75,7 +80,12 @@ class AdapterAccess:
         """
         if not self.may_read(caller, reference):
             raise absent(reference.name)
-        return self.registry.resolve(str(reference))
+        try:
+            return (look or self.registry.resolve)(str(reference))
+        except NotFound:
+            if self.may_list(caller, reference.name) or self._digest(reference) is not None:
+                raise
+            raise absent(reference.name) from None  # it would say which versions and aliases there are
 
     def listing(self, caller: Caller, name: AdapterName) -> Listing:
         """Everything under a name; whom it is shared with is its owner's to know.

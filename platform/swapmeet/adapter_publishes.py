@@ -229,6 +229,7 @@ class Publishes:
                 base=base.fingerprint,
                 alias=wanted.alias,
                 license=wanted.license,
+                base_license=base.license,
                 tags=wanted.tags,
                 modules=module_shapes(base.path),
                 run=wanted.run,

@@ -1,6 +1,7 @@
 """Publishes of many at once, on either database: within the quota, and one version however often completed."""
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +87,20 @@ def test_publishes_of_many_at_once(
     entries = [line.decode() for line in Audit(database).export("acme")]
     assert verify(entries)[0].sequence == len(entries) - 1
     assert len([line for line in entries if '"outcome":"done"' in line]) == 3
+
+
+def test_a_base_s_licence_is_inherited(
+    publishes: Publishes, published: tuple[Fingerprint, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    licensed, folder = tmp_path / "licensed", published[1]
+    shutil.copytree(tiny_llama, licensed)
+    (licensed / "README.md").write_text("---\nlicense: gemma\n---\n# Tiny\n")
+    BaseLibrary(tmp_path).add(str(licensed), "licensed")
+    wanted = request_for(folder).model_copy(update={"base": "licensed"})
+    row = publishes.begin(LEGAL, wanted)
+    for file in wanted.files:
+        publishes.add(row, file.path, 0, folder / file.path)
+    done = publishes.complete(row, ACME)
+    registry = Registry(f"file://{tmp_path}/registry")
+    manifest = registry.manifest(registry.resolve(f"{LEGAL}@{done.digest}"))
+    assert (manifest.license, manifest.base_license) == ("gemma", "gemma")

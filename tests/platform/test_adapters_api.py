@@ -497,6 +497,11 @@ def test_a_permission_opens_just_what_it_names(hub: Any) -> None:
     hub.do("acme", "POST", "fine_tuning/checkpoints/acme/legal/permissions", json={"project_ids": ["beta"]})
     time.sleep(1.1)
     assert hub.do("beta", "GET", f"{LEGAL}/versions/latest")["version"] == 2, "which is what the bare name means"
+    hub.registry.tag("acme/legal", "secret", "1")
+    hub.registry.untag("acme/legal", "prod")
+    for place in (f"/v1/{LEGAL}/versions/prod", "/v1/models/acme/legal:prod"):
+        assert "There is no adapter acme/legal in" in refused(hub.ask("beta", "GET", place), 404, "model_not_found")
+        assert "aliases: secret" in refused(hub.ask("acme", "GET", place), 404, "model_not_found")
 
 
 def test_scopes(hub: Any) -> None:

@@ -1,6 +1,7 @@
 """The audit log as a chain: exact under many writers, with an anchor where it was forgotten, checked offline."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -183,3 +184,16 @@ def test_a_log_is_exported_and_checked_by_commands(
     assert platform.ask("beta", "GET", "/v1/audit/export?tenant=acme").status_code == 404
     assert b'"tenant":"acme"' in platform.ask("admin", "GET", "/v1/audit/export?tenant=acme").content
     assert platform.ask("beta", "GET", "/v1/audit/export").content.count(b"\n") == 1
+
+
+def test_a_log_that_breaks_off_leaves_no_file(
+    command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as nobody:  # who does not listen
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("SWAPMEET_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("SWAPMEET_API_KEY", "sm-any")
+        for _ in range(2):
+            ended = command_line("audit", "export", tmp_path / "log")
+            assert (ended.code, "exists" in ended.err) == (1, False)
+    assert list(tmp_path.glob("log*")) == []

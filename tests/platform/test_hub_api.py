@@ -429,6 +429,9 @@ def test_a_permission_opens_just_what_it_names(server: Server) -> None:
     assert server.ask(f"{place}/revision/{commit(second)}", "beta").status_code == 200
     server.registry.recall("acme/legal:2", "leaks")
     assert server.ask(f"{place}/revision/prod", "beta").headers["x-error-code"] == "RevisionNotFound"
+    server.registry.untag("acme/legal", "prod")
+    told, missing = (server.ask(f"{place}/revision/{revision}", "beta").text for revision in ("prod", "none"))
+    assert told == missing.replace("'none'", "'prod'"), "nor what there is beside it"
     permissions.revoke("acme/legal:prod", granted.id)
     permissions.grant("acme/legal", ["beta"])
     assert server.ask(place, "beta").json()["sha"] == commit(first), "the bare name means the latest"
@@ -578,7 +581,16 @@ def test_lists_go_on(server: Server, published: tuple[Fingerprint, Path], monkey
         ["acme/a", "acme/b"],
         ["acme/a", "acme/b", "acme/c"],
     ]
-    for query in ("limit=0", "limit=-1", "limit=x", "num_parameters=1B", "gated=true"):
+    many = "+".join(map(str, range(1500)))
+    for query in (
+        f"search={many}",
+        f"filter={many.replace('+', ',')}",
+        "limit=0",
+        "limit=-1",
+        "limit=x",
+        "num_parameters=1B",
+        "gated=true",
+    ):
         assert server.ask(f"/api/models?{query}").status_code == 400
 
 
@@ -588,5 +600,6 @@ def test_paths_info_takes_forms_and_json(server: Server) -> None:
         (entry,) = server.ask(place, method="POST", **more).json()
         assert (entry["path"], len(entry["oid"]), len(entry["lfs"]["oid"])) == (CARD, 40, 64)
     broken = {"content": b"{", "headers": {"content-type": "application/json"}}
-    for wrong in ({"json": {"paths": [1]}}, {"json": [1]}, {"json": {}}, broken):
+    many, long = {"data": {"paths": ["x"] * 20_000}}, {"json": {"paths": ["x" * (1 << 20)]}}
+    for wrong in ({"json": {"paths": [1]}}, {"json": [1]}, {"json": {}}, broken, many, long, {"data": {"x": "1"}}):
         assert server.ask(place, method="POST", **wrong).status_code == 400

@@ -90,6 +90,21 @@ def test_a_deleted_model_is_gone(client: Client, registry: Registry) -> None:
     assert told == [1, 2, 3], "servers that have it drop it"
 
 
+def test_what_is_left_of_a_withdrawn_model_can_be_deleted(client: Client, registry: Registry) -> None:
+    """As after a server was killed between two of its versions, of which the last was yanked before."""
+    ana = client("acme")
+    pinned = registry.resolve("acme/legal:3").pinned
+    for number, how in ((1, "deleted"), (2, "recalled"), (3, "yanked")):
+        registry.withdraw(f"acme/legal:{number}", how, "old")  # type: ignore[arg-type]
+    assert registry.resolve(pinned).version == 3, "whoever pinned it has it still"
+    assert ana.models.delete("acme/legal").deleted
+    assert left(registry, "acme/legal") == []
+    with pytest.raises(NotFound):
+        registry.resolve(pinned)
+    with pytest.raises(openai.NotFoundError):
+        ana.models.delete("acme/legal")
+
+
 @pytest.mark.parametrize(("name", "gone"), [("acme/legal:1", 1), ("acme/legal:prod", 2), ("digest", 3)])
 def test_one_version_can_be_deleted(name: str, gone: int, client: Client, registry: Registry) -> None:
     name = registry.resolve("acme/legal:3").pinned if name == "digest" else name

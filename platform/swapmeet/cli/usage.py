@@ -78,8 +78,11 @@ def export_audit(
 ) -> None:
     """Write a tenant's whole log, your own otherwise, to a file that `verify` checks."""
     with connect() as client, os_errors(f"write {file}"), file.open("xb") as stream:
-        for chunk in client.chunks("/v1/audit/export", {"tenant": tenant}):
-            stream.write(chunk)
+        try:
+            stream.writelines(client.chunks("/v1/audit/export", {"tenant": tenant}))
+        except BaseException:  # half a log is none, and would be in the way of the next try
+            file.unlink()
+            raise
     _show_ends(file, json)
 
 

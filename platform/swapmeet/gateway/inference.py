@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -22,7 +23,6 @@ from swapmeet.gateway.services import Services, services
 from swapmeet.gateway.tool_wire import add_tool_calls
 from swapmeet.gateway.wire import ChatCompletion, Completion, Generation, StreamOptions
 from swapmeet_registry import NotFound, Reference, Version
-from swapmeet_registry.heads import absent
 from swapmeet_serving import Call, Chunk, Sampling
 from swapmeet_serving.errors import InvalidRequest as MixInvalid
 from swapmeet_serving.mix import Mix, format_mix, mix_of, parse_mix
@@ -90,9 +90,8 @@ async def _resolve(name: str, backend: Services, caller: Caller) -> Mix:
 
 def _look_up(reference: str, backend: Services, caller: Caller) -> Version:
     """The version that a reference names; of an adapter that is not the caller's to see, what is said of none."""
-    if not backend.access.may_read(caller, reference):
-        raise absent(Reference.parse(reference).name)
-    return backend.unknown.look_up(reference, backend.registry.resolve)
+    look = partial(backend.unknown.look_up, look=backend.registry.resolve)
+    return backend.access.resolve(caller, Reference.parse(reference), look)
 
 
 async def _call(body: Generation, backend: Services, caller: Caller) -> Call:

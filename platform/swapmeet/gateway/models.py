@@ -1,5 +1,6 @@
 """What owners do with their models: delete them, and let other tenants use them. OpenAI's shapes."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
@@ -15,7 +16,7 @@ from swapmeet.gateway.marketplace import Noting
 from swapmeet.gateway.pages import page
 from swapmeet.gateway.services import Services, services
 from swapmeet.permissions import Permissions
-from swapmeet_registry import InvalidName, NotFound, Reference
+from swapmeet_registry import InvalidName, NotFound, Reference, Registry
 
 router = APIRouter(prefix="/v1", tags=["models"])
 PERMISSIONS = "/fine_tuning/checkpoints/{model:path}/permissions"
@@ -62,7 +63,7 @@ async def delete(model: str, backend: Backend, changed: Noting, caller: Publishe
     """
     if model == backend.base.name:
         raise RequestRefused("The base itself can not be deleted: it is what the server hosts.", "model")
-    reference = await _own(model, backend, caller)
+    reference = await _own(model, backend, caller, _require_left)
     await run_in_threadpool(_delete, backend, changed, reference, caller)
     return {"id": model, "object": "model", "deleted": True}
 
@@ -98,19 +99,35 @@ async def revoke(
     model: str, permission: str, backend: Backend, granted: Granted, caller: Administrator
 ) -> dict[str, Any]:
     """Take a permission back."""
-    await _own(model, backend, caller, gone=True)
+    await _own(model, backend, caller, lambda *_: None)
     await run_in_threadpool(granted.revoke, model, permission, caller)
     return {"id": permission, "object": "checkpoint.permission", "deleted": True}
 
 
-async def _own(model: str, backend: Services, caller: Caller, gone: bool = False) -> Reference:
-    """A model of the caller's; another's does not exist, and neither, unless it may be `gone`, does a withdrawn one."""
+def _require_usable(registry: Registry, reference: Reference) -> None:
+    registry.resolve(str(reference))
+
+
+def _require_left(registry: Registry, reference: Reference) -> None:
+    """Nothing, if there is anything to delete: of a whole adapter also where all that is left was withdrawn."""
+    if not _whole(reference):
+        _require_usable(registry, reference)
+    elif all(version.deleted is not None for version in registry.show(str(reference)).versions):
+        raise NotFound
+
+
+async def _own(
+    model: str,
+    backend: Services,
+    caller: Caller,
+    require: Callable[[Registry, Reference], None] = _require_usable,
+) -> Reference:
+    """A model of the caller's; another's does not exist, and neither does one that lacks what is required."""
     try:
         reference = Reference.parse(model)
         if reference.name.tenant != caller.tenant and not caller.operator:
             raise NotFound
-        if not gone:
-            await run_in_threadpool(backend.registry.resolve, model)
+        await run_in_threadpool(require, backend.registry, reference)
     except (InvalidName, NotFound):
         raise NotFound(f"There is no model {model[:200]!r} of yours. List the models to see their names.") from None
     return reference
@@ -119,15 +136,19 @@ async def _own(model: str, backend: Services, caller: Caller, gone: bool = False
 def _delete(backend: Services, changed: Noting, reference: Reference, caller: Caller) -> None:
     """Delete, and note how that ended: the registry is elsewhere than the audit log."""
     audit, database = backend.tenancy.audit, backend.tenancy.database
-    whole = reference.version is None and reference.digest is None and reference.alias is None
     with audit.noting(caller, "model.delete", str(reference), tenant=reference.name.tenant):
         try:
-            if whole:
+            if _whole(reference):
                 delete_all(backend.registry, database, reference.name, DELETED)
             else:
                 withdraw(backend.registry, database, str(reference), "deleted", DELETED)
         finally:  # some of it may have been done
             changed(reference.name)
+
+
+def _whole(reference: Reference) -> bool:
+    """Whether it names an adapter, rather than one version."""
+    return reference.version is None and reference.digest is None and reference.alias is None
 
 
 def _permission(row: PermissionRow) -> dict[str, Any]:

@@ -26,6 +26,8 @@ LOOKED_AT = 1000
 DETAIL = {"full", "cardData", "config", "expand"}
 """Parameters that ask for what every answer has."""
 TAGS = {"filter", "pipeline_tag", "library", "other"}
+MOST = 20
+"""Words, and tags, of a query: each is a condition of its own."""
 KNOWN = DETAIL | TAGS | {"search", "author", "limit", "cursor"}
 EVERYBODYS = {"peft", "safetensors", "text-generation", "swapmeet", "lora"}
 """Tags that come with any adapter; those with a colon are made of what else is known. All others are its manifest's."""
@@ -62,10 +64,14 @@ class Query:
         limit = given.get("limit", str(PAGE))
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and int(limit)):
             raise HubRefused(400, f"limit is {limit[:50]!r}. Give a whole number from 1.")
+        words = given.get("search", "").lower().split()
+        tags = {tag for name in TAGS for each in given.getlist(name) for tag in each.split(",")}
+        if len(words) > MOST or len(tags) > MOST:
+            raise HubRefused(400, f"Search for at most {MOST} words and {MOST} tags at once.")
         return cls(
             given.get("author"),
-            given.get("search", "").lower().split(),
-            {tag for name in TAGS for each in given.getlist(name) for tag in each.split(",")},
+            words,
+            tags,
             given.get("cursor", ""),
             min(int(limit), PAGE),
         )

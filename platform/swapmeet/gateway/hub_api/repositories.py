@@ -71,8 +71,10 @@ class Repository:
         return {n: record for n, record in found.items() if record.usable and self._opens(self._reference(n))}
 
     def _opens(self, wanted: Reference) -> bool:
-        if self.only is None or spelled(wanted) in map(spelled, self.only):
+        if self.only is None:
             return True
+        if spelled(wanted) in map(spelled, self.only):
+            return self._means(wanted) is not None  # or else it would be said what there is instead
         return wanted.digest is not None and wanted.digest in map(self._means, self.only)
 
     def _means(self, granted: Reference) -> str | None:

@@ -4,11 +4,12 @@ Paths of repositories' files begin with a tenant's name. So these routes come af
 take: a tenant `v1` is found by `/api/models/v1/…`, and its files where no other route is.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -27,6 +28,8 @@ from swapmeet_registry import Registry
 from swapmeet_registry.admission import lora_weights
 
 MOST_PATHS = 10_000
+LONGEST_PATHS = 1 << 20
+"""Bytes of a body that names paths: it is read on the event loop."""
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 Reader = Annotated[Caller, Depends(may("read"))]
 Anybody = Annotated[Caller, Depends(may(*SCOPES))]
@@ -176,17 +179,19 @@ def _read(hub: Hub, snapshot: Snapshot, file: File, start: int) -> Iterator[byte
 
 async def _paths(request: Request) -> list[str]:
     """The paths that a form or a JSON body names."""
-    if "json" in request.headers.get("content-type", ""):
-        try:
-            given = (await request.json())["paths"]
-        except (ValueError, TypeError, KeyError):
+    body, kind = await request.body(), request.headers.get("content-type", "")
+    try:
+        if len(body) > LONGEST_PATHS:
             given = None
-    else:
-        async with request.form(max_fields=MOST_PATHS + 10) as form:
-            given = form.getlist("paths")
+        elif "json" in kind:
+            given = json.loads(body)["paths"]
+        else:
+            given = parse_qs(body.decode(), max_num_fields=MOST_PATHS + 10)["paths"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        given = None
     paths = [given] if isinstance(given, str) else given
     if not isinstance(paths, list) or len(paths) > MOST_PATHS or not all(isinstance(each, str) for each in paths):
-        raise HubRefused(400, f"Give `paths`, a list of at most {MOST_PATHS} names of files.")
+        raise HubRefused(400, f"Give `paths`, a list of at most {MOST_PATHS} names of files, as JSON or as a form.")
     return list(dict.fromkeys(paths))
 
 
