@@ -124,14 +124,15 @@ class RemoteAdapters:
         """Everything under a name."""
         place = _path(AdapterName.parse(name))
         found = self._ask("GET", place)
-        moves = self._ask("GET", f"{place}/history")["data"]
+        told = self._ask("GET", f"{place}/history")
         return Listing(
             name=found["id"],
             versions=tuple(map(_version, found["versions"])),
             aliases=dict(found["aliases"]),
-            history=tuple(AliasMove(move["alias"], move["version"], move["at"], move["by"]) for move in moves),
+            history=tuple(AliasMove(move["alias"], move["version"], move["at"], move["by"]) for move in told["data"]),
             visibility=found["visibility"],
             shared_with=tuple(found["shared_with"]),
+            forgotten=told["forgotten"],
         )
 
     def advice(self, name: str) -> tuple[str, ...]:

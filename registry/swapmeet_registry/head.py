@@ -4,6 +4,7 @@ Everything here is pure: a transition takes a head and gives the next. The regis
 compare-and-swap, so each transition happens once and in order, whoever writes.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -15,6 +16,9 @@ from swapmeet_registry.origin.provenance import Digest, Document
 
 Visibility = Literal["private", "shared", "public"]
 Withdrawal = Literal["yanked", "recalled", "deleted"]
+
+MOST_MOVES, KEPT_MOVES = 400, 200
+"""A head is read whenever a name is resolved: beyond so many moves of aliases the oldest go, down to so many."""
 
 
 class Record(BaseModel):
@@ -56,13 +60,19 @@ class Move(BaseModel):
 
 
 class Head(Document):
-    """All versions of one adapter in order, its aliases, every move of an alias in order, and who may read it."""
+    """All versions of one adapter in order, its aliases, moves of aliases in order, and who may read it.
+
+    Attributes:
+        history: the newest moves, and the last two of each alias.
+        forgotten: how many older ones there were.
+    """
 
     schema_: Literal["swapmeet.head/1"] = Field("swapmeet.head/1", alias="schema")
     adapter: str
     versions: Annotated[tuple[Record, ...], FailFast()] = ()
     aliases: dict[str, int] = Field(default_factory=dict)
     history: Annotated[tuple[Move, ...], FailFast()] = ()
+    forgotten: int = Field(0, ge=0, exclude_if=lambda count: not count)
     visibility: Visibility = Field("private", exclude_if=lambda visibility: visibility == "private")
     shared_with: tuple[str, ...] = Field((), exclude_if=lambda tenants: not tenants)
 
@@ -195,8 +205,10 @@ class Head(Document):
         aliases = {name: target for name, target in self.aliases.items() if name != alias}
         if version:
             aliases[alias] = version
-        move = Move(alias=alias, version=version, at=at, by=by)
-        return self._with(aliases=aliases, history=(*self.history, move))
+        history = (*self.history, Move(alias=alias, version=version, at=at, by=by))
+        kept = _kept(history, aliases)
+        forgotten = self.forgotten + len(history) - len(kept)
+        return self._with(aliases=aliases, history=kept, forgotten=forgotten)
 
     def _wanted(self, reference: Reference) -> int | None:
         if reference.version is not None or reference.digest is not None:
@@ -207,3 +219,17 @@ class Head(Document):
 
     def _with(self, **changes: object) -> Self:
         return self.model_copy(update=changes)
+
+
+def _kept(history: tuple[Move, ...], aliases: Iterable[str]) -> tuple[Move, ...]:
+    """What is kept of a history: all of a short one; else the newest, and what `before` needs of each alias."""
+    if len(history) <= MOST_MOVES:
+        return history
+    needed = dict.fromkeys(aliases, 2)
+    kept = []
+    for age, move in enumerate(reversed(history)):
+        wanted = needed.get(move.alias, 0)
+        if age < KEPT_MOVES or wanted:
+            kept.append(move)
+        needed[move.alias] = max(0, wanted - 1)
+    return tuple(reversed(kept))

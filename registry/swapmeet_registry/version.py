@@ -69,7 +69,11 @@ class AliasMove:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """An adapter's versions (oldest first), its aliases with `latest`, all moves of aliases (oldest first), readers."""
+    """An adapter's versions (oldest first), its aliases with `latest`, moves of aliases (oldest first), readers.
+
+    Attributes:
+        forgotten: how many older moves there were.
+    """
 
     name: str
     versions: tuple[Version, ...]
@@ -77,6 +81,7 @@ class Listing:
     history: tuple[AliasMove, ...]
     visibility: Visibility = "private"
     shared_with: tuple[str, ...] = ()
+    forgotten: int = 0
 
     @classmethod
     def of(cls, head: Head) -> Self:
@@ -89,6 +94,7 @@ class Listing:
             history=tuple(AliasMove(move.alias, move.version, move.at, move.by) for move in head.history),
             visibility=head.visibility,
             shared_with=head.shared_with,
+            forgotten=head.forgotten,
         )
 
     def visible_to(self, tenant: str) -> bool:

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from swapmeet_registry import AdapterName, Conflict, InvalidName, NotFound, Recalled, Reference
-from swapmeet_registry.head import Head, Record
+from swapmeet_registry.copies.following import following
+from swapmeet_registry.head import KEPT_MOVES, MOST_MOVES, Head, Record
+from swapmeet_registry.upkeep.head_mistakes import mistakes
 
 NAME = AdapterName("acme", "legal")
 TIME = "2026-01-02T03:04:05.000006Z"
@@ -162,6 +164,35 @@ def test_where_an_alias_was_before() -> None:
     assert head.untag("prod", TIME).before("prod") == 1
     with pytest.raises(Conflict, match=r"points to version 1, not 2"):
         head.untag("prod", TIME, expect=2)
+
+
+def moved(head: Head, count: int, first: int = 0) -> Head:
+    """A head of two versions whose alias `prod` went to and fro."""
+    for number in range(first, first + count):
+        head = head.tag("prod", 1 + number % 2, f"2026-01-02T03:04:05.{number:06}Z")
+    return head
+
+
+def test_a_head_does_not_grow_with_every_move() -> None:
+    """Whoever resolves a name reads all of its head."""
+    head = moved(two_versions().tag("rare", 1, TIME).tag("rare", 2, TIME), 5000)
+    assert len(head.history) <= MOST_MOVES
+    assert head.forgotten + len(head.history) == 5002
+    assert (head.before("rare"), head.before("prod"), head.aliases) == (1, 1, {"prod": 2, "rare": 2})
+    assert [move.at for move in head.history[-KEPT_MOVES:]] == sorted(move.at for move in head.history[-KEPT_MOVES:])
+    assert list(mistakes(head)) == []
+    assert len(head.encode()) < 40_000
+
+
+@pytest.mark.parametrize("then", [0, 1, 399, 400, 401, 5000])
+@pytest.mark.parametrize("before", [0, 1, 250, 401, 1000])
+def test_a_mirror_follows_a_head_that_forgets(before: int, then: int) -> None:
+    held = moved(two_versions(), before)
+    source = moved(held, then, before)
+    assert following(held, source, 2) == source
+    if then < 200:
+        with pytest.raises(Conflict, match=r"were moved in the target"):
+            following(held.tag("theirs", 1, TIME), source, 2)
 
 
 def test_recalled_and_deleted_versions_are_for_nobody() -> None:

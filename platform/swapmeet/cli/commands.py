@@ -37,7 +37,7 @@ COMMANDS = {
     "untag": ("withdrawal", "Remove an alias."),
     "undo": ("withdrawal", "Point an alias to where it pointed before its last move."),
     "share": ("withdrawal", "Say who may read an adapter: its owner only, tenants that are named, or all."),
-    "history": ("withdrawal", "Every move of an adapter's aliases: when, which, to what version, and by whom."),
+    "history": ("withdrawal", "Moves of an adapter's aliases: when, which, to what version, and by whom."),
     "signing-key": ("signing", "Make a pair of keys to sign adapters with (ECDSA on P-256)."),
     "sign": ("signing", "Sign a version: its name, its manifest and the digests of all its files."),
     "verify": ("signing", "Read a version whole, compare every byte with its digest, and check its signatures."),

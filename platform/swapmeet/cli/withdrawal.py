@@ -145,12 +145,14 @@ def share(
 def history(
     name: Name, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
-    """Every move of an adapter's aliases: when, which, to what version, and by whom."""
+    """Moves of an adapter's aliases: when, which, to what version, and by whom."""
     with adapters_at(url, registry, home) as adapters:
         listing = adapters.show(name)
     moves = [asdict(move) for move in listing.history]
     rows = [(move.at, move.alias, move.version or "removed", move.by) for move in listing.history]
-    show({"name": listing.name, "history": moves}, table(("at", "alias", "version", "by"), rows), json)
+    lines = [f"{listing.forgotten} older moves are forgotten."] if listing.forgotten else []
+    lines.append(table(("at", "alias", "version", "by"), rows))
+    show({"name": listing.name, "history": moves, "forgotten": listing.forgotten}, "\n".join(lines), json)
 
 
 def register(app: typer.Typer) -> None:

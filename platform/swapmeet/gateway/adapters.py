@@ -87,9 +87,10 @@ def signature(ref: Ref, signer: Signer, name: Name, backend: Backend, caller: Re
 
 @router.get(ADAPTER + "/history")
 def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
-    """Every move of an alias, oldest first; version 0: the alias was removed."""
-    moves = backend.access.listing(caller, name).history
-    return page([{"object": "adapter.move", **_fields(move)} for move in moves], False)
+    """Moves of aliases, oldest first, and how many older ones are forgotten; version 0: the alias was removed."""
+    listing = backend.access.listing(caller, name)
+    moves = [{"object": "adapter.move", **_fields(move)} for move in listing.history]
+    return page(moves, False) | {"forgotten": listing.forgotten}
 
 
 @router.put(ADAPTER + "/aliases/{alias}")
