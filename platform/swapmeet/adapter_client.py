@@ -150,6 +150,21 @@ class RemoteAdapters:
         body = {"version": _pick(Reference.within(target, ref)), "expect": expect}
         return _version(self._ask("PUT", f"{_path(target)}/aliases/{quote(alias, safe='')}", body))
 
+    def untag(self, name: str, alias: str, expect: int | None = None) -> Listing:
+        """Remove an alias; see `Registry.untag`."""
+        place = f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}"
+        query = {"expect": expect}
+        patiently(lambda: self.client.call("DELETE", place, query=query), self.tell)
+        return self.show(name)
+
+    def undo(self, name: str, alias: str) -> Listing:
+        """Point an alias to where it pointed before its last move; see `Registry.undo`.
+
+        Asked once: an undo whose answer was lost would be undone by the next.
+        """
+        self.client.call("POST", f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}/undo")
+        return self.show(name)
+
     def yank(self, ref: str, reason: str) -> Version:
         """Withdraw a version; see `Registry.yank`."""
         return self._withdraw(ref, "yank", reason)
@@ -161,6 +176,11 @@ class RemoteAdapters:
     def delete(self, ref: str, reason: str) -> Version:
         """Delete a version for good; see `Registry.delete`."""
         return self._withdraw(ref, "delete", reason)
+
+    def delete_all(self, name: str, reason: str) -> tuple[Version, ...]:
+        """Delete every version of a name that is not deleted yet; see `Registry.delete_all`."""
+        versions = self.show(str(AdapterName.parse(name))).versions
+        return tuple(self.delete(str(each), reason) for each in versions if each.deleted is None)
 
     def reach(self, ref: str) -> tuple[Version, tuple[Reached, ...]]:
         """A version of one's own, and which servers its recall or deletion reached.

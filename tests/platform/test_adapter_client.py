@@ -102,6 +102,37 @@ def test_one_digest_all_the_way(
     assert not (tmp_path / "y").exists()
 
 
+def test_the_life_of_a_version_by_commands(
+    hub: Any, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a tenant does with its key, without a store at hand."""
+    monkeypatch.setattr("swapmeet.cli.withdrawal.FIRST_WORD_SECONDS", 0.0)
+    hub.add("beta")
+    for _ in range(3):
+        hub.registry.push(hub.adapter, "acme/legal", base=hub.base, alias="prod")
+
+    def run(*arguments: object) -> Any:
+        done = command_line(*arguments, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)
+
+    assert run("undo", "acme/legal", "prod")["version"] == 2
+    assert command_line("untag", "acme/legal", "prod", "--expect", 3).code == 1
+    assert run("untag", "acme/legal", "prod", "--expect", 2)["version"] == 0
+    moves = run("history", "acme/legal")["history"]
+    assert [(move["version"], move["by"]) for move in moves[3:]] == [(2, "acme"), (0, "acme")]
+    assert run("share", "acme/legal", "shared", "--with", "beta")["shared_with"] == ["beta"]
+    recalled = run("recall", "acme/legal:1", "--reason", "leaks", "--wait")
+    assert (recalled["reason"], recalled["servers"]) == ("leaks", [])
+    assert run("delete", "acme/legal:2", "--reason", "old")["version"] == 2
+    deleted = run("delete", "acme/legal", "--all", "--reason", "closed")
+    assert [each["version"] for each in deleted["versions"]] == [1, 3]
+    assert {version.deleted for version in hub.registry.show("acme/legal").versions} == {"old", "closed"}
+    noted = [entry["action"] for entry in hub.do("acme", "GET", "audit")["data"]]
+    assert noted[:3] == ["version.delete"] * 3
+    assert {"alias.undo", "alias.remove", "adapter.share", "version.recall"} <= set(noted)
+
+
 def test_a_push_that_broke_off_goes_on(hub: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter_parts, "PART", 4000)
     pieces = sum(-(-path.stat().st_size // 4000) for path in hub.adapter.iterdir())

@@ -9,7 +9,7 @@ import typer
 from swapmeet.cli.adapters_opened import adapters_at
 from swapmeet.cli.options import BaseName, Home, Json, RegistryUrl, ServerUrl, load_settings, show, tell
 from swapmeet.cli.tables import plain
-from swapmeet.cli.withdrawal import person, readers, withdrawal
+from swapmeet.cli.withdrawal import by, readers, withdrawal
 from swapmeet_registry.names import Reference
 
 if TYPE_CHECKING:
@@ -96,11 +96,8 @@ def tag(
     json: Json = False,
 ) -> None:
     """Point an alias to a version."""
-    from swapmeet_registry import Registry
-
     with adapters_at(url, registry, home) as adapters:
-        told = {"by": person()} if isinstance(adapters, Registry) else {}  # a server knows by the key
-        version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **told)
+        version = adapters.tag(str(Reference.parse(reference).name), alias, reference, expect=expect, **by(adapters))
     result = {"name": version.name, "alias": alias, "version": version.version, "digest": version.digest}
     show(result, f"{version.name}:{alias} is version {version.version}", json)
 

@@ -1,7 +1,4 @@
-"""`swapmeet recall|delete|untag|undo|share|history|reach`: the life of a version, straight on its store.
-
-What a recall reached, a server can be asked as well.
-"""
+"""`swapmeet recall|delete|untag|undo|share|history|reach`: the life of a version, at a server or on its store."""
 
 import getpass
 import time
@@ -17,9 +14,7 @@ from swapmeet.cli.options import (
     Json,
     RegistryUrl,
     ServerUrl,
-    load_settings,
     not_empty,
-    open_registry,
     show,
     tell,
 )
@@ -28,6 +23,7 @@ from swapmeet.errors import RequestRefused
 from swapmeet_registry.names import AdapterName, Reference
 
 if TYPE_CHECKING:
+    from swapmeet.adapter_client import RemoteAdapters
     from swapmeet_registry import Listing, Registry, Version
     from swapmeet_registry.recalls import Reached
 
@@ -46,18 +42,17 @@ def recall(
     reference: One,
     reason: Reason,
     wait: Annotated[bool, typer.Option("--wait", help="Return when all servers obey, and say what they had.")] = False,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Forbid a version to everybody. Servers drop it within seconds, and end the requests that use it."""
-    from swapmeet.adapter_reach import require_words
-
-    store = _registry(registry, home)
-    if wait:
-        require_words(store)
-    version = store.recall(reference, reason)
-    reached = _await_servers(store, version) if wait else ()
+    with adapters_at(url, registry, home) as adapters:
+        if wait:
+            _reach(adapters, reference)  # refuses where nobody would say that he obeys
+        version = adapters.recall(reference, reason)
+        reached = _await_servers(adapters, version) if wait else ()
     result = _result(version, version.recalled) | ({"servers": [asdict(each) for each in reached]} if wait else {})
     lines = [f"{version} is recalled: {plain(version.recalled)}", *(_servers(reached) if wait else ())]
     show(result, "\n".join(lines), json)
@@ -70,12 +65,8 @@ def reach(
     reference: One, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
     """Which servers a recall or deletion reached, and what they had of the version."""
-    from swapmeet.adapter_reach import reach as reached_of
-    from swapmeet_registry import Registry
-
     with adapters_at(url, registry, home) as adapters:
-        found = reached_of(adapters, reference) if isinstance(adapters, Registry) else adapters.reach(reference)
-    version, reached = found
+        version, reached = _reach(adapters, reference)
     result = _result(version, version.recalled or version.deleted) | {"servers": [asdict(each) for each in reached]}
     show(result, "\n".join(_servers(reached)), json)
 
@@ -84,19 +75,20 @@ def delete(
     reference: Annotated[str, typer.Argument(help="As for yank; with --all TENANT/NAME.", callback=not_empty)],
     reason: Reason,
     everything: Annotated[bool, typer.Option("--all", help="Every version of the name, which stays taken.")] = False,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Delete a version for good. Its number stays taken, and its files go with the next collection of garbage."""
-    store = _registry(registry, home)
     parsed = Reference.parse(reference)
     whole = parsed.version is None and parsed.digest is None and parsed.alias is None
     if whole != everything:
         what = "every version of it" if whole else "one version"
         advice = "Say --all if you mean that" if whole else "Leave out --all, or name TENANT/NAME alone"
         raise RequestRefused(f"{reference} is {what}. {advice}.")
-    deleted = store.delete_all(reference, reason) if whole else (store.delete(reference, reason),)
+    with adapters_at(url, registry, home) as adapters:
+        deleted = adapters.delete_all(reference, reason) if whole else (adapters.delete(reference, reason),)
     lines = [f"{version} is deleted: {plain(version.deleted)}" for version in deleted]
     results = [_result(version, version.deleted) for version in deleted]
     result = {"name": reference, "versions": results} if whole else results[0]
@@ -107,18 +99,28 @@ def untag(
     name: Name,
     alias: Alias,
     expect: Annotated[int | None, typer.Option(help="Remove only if it points to this version now.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Remove an alias."""
-    listing = _registry(registry, home).untag(name, alias, expect, by=person())
+    with adapters_at(url, registry, home) as adapters:
+        listing = adapters.untag(name, alias, expect, **by(adapters))
     show(_alias(listing, alias), f"{name}:{alias} is removed", json)
 
 
-def undo(name: Name, alias: Alias, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def undo(
+    name: Name,
+    alias: Alias,
+    url: ServerUrl = None,
+    registry: RegistryUrl = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
     """Point an alias to where it pointed before its last move."""
-    listing = _registry(registry, home).undo(name, alias, by=person())
+    with adapters_at(url, registry, home) as adapters:
+        listing = adapters.undo(name, alias, **by(adapters))
     result = _alias(listing, alias)
     state = f"is version {result['version']} again" if result["version"] else "is removed, as it was new"
     show(result, f"{name}:{alias} {state}", json)
@@ -128,19 +130,24 @@ def share(
     name: Name,
     visibility: Annotated[Literal["private", "public", "shared"], typer.Argument(help="Who may read it.")],
     tenants: Annotated[list[str] | None, typer.Option("--with", help="A tenant; may be given again.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Say who may read an adapter: its owner only, tenants that are named, or all."""
-    listing = _registry(registry, home).share(name, visibility, tenants or ())
+    with adapters_at(url, registry, home) as adapters:
+        listing = adapters.share(name, visibility, tenants or ())
     result = {"name": listing.name, "visibility": listing.visibility, "shared_with": list(listing.shared_with)}
     show(result, "\n".join(readers(listing)) or f"{name} is private", json)
 
 
-def history(name: Name, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def history(
+    name: Name, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
+) -> None:
     """Every move of an adapter's aliases: when, which, to what version, and by whom."""
-    listing = _registry(registry, home).show(name)
+    with adapters_at(url, registry, home) as adapters:
+        listing = adapters.show(name)
     moves = [asdict(move) for move in listing.history]
     rows = [(move.at, move.alias, move.version or "removed", move.by) for move in listing.history]
     show({"name": listing.name, "history": moves}, table(("at", "alias", "version", "by"), rows), json)
@@ -160,6 +167,13 @@ def person() -> str | None:
         return None
 
 
+def by(adapters: "Registry | RemoteAdapters") -> dict[str, str | None]:
+    """Who moves an alias; a server knows that by the key."""
+    from swapmeet_registry import Registry
+
+    return {"by": person()} if isinstance(adapters, Registry) else {}
+
+
 def withdrawal(version: "Version") -> Iterator[str]:
     """What is to be said of a version that was withdrawn."""
     reasons = {"yanked": version.yank_reason, "recalled": version.recalled, "deleted": version.deleted}
@@ -174,14 +188,17 @@ def readers(listing: "Listing") -> list[str]:
     return [f"{listing.name} is {whom}"]
 
 
-def _registry(url: str | None, home: Home) -> "Registry":
-    return open_registry(load_settings(home=home, registry=url).registry_url)
+def _reach(adapters: "Registry | RemoteAdapters", reference: str) -> "tuple[Version, tuple[Reached, ...]]":
+    from swapmeet.adapter_reach import reach
+    from swapmeet_registry import Registry
+
+    return reach(adapters, reference) if isinstance(adapters, Registry) else adapters.reach(reference)
 
 
-def _await_servers(store: "Registry", version: "Version") -> "tuple[Reached, ...]":
+def _await_servers(adapters: "Registry | RemoteAdapters", version: "Version") -> "tuple[Reached, ...]":
     began = time.monotonic()
     while True:
-        reached, waited = store.recalls.reach(version), time.monotonic() - began
+        reached, waited = _reach(adapters, version.pinned)[1], time.monotonic() - began
         obeyed = all(each.at is not None for each in reached)
         if waited > WAIT_SECONDS or (obeyed and waited > FIRST_WORD_SECONDS):
             return reached
