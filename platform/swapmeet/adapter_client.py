@@ -158,8 +158,11 @@ class RemoteAdapters:
         return self.show(name)
 
     def undo(self, name: str, alias: str, by: str | None = None) -> Listing:  # noqa: ARG002
-        """Point an alias to where it pointed before; see `Registry.undo`, and `tag`."""
-        self._ask("POST", f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}/undo")
+        """Point an alias to where it pointed before its last move; see `Registry.undo`, and `tag`.
+
+        Asked once: an undo whose answer was lost would be undone by the next.
+        """
+        self.client.call("POST", f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}/undo")
         return self.show(name)
 
     def yank(self, ref: str, reason: str) -> Version:

@@ -102,33 +102,35 @@ def test_one_digest_all_the_way(
     assert not (tmp_path / "y").exists()
 
 
-def test_the_life_of_a_version_through_a_server(
+def test_the_life_of_a_version_by_commands(
     hub: Any, command_line: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With SWAPMEET_URL set, no command is about a registry of this machine's."""
+    """What a tenant does with its key, without a store at hand."""
     monkeypatch.setattr("swapmeet.cli.withdrawal.FIRST_WORD_SECONDS", 0.0)
+    hub.add("beta")
+    for _ in range(3):
+        hub.registry.push(hub.adapter, "acme/legal", base=hub.base, alias="prod")
 
     def run(*arguments: object) -> Any:
         done = command_line(*arguments, "--json")
         assert done.code == 0, done.err
         return json.loads(done.out)
 
-    for number in (1, 2, 3):
-        assert run("push", hub.adapter, "acme/legal", "--base", "tiny", "--run", number)["version"] == number
-    run("tag", "acme/legal:1", "prod")
-    run("tag", "acme/legal:2", "prod")
-    assert run("undo", "acme/legal", "prod")["version"] == 1
-    assert not run("untag", "acme/legal", "prod", "--expect", 1)["version"]
+    assert run("undo", "acme/legal", "prod")["version"] == 2
+    assert command_line("untag", "acme/legal", "prod", "--expect", 3).code == 1
+    assert run("untag", "acme/legal", "prod", "--expect", 2)["version"] == 0
     moves = run("history", "acme/legal")["history"]
-    assert [(move["version"] or None, move["by"]) for move in moves] == [(each, "acme") for each in (1, 2, 1, None)]
-    assert run("share", "acme/legal", "public")["visibility"] == hub.registry.show("acme/legal").visibility == "public"
-    recalled = run("recall", "acme/legal:1", "--reason", "It lies.", "--wait")
-    assert (recalled["version"], recalled["servers"]) == (1, [])
-    assert hub.registry.find("acme/legal:1").recalled == "It lies."
-    assert run("delete", "acme/legal:2", "--reason", "Wrong file.")["version"] == 2
-    gone = run("delete", "acme/legal", "--all", "--reason", "All of it.")
-    assert [each["version"] for each in gone["versions"]] == [1, 3]
-    assert all(version.deleted for version in hub.registry.show("acme/legal").versions)
+    assert [(move["version"], move["by"]) for move in moves[3:]] == [(2, "acme"), (0, "acme")]
+    assert run("share", "acme/legal", "shared", "--with", "beta")["shared_with"] == ["beta"]
+    recalled = run("recall", "acme/legal:1", "--reason", "leaks", "--wait")
+    assert (recalled["reason"], recalled["servers"]) == ("leaks", [])
+    assert run("delete", "acme/legal:2", "--reason", "old")["version"] == 2
+    deleted = run("delete", "acme/legal", "--all", "--reason", "closed")
+    assert [each["version"] for each in deleted["versions"]] == [1, 3]
+    assert {version.deleted for version in hub.registry.show("acme/legal").versions} == {"old", "closed"}
+    noted = [entry["action"] for entry in hub.do("acme", "GET", "audit")["data"]]
+    assert noted[:3] == ["version.delete"] * 3
+    assert {"alias.undo", "alias.remove", "adapter.share", "version.recall"} <= set(noted)
 
 
 def test_a_push_that_broke_off_goes_on(hub: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,11 @@ def run(command_line: Callable[..., Any], registry: Registry) -> Callable[..., A
 
 def test_withdrawals_show_with_their_reasons(run: Callable[..., Any], registry: Registry) -> None:
     assert run("recall", f"{NAME}:1", "--reason", "leaks").out == f"{NAME}:1 is recalled: leaks\n"
-    assert run("delete", f"{NAME}:2", "--reason", "wrong\x1b[2J").code == 1
-    assert run("delete", f"{NAME}:2", "--reason", "wrong\nfile").out == f"{NAME}:2 is deleted: wrong file\n"
+    assert "can be printed" in run("delete", f"{NAME}:2", "--reason", "wrong\x1b[2J").err
+    assert run("delete", f"{NAME}:2", "--reason", "wrong").out == f"{NAME}:2 is deleted: wrong\n"
     shown = run("show", NAME).out
     assert "prod, recalled: leaks" in shown
-    assert "deleted: wrong file" in shown
+    assert "deleted: wrong" in shown
     assert run("delete", NAME, "--reason", "all").code == 1
     assert run("delete", f"{NAME}:3", "--all", "--reason", "all").code == 1
     assert registry.resolve(NAME).version == 3

@@ -102,6 +102,7 @@ def test_lineage_and_bill(run: Run, version: Version, tmp_path: Path) -> None:
     told = json.loads(out)
     assert (told["digest"], told["parents"][0]["version"], len(told["licence_concerns"])) == (version.digest, 1, 1)
     assert run("bom", "acme/legal", "--output", tmp_path / "bom.json")[0] == 0
+    assert len(run("bom", "acme/legal", "--json")[1].splitlines()) == 1
     code, out, _ = run("bom", "acme/legal")
     assert json.loads(out) == json.loads((tmp_path / "bom.json").read_text())
     assert json.loads(out)["specVersion"] == "1.6"

@@ -38,12 +38,13 @@ def bom(
     output: Annotated[Path | None, typer.Option(help="The file to write; standard output otherwise.")] = None,
     registry: RegistryUrl = None,
     home: Home = None,
+    json: Json = False,
 ) -> None:
     """A version's bill of materials (CycloneDX 1.6, JSON): files, base, data, packages, licences and metrics."""
     opened = open_registry(load_settings(home=home, registry=registry).registry_url)
     version = opened.resolve(reference)
     document = bill(version, opened.manifest(version), opened.lineage(version))
-    text = json_.dumps(json_.loads(document), indent=2, ensure_ascii=False) + "\n"
+    text = json_.dumps(json_.loads(document), indent=None if json else 2, ensure_ascii=False) + "\n"
     if output is None:
         print(text, end="", flush=True)
         return

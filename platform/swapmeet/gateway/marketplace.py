@@ -9,8 +9,10 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi import Query as Parameter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from swapmeet.gateway.authority import Caller, may
-from swapmeet.gateway.services import Services, services
+from swapmeet.gateway import adapter_route
+from swapmeet.gateway.adapter_route import Backend, Name, Reader
+from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.services import Services
 from swapmeet.jobs.examples import examples_of
 from swapmeet.marketplace import Market
 from swapmeet_registry import AdapterName, Listing, Reference, Version
@@ -18,12 +20,9 @@ from swapmeet_registry.cards import Card, markdown, terminal
 from swapmeet_registry.index import Hit, Page, Query
 
 router = APIRouter(prefix="/v1", tags=["marketplace"])
-ADAPTER = "/adapters/{owner}/{adapter}"
+ADAPTER = "/adapters" + adapter_route.ADAPTER
 Advice = Callable[[Version, bool], tuple[str, ...]]
 DIGEST = r"^[0-9a-f]{64}$"
-
-Backend = Annotated[Services, Depends(services)]
-Reader = Annotated[Caller, Depends(may("read"))]
 
 
 def install(app: FastAPI, market: Market) -> None:
@@ -37,11 +36,6 @@ async def market(request: Request) -> Market:
     found = request.app.state.market
     assert isinstance(found, Market)
     return found
-
-
-async def adapter_name(owner: str, adapter: str) -> AdapterName:
-    """The adapter in a route's path, as a FastAPI dependency."""
-    return AdapterName(owner, adapter)
 
 
 async def noting(request: Request) -> Callable[[AdapterName], None]:
@@ -61,7 +55,6 @@ async def advising(request: Request) -> Advice:
 Noting = Annotated[Callable[[AdapterName], None], Depends(noting)]
 Advising = Annotated[Advice, Depends(advising)]
 Sold = Annotated[Market, Depends(market)]
-Name = Annotated[AdapterName, Depends(adapter_name)]
 Text = Annotated[str | None, Parameter(max_length=1000)]
 Texts = Annotated[Sequence[str], Parameter(max_length=20)]
 Number = Annotated[int | None, Parameter(ge=0, le=2**62)]
