@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
@@ -199,6 +199,6 @@ def _cached(path: Path | None, stamp: list[list[int | str]]) -> str | None:
 
 def _keep(path: Path, stamp: list[list[int | str]], weights: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{uuid4().hex}.partial")
     partial.write_text(json.dumps({"stamp": stamp, "weights": weights}))
     partial.replace(path)

@@ -31,8 +31,10 @@ from swapmeet_registry.backend import Staged
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Entry, Stored
 from swapmeet_registry.stores.protocol import verified
+from swapmeet_registry.stores.s3 import S3Store
+from swapmeet_registry.stores.s3_bucket import ATTEMPTS
 from swapmeet_registry.upkeep.collection import BATCH, Collected, collect
-from swapmeet_registry.upkeep.condemned import LEASE, Condemned
+from swapmeet_registry.upkeep.condemned import LEASE, MARGIN, Condemned
 from swapmeet_registry.upkeep.intents import LIFETIME, Intents
 from swapmeet_registry.upkeep.live import Live
 
@@ -353,6 +355,13 @@ def test_a_file_that_is_another_versions_manifest_costs_that_one_nothing(
     registry.push(hostile, "acme/first", base=base)
     assert collect(store, age=0, grace=0).objects == 0
     registry.verify("zeta/legal")
+
+
+def test_no_deletion_outlives_its_collection(bucket: str) -> None:
+    """A publisher writes anew what was being deleted, once the collection counts as dead."""
+    settings = S3Store(bucket).bucket.client.meta.config
+    pauses = sum(2**attempt for attempt in range(ATTEMPTS))
+    assert ATTEMPTS * (settings.connect_timeout + settings.read_timeout) + pauses < MARGIN < LEASE
 
 
 def test_a_head_of_the_same_size_and_time_is_noticed(make_adapter: Any, tmp_path: Path, base: Fingerprint) -> None:

@@ -131,6 +131,19 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path: Path) -> None:
     assert fingerprint(base, "base", cache).weights not in {first.weights, "sha256:planted"}
 
 
+def test_two_threads_may_fill_the_cache_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, cache, replace = write_base(tmp_path / "base"), tmp_path / "cache", Path.replace
+
+    def beside(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        fingerprint(base, "base", cache)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", beside)
+    assert fingerprint(base, "base", cache) == fingerprint(base, "base", cache)
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_memory_stays_below_the_largest_tensor(tmp_path: Path) -> None:
     large = {"weight": np.zeros((4096, 2048), dtype=np.float32)}
     base = write_base(tmp_path / "large", large)

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from swapmeet_registry import AdapterName, Fingerprint, InvalidQuery, Provenance, Registry
 from swapmeet_registry.index import Index, Page, Query, engines, finding, open_index, writing
@@ -332,6 +334,25 @@ def test_a_head_that_was_restored_may_number_versions_anew(
     index.refresh(registry)
     found = [(hit.version, hit.digest) for hit in everything(index)]
     assert found == [(2, versions[2].digest), (1, versions[0].digest)]
+
+
+def test_a_name_with_more_versions_than_a_statement_takes(
+    registry: Registry, push: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any tenant may have one; the databases' limits, of tens of thousands, are made small here."""
+    monkeypatch.setattr(writing, "AT_ONCE", 20)
+    for _ in range(30):
+        push("acme/legal")
+    index = Index(f"sqlite:///{tmp_path}/index.db")
+    limit = sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER
+    event.listen(index._engine, "connect", lambda connection, _: connection.setlimit(limit, 28))
+    index.prepare()
+    index.refresh(registry)
+    before = everything(index)
+    assert len(before) == 30
+    assert index.rebuild(registry) == 1
+    assert everything(index) == before
+    index.close()
 
 
 def test_many_may_write_it_at_once(index: Index, registry: Registry, push: Callable[..., Any]) -> None:

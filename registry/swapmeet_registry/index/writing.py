@@ -1,7 +1,7 @@
 """What was found of adapters as rows. Each adapter is one step: whoever read it before somebody else wrote it loses."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,12 +183,10 @@ def _insert_words(connection: Connection, contents: list[tuple[int, str, Content
         connection.exec_driver_sql(f"INSERT INTO {WORDS} (id, words) VALUES (%s, %s::tsvector)", rows)  # noqa: S608
 
 
-def _delete_versions(connection: Connection, adapters: list[int], digests: Iterable[str] | None) -> None:
-    """Delete the versions with these digests, or all, of some adapters."""
-    where = [VERSIONS.c.adapter.in_(adapters)]
-    if digests is not None:
-        where.append(VERSIONS.c.digest.in_(list(digests)))
-    ids = list(connection.scalars(select(VERSIONS.c.id).where(*where)))
+def _delete_versions(connection: Connection, adapters: list[int], digests: Collection[str] | None) -> None:
+    """Delete the versions with these digests, which may be more than a statement takes, or all, of some adapters."""
+    there = connection.execute(select(VERSIONS.c.id, VERSIONS.c.digest).where(VERSIONS.c.adapter.in_(adapters)))
+    ids = [row.id for row in there if digests is None or row.digest in digests]
     key = "rowid" if connection.dialect.name == "sqlite" else "id"
     for start in range(0, len(ids), AT_ONCE):
         some = ids[start : start + AT_ONCE]

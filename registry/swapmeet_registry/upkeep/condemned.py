@@ -21,8 +21,8 @@ from swapmeet_registry.stores import Store
 KEY = "gc/state.json"
 LEASE = 600.0
 """Seconds after its last word that a collection counts as dead."""
-MARGIN = 180.0
-"""Seconds before that in which it deletes nothing more: longer than a request can be under way."""
+MARGIN = 300.0
+"""Seconds before that in which it deletes nothing more: longer than a deletion can be under way, with all attempts."""
 PATIENCE = 900.0
 """Seconds that a publisher waits for keys that are being deleted."""
 
