@@ -230,14 +230,15 @@ def test_what_a_server_gets_wrong_is_seen(hub: Any, tmp_path: Path, monkeypatch:
             client.adapters().pull("acme/legal", tmp_path / "there")
 
 
-def test_what_a_run_left_beside_the_adapter_is_not_sent(hub: Any) -> None:
+def test_what_a_run_left_beside_the_adapter_is_not_sent(hub: Any, tmp_path: Path) -> None:
     """As it is not published by a push without a server."""
-    (hub.adapter / "checkpoint-500").mkdir()
-    (hub.adapter / "checkpoint-500" / "optimizer.pt").write_bytes(b"x")
-    (hub.adapter / "training_args.bin").write_bytes(b"x")
+    folder = Path(shutil.copytree(hub.adapter, tmp_path / "left"))
+    (folder / "checkpoint-500").mkdir()
+    (folder / "checkpoint-500" / "optimizer.pt").write_bytes(b"x")
+    (folder / "training_args.bin").write_bytes(b"x")
     told: list[str] = []
     with Client() as client:
-        version = client.adapters(told.append).push(hub.adapter, "acme/legal", base="tiny")
+        version = client.adapters(told.append).push(folder, "acme/legal", base="tiny")
     assert [line.rpartition(": ")[2] for line in told] == ["checkpoint-500/, training_args.bin."]
     assert {file.path for file in hub.registry.manifest(version).files}.isdisjoint({"training_args.bin"})
 

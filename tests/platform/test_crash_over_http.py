@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from swapmeet import adapter_publishes, following
+from swapmeet import adapter_parts, following
 from swapmeet.audit_export import verify
 from swapmeet.client import Client
 from swapmeet.database import Database
@@ -109,7 +109,7 @@ class Scene:
         retention.clean()
         retention.count()
         assert database.read(lambda session: session.get_one(TenantRow, "acme")).adapter_versions == len(versions)
-        assert list(open_store(self.settings.storage_url).list(adapter_publishes.FOLDER)) == []
+        assert list(open_store(self.settings.storage_url).list(adapter_parts.FOLDER)) == []
         assert fsck(self.settings.registry_url, deep=True).sound
         database.close()
 

@@ -32,6 +32,8 @@ from swapmeet.database import Database
 from swapmeet.database.tables import AuditRow
 from swapmeet.errors import LeaseLost
 from swapmeet.queue.lease import Lease, SCHEDULER, require
+from swapmeet.database.tables.base import now
+from swapmeet.tenancy import audit_chain
 
 def say(**what):
     print(json.dumps(what), flush=True)
@@ -42,7 +44,8 @@ def write(term, pause):
         if pause:
             say(inside=True)
             sys.stdin.readline()
-        session.add(AuditRow(tenant="admin", actor="admin", action=f"term {term}", outcome="done"))
+        row = AuditRow(at=now(), tenant="admin", actor="admin", key="", action=f"term {term}", subject="", outcome="done")
+        audit_chain.add(session, row)
     try:
         database.write(work)
         say(wrote=True)
