@@ -259,10 +259,13 @@ def stream_until_refused(lab: Lab, version: Version) -> tuple[Any, float]:
 
     while True:
         try:
-            with lab.openai() as client:
-                for _ in client.completions.create(
+            with (
+                lab.openai() as client,
+                client.completions.create(
                     model=version.pinned, prompt="Hello", max_tokens=480, stream=True, extra_body={"ignore_eos": True}
-                ):
+                ) as stream,
+            ):
+                for _ in stream:
                     pass
         except openai.APIError as error:
             return error, time.monotonic()

@@ -44,7 +44,8 @@ def write(term, pause):
         if pause:
             say(inside=True)
             sys.stdin.readline()
-        row = AuditRow(at=now(), tenant="admin", actor="admin", key="", action=f"term {term}", subject="", outcome="done")
+        said = {"actor": "admin", "key": "", "action": f"term {term}", "subject": "", "outcome": "done"}
+        row = AuditRow(at=now(), tenant="admin", **said)
         audit_chain.add(session, row)
     try:
         database.write(work)
