@@ -111,17 +111,24 @@ class RecallWatch:
             time.sleep(self._every)
 
     def look(self) -> None:
-        """Obey what is new, read some heads, and say what was done."""
+        """Obey what is new, read some heads, and say what was done; what fails is tried again and stops nothing else."""
         news = self._registry.recalls.after(self._notice)
+        failure: Exception | None = None
         for notice in news.notices:
-            self._drop(notice.pinned, notice.error())
-            self._notice = notice.number
+            try:
+                self._drop(notice.pinned, notice.error())
+            except Exception as error:
+                failure = failure or error
+            if failure is None:  # nobody is told that what comes after a failure was obeyed
+                self._notice = notice.number
         if news.missed:
             self._looked.clear()
         try:
             self._look_at_heads()
         finally:
             self._say()
+        if failure is not None:
+            raise failure
 
     def _look_at_heads(self) -> None:
         held: dict[str, list[str]] = {}

@@ -13,6 +13,7 @@ from swapmeet_registry import NotFound, Recalled, Registry, StoreError, Version,
 from swapmeet_registry.recalls import Reached
 from swapmeet_serving import Call, Chunk, Engine, Output, Request, Sampling
 from swapmeet_serving.kv_pages import KvPages
+from swapmeet_serving.recall_watch import Done, RecallWatch, Users
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
 
@@ -170,6 +171,31 @@ def test_the_head_alone_is_enough(
     assert (said.held, said.tenants) == (True, ("acme",))
     with pytest.raises(Recalled, match="found out"):
         asyncio.run(collect(replica, call(version)))
+
+
+def test_a_recall_that_can_not_be_obeyed_yet_keeps_no_other_from_it(
+    registry: Registry, publish: Callable[[str], Version]
+) -> None:
+    stuck, next_one = publish("stuck"), publish("after")
+    dropped: list[str] = []
+
+    def obey(adapter: str, _: Exception) -> Done:
+        if adapter == stuck.pinned and not mended:
+            raise RuntimeError("busy")
+        dropped.append(adapter)
+        return Done(held=True, ended=0)
+
+    watch = RecallWatch(registry, "tiny", "replica2", list, obey, Users(), dead=lambda: True)
+    mended = False
+    for version in (stuck, next_one):
+        registry.recall(str(version), "wrong")
+    with pytest.raises(RuntimeError, match="busy"):
+        watch.look()
+    assert next_one.pinned in dropped
+    assert stuck.pinned not in dropped
+    mended = True
+    watch.look()
+    assert stuck.pinned in dropped
 
 
 def _kill_at(step: str) -> Callable[[str], None]:
