@@ -111,7 +111,7 @@ class RecallWatch:
             time.sleep(self._every)
 
     def look(self) -> None:
-        """Obey what is new, read some heads, and say what was done; what fails is tried again and stops nothing else."""
+        """Obey what is new, read some heads, and say what was done. What fails is tried again, and stops no other."""
         news = self._registry.recalls.after(self._notice)
         failure: Exception | None = None
         for notice in news.notices:
