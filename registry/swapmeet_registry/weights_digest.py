@@ -30,6 +30,8 @@ def weights_digest(files: list[Path], config: dict[str, Any], progress: Progress
     lines: dict[str, str] = {}
     for path in files:
         header = read_header(path)
+        if odd := [entry.name for entry in header.tensors if not entry.name.isprintable()]:
+            raise BaseInvalid(f"{path} has a tensor called {odd[0]!r}, which can not be printed. Save the base again.")
         with path.open("rb") as stream:
             for entry in header.tensors:
                 shape = ",".join(map(str, entry.shape))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Fingerprint, NotFound, Recalled, Registry, canonical, fault
+from swapmeet_registry import Fingerprint, InvalidName, NotFound, Recalled, Registry, canonical, fault
 from swapmeet_registry.copies.mirror import Mirrored, mirror
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.store_backend import StoreBackend
@@ -197,3 +197,14 @@ def test_killed_at_any_step(source: Registry, store_url: str, monkeypatch: pytes
     assert seen[0] == 0
     assert target.head(NAME) == source.head(NAME)
     assert mirror(source.backend, target.backend, [NAME]).versions == 0
+
+
+def test_what_is_no_adapter_keeps_none_from_being_copied(source: Registry, tmp_path: Path) -> None:
+    assert isinstance(source.backend, StoreBackend)
+    source.backend.store.swap("heads/acme/two words.json", b"{}", None)
+    target = Registry((tmp_path / "target").as_uri())
+    told = mirror(source.backend, target.backend)
+    assert list(told.refused) == ["acme/two words"]
+    assert target.names() == [name for name in source.names() if name != "acme/two words"]
+    with pytest.raises(InvalidName):
+        mirror(source.backend, target.backend, ["acme/two words"])

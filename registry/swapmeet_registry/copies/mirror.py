@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from swapmeet_registry.backend import Backend, Source
 from swapmeet_registry.copies.copier import Copier
 from swapmeet_registry.copies.notes import copy_signatures
-from swapmeet_registry.errors import NotFound, RegistryError, StoreError
+from swapmeet_registry.errors import InvalidName, NotFound, RegistryError, StoreError
 from swapmeet_registry.names import AdapterName
 
 Tell = Callable[[str], None]
@@ -44,10 +44,17 @@ def mirror(
         NotFound: a name is not in the source.
         StoreError: one of the two can not be read or written; what was copied stays.
     """
-    chosen = [AdapterName.parse(name) for name in (source.names() if names is None else dict.fromkeys(names))]
+    copier, refused = Copier(source, target), dict[str, str]()
+    chosen = []
+    for each in source.names() if names is None else dict.fromkeys(names):
+        try:
+            chosen.append(AdapterName.parse(each))
+        except InvalidName as error:
+            if names is not None:
+                raise
+            refused[each] = str(error)  # what lies in the source by mistake keeps nothing else from being copied
     if names is not None and (missing := [str(name) for name in chosen if source.head(name) is None]):
         raise NotFound(f"{source.url} has no {', '.join(missing)}. Check the names.")
-    copier, refused = Copier(source, target), {}
     for name in chosen:
         before = copier.versions
         try:

@@ -1,6 +1,7 @@
 """A bucket and how it is reached: by the usual AWS variables and files, and by a store's own settings."""
 
 import os
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -86,6 +87,10 @@ class S3Options:
         return {"ServerSideEncryption": kind} | ({"SSEKMSKeyId": key} if key and kind != "AES256" else {})
 
 
+_MAKING = threading.Lock()
+"""A session of boto3 makes one client at a time; the clients themselves are for any thread."""
+
+
 @dataclass(frozen=True)
 class S3Bucket:
     """A bucket; can be pickled, and used by several threads."""
@@ -122,7 +127,7 @@ class S3Bucket:
             response_checksum_validation="when_required",
             s3={"addressing_style": addressing},
         )
-        with s3_errors(self.name):
+        with s3_errors(self.name), _MAKING:
             return self._session.client("s3", config=config)
 
     def __getstate__(self) -> dict[str, Any]:

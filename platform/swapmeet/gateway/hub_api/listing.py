@@ -21,7 +21,7 @@ from swapmeet_registry import AdapterName, Corrupt
 
 log = logging.getLogger("swapmeet.gateway")
 PAGE = 100
-LOOKED_AT = 1000
+LOOKED_AT = 200
 """Names that a page looks at, whether they match or not: what is left is on the next."""
 DETAIL = {"full", "cardData", "config", "expand"}
 """Parameters that ask for what every answer has."""
