@@ -1,5 +1,6 @@
 """Write a version's files into a folder that appears whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -42,8 +43,7 @@ def unpack(
     """
     folder = folder.resolve()
     with os_errors(f"write {folder}"):
-        if _occupied(folder):
-            _require_same(manifest, folder)
+        if _is_there(manifest, folder):
             return
         _require_replaceable(folder)
         make_folder(folder.parent)
@@ -82,6 +82,22 @@ def _require_replaceable(folder: Path) -> None:
         raise Refused(f"{folder} is a disk's own folder, or the one that you are in. Name a new folder in it.")
 
 
+def _is_there(manifest: Manifest, folder: Path) -> bool:
+    """Whether a folder holds the version already; one that is empty, or is cleared away meanwhile, does not.
+
+    Raises:
+        Refused: it holds something else.
+    """
+    try:
+        if _occupied(folder):
+            _require_same(manifest, folder)
+            return True
+    except (FileNotFoundError, Refused):
+        if folder.exists():
+            raise
+    return False
+
+
 def _require_same(manifest: Manifest, folder: Path) -> None:
     wanted = {file.path: file.sha256 for file in manifest.files}
     wanted[Provenance.FILE] = hashlib.sha256(manifest.provenance().encode()).hexdigest()
@@ -112,12 +128,15 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _rename(partial: Path, folder: Path, manifest: Manifest) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not _occupied(folder):
-            raise
-        _require_same(manifest, folder)  # another pull of the same version was quicker
+    while True:
+        try:
+            partial.rename(folder)
+            return
+        except OSError as error:
+            if _is_there(manifest, folder):  # another pull of the same version was quicker
+                return
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else it was, and is cleared away again
+                raise
 
 
 def receive(manifest: Manifest, folder: Path, fetch: Callable[[StoredFile, int], Iterable[bytes]]) -> None:
@@ -135,8 +154,7 @@ def receive(manifest: Manifest, folder: Path, fetch: Callable[[StoredFile, int],
     """
     folder = folder.resolve()
     with os_errors(f"write {folder}"):
-        if _occupied(folder):
-            _require_same(manifest, folder)
+        if _is_there(manifest, folder):
             return
         _require_replaceable(folder)
         make_folder(folder.parent)
