@@ -181,6 +181,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # read from the environment only once
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with LoopbackHub() as server:
         server.users[TOKEN] = User("alice", {ORGANIZATION.lower(): "write"})
