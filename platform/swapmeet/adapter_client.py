@@ -137,9 +137,8 @@ class RemoteAdapters:
 
     def advice(self, name: str) -> tuple[str, ...]:
         """What stands out of the weights of an adapter's latest version, for people to judge."""
-        query = {"advice": "true"}
         place = _path(AdapterName.parse(name))
-        return tuple(map(str, patiently(lambda: self.client.call("GET", place, query=query), self.tell)["advice"]))
+        return tuple(map(str, self._ask("GET", place, query={"advice": "true"})["advice"]))
 
     def names(self, tenant: str | None = None) -> Iterator[str]:
         """The names that may be read, or a tenant's of them."""
@@ -149,12 +148,11 @@ class RemoteAdapters:
         """Point an alias to a version; see `Registry.tag`. Who does it the server knows by the key."""
         target = AdapterName.parse(name)
         body = {"version": _pick(Reference.within(target, ref)), "expect": expect}
-        return _version(self._ask("PUT", f"{_path(target)}/aliases/{quote(alias, safe='')}", body))
+        return _version(self._ask("PUT", _alias_path(target, alias), body))
 
     def untag(self, name: str, alias: str, expect: int | None = None, by: str | None = None) -> Listing:  # noqa: ARG002
         """Remove an alias; see `Registry.untag`, and `tag`."""
-        place = f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}"
-        patiently(lambda: self.client.call("DELETE", place, query={"expect": expect}), self.tell)
+        self._ask("DELETE", _alias_path(AdapterName.parse(name), alias), query={"expect": expect})
         return self.show(name)
 
     def undo(self, name: str, alias: str, by: str | None = None) -> Listing:  # noqa: ARG002
@@ -162,7 +160,7 @@ class RemoteAdapters:
 
         Asked once: an undo whose answer was lost would be undone by the next.
         """
-        self.client.call("POST", f"{_path(AdapterName.parse(name))}/aliases/{quote(alias, safe='')}/undo")
+        self.client.call("POST", f"{_alias_path(AdapterName.parse(name), alias)}/undo")
         return self.show(name)
 
     def yank(self, ref: str, reason: str) -> Version:
@@ -188,8 +186,7 @@ class RemoteAdapters:
         Raises:
             ApiError: the server refused or did not answer.
         """
-        reference = Reference.parse(ref)
-        found = self._ask("GET", f"{_path(reference.name)}/versions/{quote(_pick(reference), safe='')}/reach")
+        found = self._ask("GET", f"{_version_path(Reference.parse(ref))}/reach")
         return _version(found["version"]), tuple(map(_reached, found["data"]))
 
     def share(self, name: str, visibility: Visibility, tenants: Sequence[str] = ()) -> Listing:
@@ -199,14 +196,12 @@ class RemoteAdapters:
         return self.show(name)
 
     def _withdraw(self, ref: str, how: Literal["yank", "recall", "delete"], reason: str) -> Version:
-        reference = Reference.parse(ref)
-        place = f"{_path(reference.name)}/versions/{quote(_pick(reference), safe='')}/{how}"
-        return _version(self._ask("POST", place, {"reason": reason}))
+        return _version(self._ask("POST", f"{_version_path(Reference.parse(ref))}/{how}", {"reason": reason}))
 
     def _described(self, ref: str) -> tuple[Version, Manifest]:
         """A version and its manifest, which has the digest that it should."""
         reference = Reference.parse(ref)
-        found = self._ask("GET", f"{_path(reference.name)}/versions/{quote(_pick(reference), safe='')}")
+        found = self._ask("GET", _version_path(reference))
         version, data = _version(found), canonical.encode(found["manifest"])
         if canonical.digest(data) != version.digest or reference.digest not in (None, version.digest):
             raise Corrupt(
@@ -232,12 +227,20 @@ class RemoteAdapters:
             chunk = next(parts, b"")
         return chunk, parts
 
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        return patiently(lambda: self.client.call(method, path, body), self.tell)
+    def _ask(self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None) -> dict[str, Any]:
+        return patiently(lambda: self.client.call(method, path, body, query=query), self.tell)
 
 
 def _path(name: AdapterName) -> str:
     return f"/v1/adapters/{name}"
+
+
+def _alias_path(name: AdapterName, alias: str) -> str:
+    return f"{_path(name)}/aliases/{quote(alias, safe='')}"
+
+
+def _version_path(reference: Reference) -> str:
+    return f"{_path(reference.name)}/versions/{quote(_pick(reference), safe='')}"
 
 
 def _pick(reference: Reference) -> str:

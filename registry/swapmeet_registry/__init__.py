@@ -15,8 +15,7 @@ Importing this loads neither torch nor boto3 nor huggingface_hub; the latter two
 address.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swapmeet_registry.errors import (
     BaseInvalid,
@@ -37,6 +36,7 @@ from swapmeet_registry.errors import (
     StoreError,
     StoreFull,
 )
+from swapmeet_registry.on_demand import on_demand as _on_demand
 
 if TYPE_CHECKING:
     from swapmeet_registry.fingerprint import Fingerprint, Quantization, require_fit
@@ -84,22 +84,16 @@ __all__ = [
     "require_fit",
 ]
 
-_PLACES = {
-    "fingerprint": "Fingerprint Quantization require_fit",
-    "manifest": "Lora Manifest StoredFile",
-    "names": "AdapterName Reference",
-    "origin.provenance": "Provenance",
-    "registry": "Registry",
-    "signing": "Signature Trust",
-    "stores": "Store open_store",
-    "version": "Listing Version",
-}
-"""Where the other names are. Each is imported when it is asked for: a command that wants one waits for no more."""
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _PLACES.items():
-        if name in names.split():
-            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _on_demand(
+    __name__,
+    {
+        "fingerprint": "Fingerprint Quantization require_fit",
+        "manifest": "Lora Manifest StoredFile",
+        "names": "AdapterName Reference",
+        "origin.provenance": "Provenance",
+        "registry": "Registry",
+        "signing": "Signature Trust",
+        "stores": "Store open_store",
+        "version": "Listing Version",
+    },
+)

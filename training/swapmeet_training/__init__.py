@@ -20,9 +20,9 @@
 worker dies. Importing this package imports neither torch nor ray.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from swapmeet_registry.on_demand import on_demand as _on_demand
 from swapmeet_training.errors import (
     CheckpointError,
     DataError,
@@ -77,21 +77,15 @@ __all__ = [
     "spec_error",
 ]
 
-_PLACES = {
-    "data": "dataset_digest read_examples",
-    "data.check": "check_file",
-    "data.dataset": "Dataset check_files load_dataset",
-    "data.report": "Report",
-    "progress": "Outcome Parked Progress Result Row",
-    "qlora": "run",
-    "spec": "FineTune Resources fine_tune spec_error",
-}
-"""Where the other names are. Each is imported when it is asked for: a command that wants one waits for no more."""
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _PLACES.items():
-        if name in names.split():
-            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _on_demand(
+    __name__,
+    {
+        "data": "dataset_digest read_examples",
+        "data.check": "check_file",
+        "data.dataset": "Dataset check_files load_dataset",
+        "data.report": "Report",
+        "progress": "Outcome Parked Progress Result Row",
+        "qlora": "run",
+        "spec": "FineTune Resources fine_tune spec_error",
+    },
+)

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from swapmeet.cli.adapters_opened import adapters_at
-from swapmeet.cli.options import (
-    Home,
-    Json,
-    RegistryUrl,
-    ServerUrl,
-    not_empty,
-    show,
-    tell,
-)
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, not_empty, show, tell
 from swapmeet.cli.tables import plain, table
 from swapmeet.errors import RequestRefused
 from swapmeet_registry.names import AdapterName, Reference
