@@ -1,8 +1,10 @@
 """Push and pull against plain boto3 and the AWS CLI, on one S3 server in one run.
 
-    python benchmarks/registry/transfer.py [--quick] [--sizes 1 20 500] [--rounds 5] [--bucket NAME]
+    python benchmarks/registry/transfer.py [--quick] [--sizes 1 20 500] [--rounds 3] [--link 1000] [--bucket NAME]
 
-Without --bucket it starts a ministack of its own on loopback; with it, the usual AWS variables say where the bucket is.
+Without --bucket it starts a ministack of its own, and asks it twice: on loopback, where nothing but processors counts,
+and over a link of so many Mbit/s and half a millisecond each way. With it, the usual AWS variables say where the bucket
+is.
 What is compared takes turns, so that a busy machine slows all of them; medians and their ratios count. `put` and `get`
 move the bytes as the registry does; `push` and `pull` also check the adapter, hash every byte and write the head.
 """
@@ -23,10 +25,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
 import numpy as np
+from link import link
 from safetensors.numpy import save_file
 
 from swapmeet_registry import Fingerprint, Registry
@@ -38,6 +42,8 @@ CONFIG = {
     "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
 }  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
+DELAY = 0.0005
+"""Seconds from one end of the link to the other."""
 
 
 def adapter(folder: Path, megabytes: int) -> Path:
@@ -151,9 +157,10 @@ def alternated(
     return seconds, {name: statistics.median(each) for name, each in cpu.items()}
 
 
-def transfers(bucket: str, sizes: list[int], rounds: int, scratch: Path) -> list[dict[str, Any]]:
+def transfers(bucket: str, sizes: list[int], rounds: int, scratch: Path, way: str) -> list[dict[str, Any]]:
     """One row for each size and direction."""
     rows = []
+    scratch.mkdir()
     for size in sizes:
         ways = Ways(bucket, adapter(scratch / f"adapter-{size}", size), scratch / "down")
 
@@ -168,12 +175,12 @@ def transfers(bucket: str, sizes: list[int], rounds: int, scratch: Path) -> list
             plain = min(medians[name] for name in ("boto3", "aws") if name in medians)
             ratios = {name: round(plain / value, 3) for name, value in medians.items() if name not in ("boto3", "aws")}
             row = {
-                "megabytes": size, "direction": direction, "seconds": medians, "cpu_seconds": cpu,
+                "way": way, "megabytes": size, "direction": direction, "seconds": medians, "cpu_seconds": cpu,
                 "speed_to_fastest": ratios,
             }  # fmt: skip
             rows.append(row)
             cells = "  ".join(f"{name} {value:8.4f} s ({cpu[name]:.3f} CPU)" for name, value in medians.items())
-            print(f"{size:4} MB {direction:4}  {cells}  of the fastest: {ratios}")
+            print(f"{way:10} {size:4} MB {direction:4}  {cells}  of the fastest: {ratios}")
     return rows
 
 
@@ -214,13 +221,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 and 20 MB, few rounds")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 20, 500], help="in MB")
     parser.add_argument("--rounds", type=int, default=3, help="of 1 MB ten times, and of 20 MB four times as many")
+    parser.add_argument("--link", type=float, default=1000, help="Mbit/s; 0 for loopback alone")
     parser.add_argument("--bucket")
     given = parser.parse_args()
     sizes, rounds = ([1, 20], 1) if given.quick else (given.sizes, given.rounds)
     with tempfile.TemporaryDirectory() as folder, somewhere(given.bucket) as bucket:
         scratch = Path(folder)
-        result = {"requests": requests(bucket, scratch), "transfers": transfers(bucket, sizes, rounds, scratch)}
-    print(json.dumps(result))
+        counts = requests(bucket, scratch)
+        rows = transfers(bucket, sizes, rounds, scratch / "direct", given.bucket or "loopback")
+        if given.link and not given.bucket:
+            with slowed(given.link) as way:
+                rows += transfers(bucket, sizes, rounds, scratch / "linked", way)
+    print(json.dumps({"requests": counts, "transfers": rows}))
+
+
+@contextmanager
+def slowed(megabits: float) -> Iterator[str]:
+    """Have clients that are made from now on reach the server over a link."""
+    direct = os.environ["AWS_ENDPOINT_URL"]
+    with link(urlsplit(direct).port or 80, megabits, DELAY) as port:
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+        try:
+            yield f"{megabits:g} Mbit/s"
+        finally:
+            os.environ["AWS_ENDPOINT_URL"] = direct
 
 
 @contextmanager

@@ -40,12 +40,14 @@ class Staged:
     """A version whose files are where they must be, but which no head names yet.
 
     As a context it is given up, or done, at the end. `sources` are the files that still have to go with the head, if
-    the place wants them: names and contents; `intent` keeps those that are there already from being collected.
+    the place wants them: names and contents; `intent` keeps those that are there already from being collected; `heads`
+    is the name's head if it was read meanwhile, None where there was none.
     """
 
     manifest: Manifest
     sources: Mapping[str, bytes | LargeFile] = field(default_factory=dict)
     intent: Declared | None = None
+    heads: tuple[Stored | None, ...] = ()
 
     def __enter__(self) -> Self:
         return self

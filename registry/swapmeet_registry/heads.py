@@ -6,6 +6,7 @@ from swapmeet_registry.backend import Backend, Source, Staged
 from swapmeet_registry.errors import Conflict, Corrupt, NotFound, Refused
 from swapmeet_registry.head import Head
 from swapmeet_registry.names import AdapterName
+from swapmeet_registry.stores import Stored
 
 ATTEMPTS = 100
 """How often a change is tried while others change the same head."""
@@ -45,8 +46,9 @@ class Heads:
             Conflict: others kept writing.
             NotFound: there is no head, and no `start`.
         """
+        known = list(staged.heads) if staged else []
         for _ in range(ATTEMPTS):
-            head, etag = _read(self._backend, name, start)
+            head, etag = _parsed(self._backend, name, known.pop() if known else self._backend.head(name), start)
             changed = change(head)
             if changed == head:
                 return head
@@ -60,7 +62,7 @@ class Heads:
 
 def read_head(source: Source, name: AdapterName) -> Head:
     """A name's head, from what can only be read; see `Heads.get`."""
-    return _read(source, name, None)[0]
+    return _parsed(source, name, source.head(name), None)[0]
 
 
 def absent(name: AdapterName, advice: str = "Check its name.") -> NotFound:
@@ -68,8 +70,7 @@ def absent(name: AdapterName, advice: str = "Check its name.") -> NotFound:
     return NotFound(f"There is no adapter {name} in this registry. {advice}")
 
 
-def _read(source: Source, name: AdapterName, start: Head | None) -> tuple[Head, str | None]:
-    stored = source.head(name)
+def _parsed(source: Source, name: AdapterName, stored: Stored | None, start: Head | None) -> tuple[Head, str | None]:
     if stored is None:
         if start is None:
             raise absent(name, source.absence(name))

@@ -55,7 +55,7 @@ class StoreBackend:
 
     def stage(
         self,
-        name: AdapterName,  # noqa: ARG002 - blobs are shared
+        name: AdapterName,
         manifest: Manifest,
         folder: Path,
         notes: Notes = NO_NOTES,
@@ -65,7 +65,7 @@ class StoreBackend:
         own = (manifest_key(manifest.digest), report_key(manifest.digest))
         intent = Intents(self.store).declare((*map(blob_key, manifest.files), *own, *signatures))
         try:
-            self._write(manifest, folder)
+            heads = self._write(name, manifest, folder)
             for key, bundle in signatures.items():
                 self._put(key, bundle)
             if notes.report is not None:
@@ -73,15 +73,19 @@ class StoreBackend:
         except BaseException:
             intent.end()
             raise
-        return Staged(manifest, intent=intent)
+        return Staged(manifest, intent=intent, heads=heads)
 
     @property
     def at_once(self) -> int:
         """How many objects are worth being written at once: more than one where each costs a way there and back."""
         return getattr(self.store, "AT_ONCE", 1)
 
-    def _write(self, manifest: Manifest, folder: Path) -> None:
-        """Write blobs and manifest: small ones beside each other and beside the large, where that is worth it."""
+    def _write(self, name: AdapterName, manifest: Manifest, folder: Path) -> tuple[Stored | None, ...]:
+        """Write blobs and manifest: small ones beside each other and beside the large, where that is worth it.
+
+        Returns:
+            The name's head, where it was worth reading it meanwhile.
+        """
         small = [file for file in manifest.files if file.size <= SMALL] if self.at_once > 1 else []
 
         def put(file: StoredFile) -> None:
@@ -93,6 +97,7 @@ class StoreBackend:
         with ThreadPoolExecutor(self.at_once, "publish") as pool:
             beside = [pool.submit(put, file) for file in small]
             described = pool.submit(describe) if self.at_once > 1 else None
+            head = pool.submit(self.head, name) if self.at_once > 1 else None
             for file in manifest.files:
                 if file not in small:
                     put(file)
@@ -101,6 +106,7 @@ class StoreBackend:
             reached("push.blobs")
             described.result() if described else describe()
             reached("push.manifest")
+            return (head.result(),) if head else ()
 
     def swap(self, name: AdapterName, head: Head, expected: str | None, staged: Staged | None = None) -> str:
         """See `Backend`."""

@@ -19,7 +19,7 @@ from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder
 SMALL = 1 << 20
 """Bytes of a file that is fetched beside others."""
 AT_ONCE = 8
-SYNCED = 64 << 20
+SYNCED = 8 << 20
 """Bytes after which the disk is told to begin with what was written."""
 
 
