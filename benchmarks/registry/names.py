@@ -3,8 +3,8 @@
     python benchmarks/registry/names.py [--quick]
 
 The folder, an S3 server of its own (a ministack) and the platform's API (a process of its own, on loopback, over the
-folder) are asked in turns, so that a busy machine slows all of them. Medians; start-up also
-as CPU time, which a busy machine changes little.
+folder) are asked in turns, so that a busy machine slows all of them; aliases also move on the same S3 server over a link
+of ten milliseconds each way. Medians; start-up also as CPU time, which a busy machine changes little.
 """
 
 import argparse
@@ -29,6 +29,8 @@ import transfer
 from swapmeet_registry import Registry
 from swapmeet_registry.stores.s3 import S3Store
 
+FAR = 0.01
+"""Seconds to a server on the other side of a link, where waiting is what counts and not its processor."""
 START = "import sys; sys.argv[0] = 'swapmeet'; from swapmeet.cli import main; main()"
 COMMANDS: Mapping[str, list[str]] = {
     "python": ["pass"],
@@ -191,6 +193,9 @@ def main() -> None:
             found: dict[str, Any] = {"resolve": resolves(folder, remote, url, key, asked)}
         found["alias_moves_folder"] = alias_moves(folder, "folder", adapter, moves, rounds)
         found["alias_moves_s3"] = alias_moves(remote, "S3", adapter, moves, rounds)
+        with transfer.slowed(1000, FAR):
+            afar = Registry(S3Store(bucket, "afar"))
+            found["alias_moves_far_s3"] = alias_moves(afar, "far S3", adapter, moves, rounds)
         found["start"] = starts(kept.as_uri(), begun)
     print(json.dumps(found))
 

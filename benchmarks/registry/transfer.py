@@ -236,10 +236,10 @@ def main() -> None:
 
 
 @contextmanager
-def slowed(megabits: float) -> Iterator[str]:
+def slowed(megabits: float, delay: float = DELAY) -> Iterator[str]:
     """Have clients that are made from now on reach the server over a link."""
     direct = os.environ["AWS_ENDPOINT_URL"]
-    with link(urlsplit(direct).port or 80, megabits, DELAY) as port:
+    with link(urlsplit(direct).port or 80, megabits, delay) as port:
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
         try:
             yield f"{megabits:g} Mbit/s"
