@@ -3,8 +3,8 @@
     python benchmarks/registry/names.py [--quick]
 
 The folder, an S3 server of its own (a ministack) and the platform's API (a process of its own, on loopback, over the
-folder) are asked in turns, so that a busy machine slows all of them; aliases also move on the same S3 server over a link
-of ten milliseconds each way. Medians; start-up also as CPU time, which a busy machine changes little.
+folder) are asked in turns, so that a busy machine slows all of them; aliases also move on the same S3 server over a
+link of ten milliseconds each way. Medians; start-up also as CPU time, which a busy machine changes little.
 """
 
 import argparse
