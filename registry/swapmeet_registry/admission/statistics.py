@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from math import prod, sqrt
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -159,14 +160,11 @@ def _rounded(value: float) -> float:
 
 def robust_deviations(values: list[float]) -> list[float]:
     """How far each value lies from the median, in units that are standard deviations for normal ones (0.6745·x/MAD)."""
-    import numpy as np
-
-    found = np.array(values)
-    away = found - np.median(found)
-    spread = float(np.median(np.abs(away)))
-    if not spread:
-        return [0.0] * len(values)
-    return [float(value) for value in 0.6745 * away / spread]
+    if not values:
+        return []
+    middle = median(values)
+    spread = median([abs(value - middle) for value in values])
+    return [0.6745 * (value - middle) / spread if spread else 0.0 for value in values]
 
 
 def magnitude(report: Report) -> float:
