@@ -1,4 +1,4 @@
-"""Rounds of races on every store: never two winners, and nothing is lost.
+"""Rounds of races on every store, and on a Hub: never two winners, and nothing is lost.
 
 SWAPMEET_RACE_ROUNDS says how many there are of each kind, of which TEAMS play at the same time. 10,000 of each take
 a quarter of an hour in a folder, and one to three hours on an S3 server written in Python.
@@ -31,6 +31,7 @@ MOVES = 100
 """Of one alias: heads have the history of all moves, and reading it takes as long as it is."""
 NOW = "2026-01-01T00:00:00.000000Z"
 Result = TypeVar("Result")
+everywhere = pytest.mark.parametrize("store_url", ["local", "s3", "other-s3", "hub"], indirect=True)
 pytestmark = pytest.mark.timeout(300 + 5 * ROUNDS)
 
 
@@ -84,11 +85,12 @@ def test_of_creators_one_wins(store: Store) -> None:
     assert len(list(store.list("raced/"))) == ROUNDS
 
 
+@everywhere
 def test_of_those_who_move_an_alias_one_wins(
-    store: Store, make_adapter: Callable[..., Path], tmp_path: Path, base: Fingerprint
+    store_url: str, make_adapter: Callable[..., Path], tmp_path: Path, base: Fingerprint
 ) -> None:
     """Everybody expects the alias where the last round left it; each team has names of its own, one after the other."""
-    registry = Registry(store)
+    registry = Registry(store_url)
     folders = [make_adapter(tmp_path / f"adapter-{seed}", seed) for seed in range(THREADS)]
 
     def move(name: str, to: int, expected: int) -> int | None:
@@ -116,6 +118,7 @@ def test_of_those_who_move_an_alias_one_wins(
     play(team)
 
 
+@everywhere
 def test_of_those_who_publish_the_same_version_one_wins(
     store_url: str, make_adapter: Callable[..., Path], tmp_path: Path, base: Fingerprint
 ) -> None:
