@@ -547,9 +547,9 @@ def test_a_job_that_is_cancelled_while_it_publishes_leaves_no_unlisted_checkpoin
     cancelled.set()
     name = checkpoint_name("acme/dates", 4, job)
     local_world.rounds(leader, lambda: name in local_world.registry.names())
-    local_world.rounds(leader, lambda: all(each.yanked for each in local_world.registry.show(name).versions))
+    local_world.rounds(leader, lambda: all(each.deleted for each in local_world.registry.show(name).versions))
     (listed,) = local_world.jobs.checkpoints("acme", job)[0]
-    assert not local_world.registry.show(listed.model).versions[0].yanked
+    assert local_world.registry.show(listed.model).versions[0].usable
 
 
 def test_a_run_pauses_at_a_checkpoint_and_goes_on_from_it(world: World) -> None:
