@@ -86,7 +86,7 @@ def test_a_deleted_model_is_gone(client: Client, registry: Registry) -> None:
     with pytest.raises(openai.NotFoundError) as again:
         ana.models.delete("acme/legal")
     assert (again.value.code, again.value.type) == ("model_not_found", "invalid_request_error")
-    told = [notice.version for notice in registry.recalls.after(0).notices]
+    told = [notice.version for notice in registry.recalls.after().notices]
     assert told == [1, 2, 3], "servers that have it drop it"
 
 
