@@ -105,6 +105,18 @@ def test_what_is_left_of_a_withdrawn_model_can_be_deleted(client: Client, regist
         ana.models.delete("acme/legal")
 
 
+def test_one_withdrawn_version_can_be_deleted(client: Client, registry: Registry) -> None:
+    """Its bytes are there until then."""
+    ana = client("acme")
+    registry.yank("acme/legal:1", "old")
+    registry.recall("acme/legal:prod", "leaks")
+    for name, stay in (("acme/legal:1", [2, 3]), ("acme/legal:prod", [3])):
+        assert ana.models.delete(name).deleted
+        assert left(registry, "acme/legal") == stay
+        with pytest.raises(openai.NotFoundError):
+            ana.models.delete(name)
+
+
 @pytest.mark.parametrize(("name", "gone"), [("acme/legal:1", 1), ("acme/legal:prod", 2), ("digest", 3)])
 def test_one_version_can_be_deleted(name: str, gone: int, client: Client, registry: Registry) -> None:
     name = registry.resolve("acme/legal:3").pinned if name == "digest" else name
