@@ -241,7 +241,7 @@ class Publishes:
             found = session.get_one(PublishRow, row.id, with_for_update=True)
             if found.status != "published":
                 found.status, found.version, found.digest = "published", version.version, version.digest
-                note_published(session, found.tenant, size)
+                note_published(session, version, size)
                 note(session, by, "adapter.publish", str(version), tenant=found.tenant, detail=version.digest)
             return found
 

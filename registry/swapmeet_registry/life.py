@@ -18,7 +18,7 @@ MOST_READERS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A version that was withdrawn; `first` where it was usable until then, which only one of several is told."""
+    """A version that was withdrawn; `first` where it was not in this way until then: only one of several is told so."""
 
     version: Version
     first: bool
@@ -135,7 +135,7 @@ class Life:
         return self._change(name, lambda head: head.share(visibility, named))
 
     def withdraw(self, ref: str, how: Withdrawal, reason: str) -> Withdrawn:
-        """As `yank`, `recall` or `delete`, for whoever has to know whether the version was usable until now."""
+        """As `yank`, `recall` or `delete`, for whoever has to know whether it was the first to do so."""
         reference = Reference.parse(ref)
         if reference.version is None and reference.digest is None and reference.alias in (None, LATEST):
             raise Refused(
@@ -144,15 +144,17 @@ class Life:
         why = readable(reason)
         record = self._heads.get(reference.name).find(reference)
         place, moment = record.version - 1, now()
-        before = record
+        first = False
 
         def change(head: Head) -> Head:
-            nonlocal before
+            nonlocal first
             before = head.versions[place]
+            own = (getattr(before, how), before.withdrawn_at) == (why, moment)  # the answer to an earlier try was lost
+            first = own or getattr(before, how) is None
             return head.withdraw(before.version, how, why, moment)
 
         head = self._heads.change(reference.name, change)
-        return Withdrawn(Version.of(head, head.versions[place]), first=before.usable)
+        return Withdrawn(Version.of(head, head.versions[place]), first)
 
     def _change(self, name: str, change: Callable[[Head], Head]) -> Listing:
         return Listing.of(self._heads.change(AdapterName.parse(name), change))

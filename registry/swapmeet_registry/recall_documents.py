@@ -1,6 +1,7 @@
 """What stands in a store about recalls: notices of them, and what servers say that they did."""
 
-from typing import Literal
+from typing import Literal, Self
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,15 +39,30 @@ class Notice(_Entry):
 
 
 class Feed(Document):
-    """The last notices, oldest first."""
+    """The last notices of each kind, oldest first.
+
+    Attributes:
+        id: made with the first notice: numbers of one feed say nothing of another.
+        forgotten: the number of the newest notice that is not among them any more.
+    """
 
     schema_: Literal["swapmeet.recalls/1"] = Field("swapmeet.recalls/1", alias="schema")
+    id: str = ""
     notices: tuple[Notice, ...] = ()
+    forgotten: int = Field(0, ge=0)
 
     @property
     def last(self) -> int:
         """The newest notice's number; 0 where there was none yet."""
         return self.notices[-1].number if self.notices else 0
+
+    def grown(self, notice: Notice, kept: int) -> Self:
+        """With one more, and of its kind no more than so many."""
+        same = [each.number for each in self.notices if each.how == notice.how]
+        gone = same[: max(0, len(same) + 1 - kept)]
+        notices = (*(each for each in self.notices if each.number not in gone), notice)
+        forgotten = max([self.forgotten, *gone])
+        return self.model_copy(update={"id": self.id or uuid4().hex, "notices": notices, "forgotten": forgotten})
 
 
 class Obeyed(_Entry):
@@ -68,7 +84,7 @@ class Obeyed(_Entry):
 
 
 class ServerWord(Document):
-    """What a server says of itself: where it runs, since when, how far it followed the feed, what it did."""
+    """What a server says of itself: where it runs, since when, how far it followed which feed, what it did."""
 
     schema_: Literal["swapmeet.server/1"] = Field("swapmeet.server/1", alias="schema")
     server: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
@@ -76,5 +92,6 @@ class ServerWord(Document):
     process: int
     base: str
     since: Timestamp
+    feed: str = ""
     notice: int = Field(0, ge=0)
     obeyed: tuple[Obeyed, ...] = ()

@@ -1,6 +1,6 @@
 """Recalls that reach running servers: a feed of notices in the store, and what each server did about them.
 
-    recalls/feed.json       the last notices, in order: which version was recalled or deleted, and why
+    recalls/feed.json       the last recalls and the last deletions, in order: of which version, and why
     recalls/servers/ID.json one engine replica's word: how far it has followed, and what it had of which version
 
 Heads decide: the feed is written after the head, and only makes it known sooner. Servers look at the heads of what
@@ -25,7 +25,8 @@ from swapmeet_registry.version import Version
 
 FEED, SERVERS = "recalls/feed.json", "recalls/servers/"
 KEPT = 100
-"""Notices in the feed, which every server reads every second. Whoever missed more looks at its heads."""
+"""Recalls in the feed, which every server reads every second, and as many deletions: jobs delete checkpoints by the
+dozen, and push no recall out of it. Whoever missed more looks at the heads of all that it has."""
 LONGEST_REASON = 1000
 """Characters of a reason in a notice; the head has all of it."""
 ALIVE = 90.0
@@ -38,11 +39,30 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """How far a feed was followed: which one, and the number of the last notice that was read."""
+
+    feed: str = ""
+    notice: int = 0
+
+
+START = Place()
+"""Before the first notice."""
+
+
+@dataclass(frozen=True, slots=True)
 class News:
-    """Notices after the one asked for; `missed` where there were more than the feed keeps."""
+    """Notices after a place; `missed` where there may be more than the feed has.
+
+    Attributes:
+        notices: in order.
+        missed: more were told than the feed keeps, or it is another feed: somebody deleted the one that was followed.
+        place: where it ends.
+    """
 
     notices: tuple[Notice, ...]
     missed: bool
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +113,19 @@ class Recalls:
         except RegistryError as error:
             _log.warning(f"{version} is {how}, but servers will take about a minute longer to notice: {error}")
 
-    def after(self, number: int) -> News:
-        """The notices that came after the one with this number.
+    def after(self, place: Place = START) -> News:
+        """The notices that came after a place; from the beginning, all that the feed has.
 
         Raises:
             Corrupt: the feed was changed by somebody else.
             StoreError: it can not be read.
         """
         feed = self._read()[0] if self.kept else Feed()
-        if feed.last < number:  # somebody deleted it, and it began anew
-            return News(feed.notices, missed=True)
-        new = tuple(notice for notice in feed.notices if notice.number > number)
-        return News(new, missed=bool(new) and new[0].number > number + 1)
+        end = Place(feed.id, feed.last)
+        if place.notice and (feed.id != place.feed or feed.last < place.notice):
+            return News(feed.notices, missed=True, place=end)
+        new = tuple(notice for notice in feed.notices if notice.number > place.notice)
+        return News(new, missed=feed.forgotten > place.notice, place=end)
 
     def say(self, word: ServerWord, etag: str | None = None) -> str:
         """Put down a server's word, over its last one.
@@ -133,8 +154,10 @@ class Recalls:
         """Which servers a recall reached: all that run, and those that obeyed it before they ended."""
         if not self.kept:
             return ()
-        notices = [notice.number for notice in self._read()[0].notices if notice.digest == version.digest]
-        found = (_reached(word, alive, version.digest, max(notices, default=0)) for word, alive in self._words())
+        feed = self._read()[0]
+        notices = [notice.number for notice in feed.notices if notice.digest == version.digest]
+        told = Place(feed.id, max(notices, default=0))
+        found = (_reached(word, alive, version.digest, told) for word, alive in self._words())
         return tuple(each for each in found if each.alive or each.at is not None)
 
     @property
@@ -159,7 +182,7 @@ class Recalls:
                 how=how, reason=reason, at=now(),
             )  # fmt: skip
             with suppress(Conflict):
-                self._store.swap(FEED, Feed(notices=(*feed.notices, notice)[-KEPT:]).encode(), etag)
+                self._store.swap(FEED, feed.grown(notice, KEPT).encode(), etag)
                 return
         raise Conflict(f"{FEED} in {self._store.url} is being written by many others at once.")
 
@@ -175,8 +198,9 @@ class Recalls:
             yield word, time.time() - entry.written_at <= ALIVE
 
 
-def _reached(word: ServerWord, alive: bool, digest: str, number: int) -> Reached:
+def _reached(word: ServerWord, alive: bool, digest: str, told: Place) -> Reached:
     done = next((each for each in reversed(word.obeyed) if each.digest == digest), None)
     if done is None:  # it may have started later, or forgotten by now what it did
-        return Reached(word.server, word.host, alive, word.since if number and word.notice >= number else None)
+        followed = told.notice and word.feed == told.feed and word.notice >= told.notice
+        return Reached(word.server, word.host, alive, word.since if followed else None)
     return Reached(word.server, word.host, alive, done.at, done.held, done.ended, done.tenants)

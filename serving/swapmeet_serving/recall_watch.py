@@ -1,4 +1,9 @@
-"""Has a replica obey recalls: within a second or two by the registry's feed, and else by the heads of what it holds."""
+"""Has a replica obey recalls: within a second or two by the registry's feed, and else by the heads of what it holds.
+
+Heads are read in turn, some at each look. Where the feed has not all that was told since the last look, because it
+keeps no more, or somebody deleted it, those of all that is held are read at once, and again until each was read. Until
+then nobody is told that this server has followed the feed.
+"""
 
 import logging
 import os
@@ -6,14 +11,15 @@ import platform
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
 from swapmeet_registry import AdapterName, NotFound, Recalled, Reference, Registry, RegistryError
 from swapmeet_registry.life import now
 from swapmeet_registry.recall_documents import Obeyed, ServerWord
-from swapmeet_registry.recalls import ALIVE
+from swapmeet_registry.recalls import ALIVE, START, Place
 
 LOOK_SECONDS = 1.0
 """Between two looks at the feed."""
@@ -92,9 +98,13 @@ class RecallWatch:
         self._dead, self._every = dead, every
         self._base, self._server = base, server if server.isalnum() else uuid4().hex
         self._since = now()
-        self._notice = 0
+        self._place = START  # how far the feed was read
+        self._followed = START  # how far it was obeyed: what this server says
         self._obeyed: deque[Obeyed] = deque(maxlen=REMEMBERED)
         self._looked: dict[str, float] = {}  # at the heads of these names, when
+        self._doubtful: set[str] = (
+            set()
+        )  # names of what was held when notices were missed, of which no head was read yet
         self._word: tuple[ServerWord, float, str] | None = None  # the last, when, and its etag
         self._failing = False
         threading.Thread(target=self._work, name="recalls", daemon=True).start()
@@ -112,34 +122,46 @@ class RecallWatch:
 
     def look(self) -> None:
         """Obey what is new, read some heads, and say what was done. What fails is tried again, and stops no other."""
-        news = self._registry.recalls.after(self._notice)
-        failure: Exception | None = None
+        failures: list[Exception] = []
+        with _noting(failures):
+            self._follow(failures)
+        with _noting(failures):
+            self._look_at_heads(failures)
+        if not self._doubtful:
+            self._followed = self._place
+        with _noting(failures):
+            self._say()
+        if failures:
+            raise failures[0]
+
+    def _follow(self, failures: list[Exception]) -> None:
+        """Obey the feed."""
+        news = self._registry.recalls.after(self._place)
+        if news.missed:
+            self._doubtful |= {_name(adapter) for adapter in self._held()}
+        stuck: list[int] = []
         for notice in news.notices:
             try:
                 self._drop(notice.pinned, notice.error())
             except Exception as error:
-                failure = failure or error
-            if failure is None:  # nobody is told that what comes after a failure was obeyed
-                self._notice = notice.number
-        if news.missed:
-            self._looked.clear()
-        try:
-            self._look_at_heads()
-        finally:
-            self._say()
-        if failure is not None:
-            raise failure
+                failures.append(error)
+                stuck.append(notice.number)
+        self._place = Place(news.place.feed, stuck[0] - 1) if stuck else news.place
 
-    def _look_at_heads(self) -> None:
+    def _look_at_heads(self, failures: list[Exception]) -> None:
         held: dict[str, list[str]] = {}
         for adapter in self._held():
-            held.setdefault(adapter.partition("@")[0], []).append(adapter)
+            held.setdefault(_name(adapter), []).append(adapter)
         self._looked = {name: at for name, at in self._looked.items() if name in held}
+        self._doubtful &= held.keys()
         pace = HEAD_SECONDS if self._registry.recalls.kept else HUB_HEAD_SECONDS
         due = [name for name in held if time.monotonic() - self._looked.get(name, -pace) >= pace]
-        for name in sorted(due, key=lambda name: self._looked.get(name, 0.0))[:HEADS_A_LOOK]:
+        turn = sorted(due, key=lambda name: self._looked.get(name, 0.0))[:HEADS_A_LOOK]
+        for name in dict.fromkeys([*sorted(self._doubtful), *turn]):
             self._looked[name] = time.monotonic()  # first of all: one that fails must not keep others from their turn
-            self._look_at_head(name, held[name])
+            with _noting(failures):
+                self._look_at_head(name, held[name])
+                self._doubtful.discard(name)
 
     def _look_at_head(self, name: str, adapters: list[str]) -> None:
         head = self._registry.head(name)
@@ -164,11 +186,12 @@ class RecallWatch:
 
     def _say(self) -> None:
         """Put down what was done, where there is a place for it, and anything to say."""
-        if not self._registry.recalls.kept or not (self._notice or self._obeyed or any(True for _ in self._held())):
+        something = self._followed.notice or self._obeyed or any(True for _ in self._held())
+        if not self._registry.recalls.kept or not something:
             return
         word = ServerWord(
             server=self._server, host=platform.node(), process=os.getpid(), base=self._base, since=self._since,
-            notice=self._notice, obeyed=tuple(self._obeyed),
+            feed=self._followed.feed, notice=self._followed.notice, obeyed=tuple(self._obeyed),
         )  # fmt: skip
         if self._word is None:
             self._registry.recalls.sweep()
@@ -176,3 +199,16 @@ class RecallWatch:
             return
         etag = self._registry.recalls.say(word, self._word[2] if self._word else None)
         self._word = word, time.monotonic(), etag
+
+
+@contextmanager
+def _noting(failures: list[Exception]) -> Iterator[None]:
+    """A block whose failure is noted, and keeps nothing else from being done."""
+    try:
+        yield
+    except Exception as error:
+        failures.append(error)
+
+
+def _name(adapter: str) -> str:
+    return adapter.partition("@")[0]

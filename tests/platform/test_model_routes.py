@@ -86,7 +86,7 @@ def test_a_deleted_model_is_gone(client: Client, registry: Registry) -> None:
     with pytest.raises(openai.NotFoundError) as again:
         ana.models.delete("acme/legal")
     assert (again.value.code, again.value.type) == ("model_not_found", "invalid_request_error")
-    told = [notice.version for notice in registry.recalls.after(0).notices]
+    told = [notice.version for notice in registry.recalls.after().notices]
     assert told == [1, 2, 3], "servers that have it drop it"
 
 
@@ -103,6 +103,18 @@ def test_what_is_left_of_a_withdrawn_model_can_be_deleted(client: Client, regist
         registry.resolve(pinned)
     with pytest.raises(openai.NotFoundError):
         ana.models.delete("acme/legal")
+
+
+def test_one_withdrawn_version_can_be_deleted(client: Client, registry: Registry) -> None:
+    """Its bytes are there until then."""
+    ana = client("acme")
+    registry.yank("acme/legal:1", "old")
+    registry.recall("acme/legal:prod", "leaks")
+    for name, stay in (("acme/legal:1", [2, 3]), ("acme/legal:prod", [3])):
+        assert ana.models.delete(name).deleted
+        assert left(registry, "acme/legal") == stay
+        with pytest.raises(openai.NotFoundError):
+            ana.models.delete(name)
 
 
 @pytest.mark.parametrize(("name", "gone"), [("acme/legal:1", 1), ("acme/legal:prod", 2), ("digest", 3)])

@@ -237,10 +237,16 @@ def test_quotas_count_all_that_is_stored(
     with pytest.raises(QuotaExceeded, match=f"What a run would keep is over .* 20 in checkpoints, {size} in adapters"):
         jobs.create(a_job(2), ACME)
     registry.yank("acme/legal:1", "wrong")
-    registry.yank("acme/again:1", "wrong")
+    registry.recall("acme/again:1", "wrong")
+    stock.count()
+    with pytest.raises(QuotaExceeded):  # the bytes are still there
+        jobs.create(a_job(2), ACME)
+    registry.delete("acme/legal:1", "wrong")
+    registry.delete("acme/again:1", "wrong")
     stock.count()
     assert jobs.create(a_job(2), ACME).id == "ftjob-2"
-    database.write(lambda session: note_published(session, "acme", size))
+    other = registry.push(folder, "acme/other", base=base)
+    database.write(lambda session: note_published(session, other, size))
     with pytest.raises(QuotaExceeded):
         jobs.create(a_job(3), ACME)
 

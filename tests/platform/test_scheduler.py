@@ -27,8 +27,11 @@ from swapmeet.queue.recording import MOST_FAILURES
 from swapmeet.queue.records import Decision
 from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
+from swapmeet.tenancy.stocktaking import Stocktaking, note_published
 from swapmeet_registry import NotFound, Provenance, Registry, open_store
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_registry.store_backend import StoreBackend
+from swapmeet_registry.upkeep.collection import collect
 from swapmeet_training.attempts.run_storage import RunStorage
 from swapmeet_training.attempts.telling import (
     Answer,
@@ -547,9 +550,9 @@ def test_a_job_that_is_cancelled_while_it_publishes_leaves_no_unlisted_checkpoin
     cancelled.set()
     name = checkpoint_name("acme/dates", 4, job)
     local_world.rounds(leader, lambda: name in local_world.registry.names())
-    local_world.rounds(leader, lambda: all(each.yanked for each in local_world.registry.show(name).versions))
+    local_world.rounds(leader, lambda: all(each.deleted for each in local_world.registry.show(name).versions))
     (listed,) = local_world.jobs.checkpoints("acme", job)[0]
-    assert not local_world.registry.show(listed.model).versions[0].yanked
+    assert local_world.registry.show(listed.model).versions[0].usable
 
 
 def test_a_run_pauses_at_a_checkpoint_and_goes_on_from_it(world: World) -> None:
@@ -605,8 +608,13 @@ def test_the_last_checkpoints_and_the_best_are_models(world: World) -> None:
     job, leader = world.job(), world.leader()
     attempt = world.running(leader, job)
     runs = RunStorage(world.store, job)
-    for number in range(1, 8):
-        attempt.tell(world.save(attempt, number, best=2 if number >= 2 else 1, loss=abs(2 - number) + 1))
+    own = checkpoint_name("acme/dates", 1, job)
+    attempt.tell(world.save(attempt, 1, best=1, loss=2))
+    world.rounds(leader, lambda: "checkpoint-1" in world.names(job))
+    mine = world.registry.push(world.adapter, own, base=world.registry.manifest(world.registry.resolve(own)).base)
+    world.database.write(lambda session: note_published(session, mine, 0))
+    for number in range(2, 8):
+        attempt.tell(world.save(attempt, number, best=2, loss=abs(2 - number) + 1))
     world.rounds(leader, lambda: f"checkpoint-{7}" in world.names(job))
     assert [row.step for row in world.jobs.checkpoints("acme", job)[0]] == [7, 6, 5, 2]
     found = [name for name in world.registry.names() if name.startswith("acme/dates.ckpt-")]
@@ -617,8 +625,19 @@ def test_the_last_checkpoints_and_the_best_are_models(world: World) -> None:
         except NotFound:
             continue
         alive.append(int(name.split("-")[1]))
-    assert sorted(alive) == [2, 5, 6, 7]
+    assert sorted(alive) == [1, 2, 5, 6, 7]
     assert len(found) == 7
+    assert [each.deleted is None for each in world.registry.show(own).versions] == [False, True], "a user's own stays"
+    left = 5
+    for _ in range(2):
+        row = world.database.read(lambda session: session.get_one(TenantRow, "acme"))
+        assert row.adapter_versions == left, "what is no model any more counts no more"
+        Stocktaking(world.database, world.registry).count()
+    stored = {file.sha256 for name in found for each in world.registry.show(name).versions if each.deleted is None
+              for file in world.registry.manifest(each).files}  # fmt: skip
+    assert isinstance(world.registry.backend, StoreBackend)
+    collect(world.registry.backend.store, age=0, grace=0)
+    assert {path.name for path in (world.settings.folder / "registry" / "blobs" / "sha256").iterdir()} == stored
     assert [key.rpartition("-")[2] for key in runs.checkpoints()] == ["2", "6", "7"]
 
 

@@ -78,7 +78,7 @@ def test_what_comes_later_follows(
     assert mirror(source.backend, target.backend, tell=told.append).versions == 2
     assert told == [f"{NAME}: 1 versions copied", "zeta/other: 1 versions copied"]
     assert same(source, target)
-    (notice,) = target.recalls.after(0).notices
+    (notice,) = target.recalls.after().notices
     assert (notice.version, notice.reason) == (5, "leaks, too"), "servers of the target are told"
 
 

@@ -11,7 +11,7 @@ import pytest
 from swapmeet_registry import Corrupt, Fingerprint, Recalled, Registry, StoreError, Version, fault, open_store, recalls
 from swapmeet_registry.life import now
 from swapmeet_registry.recall_documents import Obeyed, ServerWord
-from swapmeet_registry.recalls import FEED, KEPT, SERVERS, Recalls
+from swapmeet_registry.recalls import FEED, KEPT, SERVERS, News, Place, Recalls
 
 NAME = "acme/legal"
 
@@ -36,7 +36,9 @@ def word(server: str, notice: int = 0, *obeyed: Obeyed) -> ServerWord:
 
 
 def told(found: Recalls, after: int = 0) -> list[tuple[int, int, str]]:
-    return [(notice.number, notice.version, notice.how) for notice in found.after(after).notices]
+    """What the feed says after a number."""
+    place = Place(found.after().place.feed, after)
+    return [(notice.number, notice.version, notice.how) for notice in found.after(place).notices]
 
 
 def test_withdrawals_are_told_in_order(registry: Registry, publish: Callable[[], Version]) -> None:
@@ -48,10 +50,13 @@ def test_withdrawals_are_told_in_order(registry: Registry, publish: Callable[[],
     assert told(registry.recalls) == [(1, 2, "recalled"), (2, 1, "deleted")]
     assert told(registry.recalls, 1) == [(2, 1, "deleted")]
     assert told(registry.recalls, 2) == []
-    news = registry.recalls.after(7)
-    assert (len(news.notices), news.missed) == (2, True), "the feed began anew"
-    assert str(registry.recalls.after(0).notices[0].error()) == str(refusal(registry, second))
-    assert third.digest not in [notice.digest for notice in registry.recalls.after(0).notices]
+    ends = registry.recalls.after().place
+    assert registry.recalls.after(ends) == News((), missed=False, place=ends)
+    for other in (Place(ends.feed, 7), Place("another", 1), Place("another", 2), Place("", 1)):
+        news = registry.recalls.after(other)
+        assert (len(news.notices), news.missed, news.place) == (2, True, ends), "the feed began anew"
+    assert str(registry.recalls.after().notices[0].error()) == str(refusal(registry, second))
+    assert third.digest not in [notice.digest for notice in registry.recalls.after().notices]
 
 
 def refusal(registry: Registry, version: Version) -> Exception:
@@ -64,7 +69,7 @@ def test_of_many_who_recall_at_once_none_is_lost(registry: Registry, publish: Ca
     versions = [publish() for _ in range(6)]
     with ThreadPoolExecutor(len(versions)) as pool:
         list(pool.map(lambda each: registry.recall(str(each), f"reason {each.version}"), versions))
-    found = registry.recalls.after(0).notices
+    found = registry.recalls.after().notices
     assert [notice.number for notice in found] == [1, 2, 3, 4, 5, 6]
     assert {(notice.version, notice.reason) for notice in found} == {(n, f"reason {n}") for n in range(1, 7)}
 
@@ -76,9 +81,52 @@ def test_whoever_missed_some_is_told_so(
     assert KEPT > 2
     for version in [publish() for _ in range(4)]:
         registry.recall(str(version), "leaks")
-    assert [(each, registry.recalls.after(each).missed) for each in range(5)] == [
+    feed = registry.recalls.after().place.feed
+    assert [(each, registry.recalls.after(Place(feed, each)).missed) for each in range(5)] == [
         (0, True), (1, True), (2, False), (3, False), (4, False),
     ]  # fmt: skip
+
+
+def test_recalls_and_deletions_do_not_push_each_other_out(
+    registry: Registry, publish: Callable[[], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs delete checkpoints all the time, and whoever recalls asks long after whom that reached."""
+    monkeypatch.setattr(recalls, "KEPT", 2)
+    first, *others = (publish() for _ in range(7))
+    registry.recall(str(first), "leaks")
+    place = registry.recalls.after().place
+    registry.recalls.say(word("quick").model_copy(update={"feed": place.feed, "notice": place.notice}))
+    for version in others[:4]:
+        registry.delete(str(version), "a newer one took its place")
+    assert told(registry.recalls) == [(1, 1, "recalled"), (4, 4, "deleted"), (5, 5, "deleted")]
+    assert registry.recalls.after(place).missed, "deletions are to be obeyed as well"
+    assert [each.at is not None for each in registry.recalls.reach(first)] == [True]
+    registry.recall(str(others[4]), "leaks")
+    assert told(registry.recalls) == [(1, 1, "recalled"), (4, 4, "deleted"), (5, 5, "deleted"), (6, 6, "recalled")]
+    registry.recall(str(others[5]), "leaks")
+    assert [number for number, *_ in told(registry.recalls)] == [4, 5, 6, 7]
+    assert [registry.recalls.after(Place(place.feed, each)).missed for each in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_another_feed_in_the_place_of_a_deleted_one_is_told_from_it(
+    registry: Registry, store_url: str, publish: Callable[[], Version]
+) -> None:
+    """Also where it has as many notices, and servers followed the old one farther than the new one goes."""
+    versions = [publish() for _ in range(4)]
+    registry.recall(str(versions[0]), "leaks")
+    followed = registry.recalls.after().place
+    registry.recalls.say(word("old").model_copy(update={"feed": followed.feed, "notice": 100}))
+    store = open_store(store_url)
+    store.delete(FEED)
+    gone = registry.recalls.after(followed)
+    assert (gone.notices, gone.missed) == ((), True)
+    assert not registry.recalls.after(gone.place).missed, "it was told once"
+    for version in versions[1:]:
+        registry.recall(str(version), "leaks")
+    news = registry.recalls.after(followed)
+    assert ([notice.number for notice in news.notices], news.missed) == ([1, 2, 3], True)
+    assert [notice.number for notice in registry.recalls.after(gone.place).notices] == [1, 2, 3]
+    assert [each.at for each in registry.recalls.reach(versions[1])] == [None], "it followed another feed"
 
 
 def test_killed_before_the_feed_the_head_says_it(
@@ -110,7 +158,7 @@ def test_a_damaged_feed_stops_no_recall(
     assert "will take about a minute longer" in caplog.text
     assert "leaks" in str(refusal(registry, version))
     with pytest.raises(Corrupt, match="heads have all that it said"):
-        registry.recalls.after(0)
+        registry.recalls.after()
     store.delete(FEED)
     assert told(registry.recalls) == []
 
@@ -123,10 +171,12 @@ def test_whom_a_recall_reached(
     assert found.reach(version) == ()
     etags = {server: found.say(word(server)) for server in ("slow", "quick", "gone")}
     registry.recall(str(version), "leaks")
+    feed = found.after().place.feed
     obeyed = Obeyed(digest=version.digest, at=now(), held=True, ended=3, tenants=("acme", "zeta"))
-    etags["quick"] = found.say(word("quick", 1, obeyed), etags["quick"])
-    found.say(word("quick", 1, obeyed), "an etag of an answer that was lost")
-    found.say(word("late", 1))
+    quick, late = (each.model_copy(update={"feed": feed}) for each in (word("quick", 1, obeyed), word("late", 1)))
+    etags["quick"] = found.say(quick, etags["quick"])
+    found.say(quick, "an etag of an answer that was lost")
+    found.say(late)
     reached = {each.server: each for each in found.reach(version)}
     assert sorted(reached) == ["gone", "late", "quick", "slow"]
     assert (reached["quick"].held, reached["quick"].ended, reached["quick"].tenants) == (True, 3, ("acme", "zeta"))

@@ -28,6 +28,7 @@ from swapmeet_registry import (
     open_store,
 )
 from swapmeet_registry.admission.lora_config import parse
+from swapmeet_registry.head import Withdrawal
 from swapmeet_registry.store_backend import StoreBackend
 
 NAME = "acme/legal"
@@ -397,6 +398,42 @@ def test_a_run_that_is_published_at_the_same_moment_is_one_version(
         pushes = [pool.submit(registry.push, folder, NAME, base=base, run="ftjob-1") for _ in range(6)]
     assert {push.result().version for push in pushes} == {1}
     assert len(registry.show(NAME).versions) == 1
+
+
+@pytest.mark.parametrize("others", ["yanked", "recalled", "deleted"])
+def test_who_withdrew_first_is_told_so_also_where_the_answer_was_lost(
+    tmp_path: Path, folder: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch, others: Withdrawal
+) -> None:
+    """And another changed the head, or deleted another version of it, before it was looked at again."""
+    registry, another = (Registry((tmp_path / "registry").as_uri()) for _ in range(2))
+    version, beside = (registry.push(folder, "acme/legal", base=base) for _ in range(2))
+    swap, calls = registry.backend.swap, list[int]()
+
+    def lost(*arguments: Any) -> str:
+        tag = swap(*arguments)
+        calls.append(1)
+        if len(calls) == 1:
+            another.tag("acme/legal", "prod", "2")
+            another.withdraw(str(beside), others, "the same")
+            raise Conflict("the answer was lost, and another wrote")
+        return tag
+
+    monkeypatch.setattr(registry.backend, "swap", lost)
+    assert registry.withdraw(str(version), "deleted", "the same").first
+    assert len(calls) == 1, "it was done"
+    assert not registry.withdraw(str(version), "deleted", "the same").first
+    assert registry.withdraw(str(version), "recalled", "the same").first, "in this way it was not withdrawn before"
+
+
+def test_of_many_who_delete_a_version_one_is_told_that_it_was_the_first(
+    tmp_path: Path, folder: Path, base: Fingerprint
+) -> None:
+    registry = Registry((tmp_path / "registry").as_uri())
+    version = registry.push(folder, "acme/legal", base=base)
+    assert registry.withdraw(str(version), "yanked", "old").first
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda _: registry.withdraw(str(version), "deleted", "the same").first, range(16)))
+    assert sorted(told) == [False] * 15 + [True]
 
 
 @pytest.mark.parametrize("reason", ["x" * 2001, "\x1b[31mred", "a\0b", "\ud800", "\u202e"])

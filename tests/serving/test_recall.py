@@ -4,22 +4,27 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swapmeet_registry import NotFound, Recalled, Registry, StoreError, Version, fault
-from swapmeet_registry.recalls import Reached
+from swapmeet_registry import Corrupt, NotFound, Recalled, Registry, StoreError, Version, fault
+from swapmeet_registry.head import Head
+from swapmeet_registry.recalls import FEED, Reached
+from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_serving import Call, Chunk, Engine, Output, Request, Sampling
 from swapmeet_serving.kv_pages import KvPages
-from swapmeet_serving.recall_watch import Done, RecallWatch, Users
+from swapmeet_serving.recall_watch import HEADS_A_LOOK, Done, RecallWatch, Users
 from swapmeet_serving.replica import Replica
 from swapmeet_serving.replica_settings import ReplicaSettings
 
 SHORT = Sampling(max_tokens=6, ignore_eos=True)
 ENDLESS = Sampling(max_tokens=400, ignore_eos=True)
 PROMPT = "Tell me a short story about a village near the sea where people write letters."
+KEPT = 5
+"""Notices in a feed that is soon outgrown."""
 SECONDS = 5.0
 """Within which a server must obey."""
 
@@ -165,7 +170,7 @@ def test_the_head_alone_is_enough(
         patch.setattr(fault, "hook", _kill_at("recall.head"))
         with pytest.raises(StoreError):
             registry.recall(str(version), "found out")
-    assert version.digest not in [notice.digest for notice in registry.recalls.after(0).notices]
+    assert version.digest not in [notice.digest for notice in registry.recalls.after().notices]
     wait_until(lambda: version.pinned not in replica._engine.resident and version.pinned not in replica._folders)
     said = word(registry, version)
     assert (said.held, said.tenants) == (True, ("acme",))
@@ -196,6 +201,96 @@ def test_a_recall_that_can_not_be_obeyed_yet_keeps_no_other_from_it(
     mended = True
     watch.look()
     assert stuck.pinned in dropped
+
+
+class Watched:
+    """A watch that looks when it is told to, over the versions that a server holds; `failing` ones can not be read."""
+
+    def __init__(self, registry: Registry, monkeypatch: pytest.MonkeyPatch, *held: Version) -> None:
+        self.held, self.failing, self.read = {each.pinned for each in held}, set[str](), list[str]()
+        head = registry.head
+
+        def reading(name: str) -> Head:
+            self.read.append(name)
+            if name in self.failing:
+                raise StoreError("away")
+            return head(name)
+
+        monkeypatch.setattr(registry, "head", reading)
+        self.server = f"watched{time.monotonic_ns()}"
+        self.watch = RecallWatch(
+            registry, "tiny", self.server, lambda: self.held, self._obey, Users(), dead=lambda: True
+        )
+
+    def _obey(self, adapter: str, _: Exception) -> Done:
+        held = adapter in self.held
+        self.held.discard(adapter)
+        return Done(held, ended=0)
+
+
+def swept(registry: Registry, how: str) -> None:
+    """Have the feed forget what it says: it is deleted, grows again to more than it had, or both; or grows too much."""
+    assert isinstance(registry.backend, StoreBackend)
+    recalls = registry.recalls
+    told = len(recalls.after().notices)
+    if how != "outgrown":
+        registry.backend.store.delete(FEED)
+    if how != "deleted":
+        another = registry.resolve("acme/other")
+        gone = replace(another, recalled="wrong", digest=f"sha256:{'0' * 64}")
+        for _ in range(KEPT + 1 if how == "outgrown" else told + 1):
+            recalls.tell(gone)
+
+
+@pytest.mark.parametrize("how", ["outgrown", "deleted", "deleted and grown"])
+def test_a_server_that_missed_notices_looks_at_all_that_it_holds(
+    how: str, registry: Registry, publish: Callable[[str], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, however many there are; and what can not be read, at each look until it can."""
+    monkeypatch.setattr("swapmeet_registry.recalls.KEPT", KEPT)
+    versions = [publish(f"many{number}") for number in range(2 * HEADS_A_LOOK + 1)]
+    gone, stuck, *_ = versions
+    seen = Watched(registry, monkeypatch, *versions)
+    registry.recalls.tell(replace(versions[2], recalled="wrong", digest=f"sha256:{'1' * 64}"))
+    for _ in range(len(versions)):  # the turn of all has come, and comes again in half a minute
+        seen.watch.look()
+    seen.read.clear()
+    seen.watch.look()
+    assert (len(seen.held), seen.read) == (len(versions), [])
+
+    registry.recall(str(gone), "wrong")
+    registry.recall(str(stuck), "wrong")
+    swept(registry, how)
+    seen.failing = {stuck.name}
+    for _ in range(3):
+        with pytest.raises(StoreError, match="away"):
+            seen.watch.look()
+        assert (gone.pinned in seen.held, stuck.pinned in seen.held) == (False, True)
+        assert seen.watch._followed != seen.watch._place, "nobody is told that it obeyed what it did not see"
+    assert sorted(set(seen.read)) == sorted(each.name for each in versions)
+    assert len(seen.read) == len(versions) + 2, "those that were read are not read again"
+    seen.failing.clear()
+    seen.watch.look()
+    assert stuck.pinned not in seen.held
+    assert seen.watch._followed == seen.watch._place == registry.recalls.after().place
+    assert len(seen.held) == len(versions) - 2
+
+
+def test_a_feed_that_can_not_be_read_keeps_no_head_from_being_read(
+    registry: Registry, publish: Callable[[str], Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(registry.backend, StoreBackend)
+    version = publish("unfed")
+    seen = Watched(registry, monkeypatch, version)
+    store = registry.backend.store
+    store.delete(FEED)
+    store.swap(FEED, b"{}", None)
+    registry.recall(str(version), "wrong")
+    with pytest.raises(Corrupt, match="Delete it"):
+        seen.watch.look()
+    assert seen.held == set()
+    store.delete(FEED)
+    seen.watch.look()
 
 
 def _kill_at(step: str) -> Callable[[str], None]:

@@ -109,10 +109,9 @@ def _require_usable(registry: Registry, reference: Reference) -> None:
 
 
 def _require_left(registry: Registry, reference: Reference) -> None:
-    """Nothing, if there is anything to delete: of a whole adapter also where all that is left was withdrawn."""
-    if not _whole(reference):
-        _require_usable(registry, reference)
-    elif all(version.deleted is not None for version in registry.show(str(reference)).versions):
+    """Nothing, if there is anything to delete: also what was yanked or recalled, whose bytes are still there."""
+    found = registry.show(str(reference)).versions if _whole(reference) else (registry.find(str(reference)),)
+    if all(version.deleted is not None for version in found):
         raise NotFound
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from swapmeet.adapter_withdrawals import withdraw
 from swapmeet.database import Database
 from swapmeet.database.tables import CheckpointRow, EventRow, FileRow, JobRow
 from swapmeet.database.tables.base import now
@@ -47,8 +48,7 @@ COLUMNS = {
 class Model:
     """A checkpoint that became a model; the checkpoints in `dropped` (ids) are none any more."""
 
-    name: str
-    digest: str
+    version: Version
     dropped: tuple[str, ...]
     bytes: int = 0
     """Of the model."""
@@ -82,7 +82,7 @@ class Publisher:
 
     Args:
         settings: say where storage, registry and bases are.
-        database: has the jobs' events and checkpoints; is only read.
+        database: has the jobs' events and checkpoints, which are only read; is told what quotas have room again for.
 
     Raises:
         SigningKeyInvalid: adapters are to be signed, and the key can not be read.
@@ -106,14 +106,14 @@ class Publisher:
         _delete_old(runs, saved)
         self._require_room(job, runs.contents(saved.checkpoint))
         name = checkpoint_name(job.adapter, step, job.id)
-        version = self._push(runs, job, saved.checkpoint, name, f"{job.id}/{step}")
+        version = self._push(runs, job, saved.checkpoint, name, _run(job, step))
         query = select(CheckpointRow).where(CheckpointRow.job == job.id, CheckpointRow.step != step)
         others = self._database.read(lambda session: list(session.scalars(query)))
         dropped = _unlisted(others, step, saved)
         for row in dropped:
-            self.withdraw(row.model, "Newer checkpoints of the same job took its place.")
+            self.delete(job, row.step, "Newer checkpoints of the same job took its place.")
         size = self._registry.manifest(version).size
-        return Model(name, version.digest, tuple(row.id for row in dropped), size, kept_bytes(runs))
+        return Model(version, tuple(row.id for row in dropped), size, kept_bytes(runs))
 
     def result(self, job: JobRow, finished: Finished) -> Outcome:
         """Store the file with a finished run's figures, and make its adapter, unless it is a sweep's, the next version.
@@ -128,12 +128,12 @@ class Publisher:
         file = self._store_figures(job, figures)
         return Outcome(version, file, self._registry.manifest(version).size if version else 0)
 
-    def withdraw_unlisted(self, job: JobRow) -> None:
+    def delete_unlisted(self, job: JobRow) -> None:
         """Leave no checkpoint of a job that was cancelled or failed a model that was published but never listed."""
         query = select(CheckpointRow.step).where(CheckpointRow.job == job.id)
         listed = set(self._database.read(lambda session: list(session.scalars(query))))
         for step in {step_of(key) for key in RunStorage(self._store, job.id).checkpoints()} - listed:
-            self.withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.")
+            self.delete(job, step, "Its job ended before it was listed.")
 
     def forget(self, job: JobRow) -> None:
         """Delete the checkpoints of a job that succeeded: nothing goes on from them."""
@@ -192,14 +192,15 @@ class Publisher:
         self._market.note(name)
         return version
 
-    def withdraw(self, name: str, reason: str) -> None:
-        """Make a checkpoint no model any more."""
+    def delete(self, job: JobRow, step: int, reason: str) -> None:
+        """Make a checkpoint no model any more, so that its files are collected. What others published there stays."""
+        name = checkpoint_name(job.adapter, step, job.id)
         try:
-            for version in self._registry.show(name).versions:
-                if not version.yanked:
-                    self._registry.yank(str(version), reason)
+            made = self._registry.head(name).published(_run(job, step))
         except NotFound:
             return
+        if made is not None and made.deleted is None:
+            withdraw(self._registry, self._database, f"{name}@{made.digest}", "deleted", reason)
         self._market.note(name)
 
     def _store_figures(self, job: JobRow, figures: Iterable[EventRow]) -> FileRow:
@@ -225,6 +226,11 @@ def checkpoint_name(adapter: str, step: int, job: str) -> str:
     name = AdapterName.parse(adapter)
     ending = f".ckpt-{step}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
     return str(AdapterName(name.tenant, name.name[: MAX_PART - len(ending)] + ending))
+
+
+def _run(job: JobRow, step: int) -> str:
+    """What the version that a checkpoint becomes is known by, however often it is published."""
+    return f"{job.id}/{step}"
 
 
 def figures_csv(figures: Iterable[EventRow]) -> bytes:

@@ -66,7 +66,7 @@ class Listener:
         self._answered = present
 
     def end(self, job: str) -> None:
-        """End what there is of a job's attempt; if the job ended unfinished, what it was publishing is withdrawn."""
+        """End what there is of a job's attempt; if the job ended unfinished, what it was publishing is deleted."""
         self._cluster.end(job)
         self._chores.begin(lambda: self._tidy(job))
 
@@ -75,9 +75,9 @@ class Listener:
             row = self._database.read(lambda session: session.get(JobRow, job))
             if row is not None and row.state in (State.CANCELLED, State.FAILED):
                 self._chores.finish(f"{job}/")
-                self._publisher.withdraw_unlisted(row)
+                self._publisher.delete_unlisted(row)
         except (DatabaseFailed, RegistryError) as error:
-            log.warning("what %s was publishing when it ended may not be withdrawn: %s", job, error)
+            log.warning("what %s was publishing when it ended may not be deleted: %s", job, error)
 
     def silent(self, row: JobRow) -> bool:
         """Whether a job's attempt has not answered for too long."""

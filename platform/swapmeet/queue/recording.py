@@ -135,14 +135,15 @@ def _saved(session: Session, row: JobRow, saved: Saved, made: Made) -> None:
     identity = f"ftckpt_{hashlib.sha256(f'{row.id}/{step}'.encode()).hexdigest()[:24]}"
     metrics = {"step": step, **_renamed(saved.metrics)}
     row.kept_bytes = made.kept
-    note_published(session, row.tenant, made.bytes)
-    session.add(CheckpointRow(id=identity, job=row.id, step=step, model=made.name, digest=made.digest, metrics=metrics))
+    note_published(session, made.version, made.bytes)
+    model, digest = made.version.name, made.version.digest
+    session.add(CheckpointRow(id=identity, job=row.id, step=step, model=model, digest=digest, metrics=metrics))
     tell(
         session,
         row.id,
         f"checkpoint-{step}",
         f"Checkpoint created at step {step}",
-        data={"step": step, "model": made.name, "id": identity},
+        data={"step": step, "model": model, "id": identity},
     )
 
 
@@ -157,7 +158,7 @@ def _finished(session: Session, row: JobRow, finished: Finished, made: Made, ann
     if made.version is None:
         note_measured(session, row, finished)
     else:
-        note_published(session, row.tenant, made.bytes)
+        note_published(session, made.version, made.bytes)
         model = row.fine_tuned_model = str(made.version)
         tell(session, row.id, "model", f"New fine-tuned model created: {model}", data={"model": model})
     told, figures = compared(row.plan, finished)

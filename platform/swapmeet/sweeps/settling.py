@@ -93,7 +93,7 @@ class Settler:
         version = kept.version
 
         def work(session: Session, row: SweepRow) -> None:
-            note_published(session, row.tenant, kept.bytes)
+            note_published(session, version, kept.bytes)
             row.best, row.fine_tuned_model = best.job, str(version)
             session.get_one(JobRow, best.job, with_for_update=True).fine_tuned_model = str(version)
             figure = f"{row.metric} {best.metrics[row.metric]:.4g}"
@@ -131,11 +131,13 @@ class Settler:
         ids = [job.id for job in jobs]
 
         def remove() -> bool:
-            models = select(CheckpointRow.job, CheckpointRow.model).where(CheckpointRow.job.in_(ids))
-            for job, model in self._leading.database.read(lambda session: session.execute(models).all()):
-                self._publisher.withdraw(model, f"Another configuration of the sweep {sweep.id} is better than {job}.")
-            for job in ids:
-                self._publisher.discard(job)
+            models = select(CheckpointRow.job, CheckpointRow.step).where(CheckpointRow.job.in_(ids))
+            steps = self._leading.database.read(lambda session: session.execute(models).all())
+            for job in jobs:
+                for step in [row.step for row in steps if row.job == job.id]:
+                    reason = f"Another configuration of the sweep {sweep.id} is better than {job.id}."
+                    self._publisher.delete(job, step, reason)
+                self._publisher.discard(job.id)
             return True
 
         def note(session: Session) -> None:

@@ -57,7 +57,7 @@ def require_versions(session: Session, tenant: str) -> None:
     if row.adapter_versions + coming + 1 > row.stored_versions:
         raise QuotaExceeded(
             f"One version more is over your quota: {row.adapter_versions} of {row.stored_versions} are published, "
-            f"and {coming} are on their way. Yank or delete some first, or ask the operator for more."
+            f"and {coming} are on their way. Delete some first, or ask the operator for more."
         )
 
 
@@ -102,7 +102,8 @@ def stored_bytes(session: Session, tenant: TenantRow) -> Stored:
     """What a tenant stores.
 
     Files count, deleted ones until their bytes are gone; pending uploads and publishes by the size that they were
-    announced with; the checkpoints that its jobs may go on from; and its published adapters that are not withdrawn.
+    announced with; the checkpoints that its jobs may go on from; and its published adapters that are not deleted,
+    since yanked and recalled ones keep their bytes.
     """
     files = select(func.sum(FileRow.bytes)).where(FileRow.tenant == tenant.name)
     uploads = select(func.sum(UploadRow.bytes)).where(

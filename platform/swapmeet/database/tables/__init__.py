@@ -1,6 +1,6 @@
 """Every table. Ids are made by whoever inserts, moments are UTC, amounts are whole numbers of their unit."""
 
-from swapmeet.database.tables.adapters import PublishRow, ReaderRow
+from swapmeet.database.tables.adapters import ChangeRow, PublishRow, ReaderRow
 from swapmeet.database.tables.base import Table
 from swapmeet.database.tables.files import FileRow, PartRow, UploadRow
 from swapmeet.database.tables.integrations import SinkRow
@@ -13,6 +13,7 @@ from swapmeet.database.tables.webhooks import DeliveryRow, WebhookRow
 __all__ = [
     "AuditChainRow",
     "AuditRow",
+    "ChangeRow",
     "CheckpointRow",
     "DeliveryRow",
     "DownloadRow",

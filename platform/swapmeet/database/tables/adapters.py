@@ -1,4 +1,4 @@
-"""What the platform keeps of the registry: who else may read what, and publishes under way. The heads are the truth."""
+"""What the platform keeps of the registry: readers, changes, publishes under way. The heads are the truth."""
 
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,22 @@ class ReaderRow(Table):
 
     name: Mapped[str] = mapped_column(String(130), primary_key=True)
     reader: Mapped[str] = mapped_column(String(64), primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ChangeRow(Table):
+    """A version that was published or deleted lately, and is in its tenant's count, or out of it, since then.
+
+    Whoever writes a row changes the count, or has just counted: so each version comes in once, and goes once. Counting
+    the registry forgets rows that are old (`swapmeet.tenancy.stocktaking`).
+    """
+
+    __tablename__ = "adapter_changes"
+
+    name: Mapped[str] = mapped_column(String(130), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(80), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    deleted: Mapped[bool]
     at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -31,7 +31,7 @@ class TenantRow(Table):
     adapter_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Of its published adapters, as they were counted last."""
     adapter_versions: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Of its adapters that are not withdrawn, counted with them."""
+    """Of its adapters that are not deleted, counted with them."""
 
 
 class KeyRow(Table):

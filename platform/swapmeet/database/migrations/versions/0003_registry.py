@@ -1,4 +1,4 @@
-"""The registry over HTTP: readers, publishes under way, a quota of versions; likes and downloads; the search index.
+"""The registry over HTTP: readers, changes, publishes, a quota of versions; likes and downloads; the search index.
 
 The audit log becomes a chain.
 """
@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 
 def adapters() -> None:
-    """Readers and publishes of adapters, and how many versions a tenant may have."""
+    """Readers, changes and publishes of adapters, and how many versions a tenant may have."""
     op.create_table(
         "adapter_readers",
         sa.Column("name", sa.String(length=130), nullable=False),
@@ -54,6 +54,15 @@ def adapters() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adapter_publishes")),
     )
     op.create_index("ix_adapter_publishes_tenant_status", "adapter_publishes", ["tenant", "status"], unique=False)
+    op.create_table(
+        "adapter_changes",
+        sa.Column("name", sa.String(length=130), nullable=False),
+        sa.Column("digest", sa.String(length=80), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("deleted", sa.Boolean(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("name", "digest", name=op.f("pk_adapter_changes")),
+    )
     op.add_column("tenants", sa.Column("stored_versions", sa.BigInteger(), nullable=True))
     op.add_column("tenants", sa.Column("adapter_versions", sa.BigInteger(), server_default="0", nullable=False))
 
