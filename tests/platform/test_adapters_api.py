@@ -113,7 +113,13 @@ def test_a_folder_is_published_pulled_and_withdrawn(hub: Any, tmp_path: Path) ->
     hub.do("acme", "POST", f"{LEGAL}/versions/2/delete", json={"reason": "gone"})
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/{digest}"), 404, "model_not_found")
     entries = hub.do("acme", "GET", "audit?limit=100")["data"][::-1]
-    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in entries] == [
+    begun, ended = entries[::2], entries[1::2]
+    assert {entry["outcome"] for entry in begun} == {"begun"}
+    assert [(entry["action"], entry["operation"]) for entry in begun] == [
+        (entry["action"], entry["operation"]) for entry in ended
+    ]
+    assert len({entry["operation"] for entry in ended}) == len(ended)
+    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in ended] == [
         ("adapter.publish", "acme/legal:1", "done"),
         ("adapter.publish", "acme/legal:2", "done"),
         ("alias.move", "acme/legal:prod", "done"),
@@ -270,11 +276,17 @@ def test_what_the_registry_does_not_admit_is_noted(hub: Any, tmp_path: Path) -> 
     upload = hub.do("acme", "POST", f"{LEGAL}/uploads", json=announced(folder))
     send(hub, upload, folder)
     refused(hub.ask("acme", "POST", f"/v1/{LEGAL}/uploads/{upload['id']}/complete"), 400, "adapter_refused")
-    (entry,) = hub.do("acme", "GET", "audit")["data"]
-    assert (entry["action"], entry["outcome"]) == ("adapter.publish", "adapter_refused")
+    entries = hub.do("acme", "GET", "audit")["data"][::-1]
+    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in entries] == [
+        ("adapter.publish", "acme/legal", "begun"),
+        ("adapter.publish", "acme/legal", "adapter_refused"),
+    ]
     with pytest.raises(NotFound):
         hub.registry.show("acme/legal")
-    assert hub.do("acme", "DELETE", f"{LEGAL}/uploads/{upload['id']}")["status"] == "cancelled"
+    for _ in range(2):
+        assert hub.do("acme", "DELETE", f"{LEGAL}/uploads/{upload['id']}")["status"] == "cancelled"
+    (entry,) = hub.do("acme", "GET", "audit?action=adapter.cancel")["data"]
+    assert (entry["subject"], entry["outcome"], entry["detail"]) == ("acme/legal", "done", upload["id"])
     refused(hub.ask("acme", "GET", f"/v1/adapters/acme/other/uploads/{upload['id']}"), 404, "not_found")
 
 

@@ -25,12 +25,16 @@ from swapmeet.tenancy.audit import Audit, note
 ACME, BETA = (Caller(tenant, f"key-{tenant}", frozenset({"admin"})) for tenant in ("acme", "beta"))
 
 
+def enter(database: Database, caller: Caller, action: str, subject: str, detail: str = "") -> None:
+    database.write(lambda session: note(session, caller, action, subject, detail=detail))
+
+
 def lines_of(database: Database, tenant: str = "acme") -> list[str]:
     return [line.decode() for line in Audit(database).export(tenant)]
 
 
 def test_entries_follow_each_other_whoever_writes_at_once(database: Database) -> None:
-    audit, failed = Audit(database), list[Exception]()
+    failed = list[Exception]()
 
     def write(number: int) -> None:
         def both(session: Session) -> None:  # in either order
@@ -39,7 +43,7 @@ def test_entries_follow_each_other_whoever_writes_at_once(database: Database) ->
 
         try:
             for step in range(8):
-                audit.record(ACME, "model.delete", f"ä/{number}.{step}")
+                enter(database, ACME, "model.delete", f"ä/{number}.{step}")
                 database.write(both)
         except Exception as error:
             failed.append(error)
@@ -60,10 +64,10 @@ def test_what_did_not_take_place_leaves_no_gap(database: Database) -> None:
         note(session, ACME, "key.create", "key-1")
         raise KeyError("own")
 
-    Audit(database).record(ACME, "a", "1")
+    enter(database, ACME, "a", "1")
     with pytest.raises(KeyError):
         database.write(fail)
-    Audit(database).record(ACME, "a", "2")
+    enter(database, ACME, "a", "2")
     assert verify(lines_of(database))[0].sequence == 2
 
 
@@ -100,7 +104,7 @@ def _change(lines: list[str], number: int, **fields: Any) -> list[str]:
 )
 def test_whatever_was_done_to_an_export_is_seen(spoil: Callable[[list[str]], list[str]], database: Database) -> None:
     for number in range(4):
-        Audit(database).record(ACME, "key.create", f"key-{number}", detail='a "b"\n')
+        enter(database, ACME, "key.create", f"key-{number}", detail='a "b"\n')
     lines = lines_of(database)
     noted = json.loads(lines[2])["hash"]
     assert verify(lines, contains=noted)[0].sequence == 4
@@ -112,7 +116,7 @@ def test_whatever_was_done_to_an_export_is_seen(spoil: Callable[[list[str]], lis
 
 def test_what_was_changed_in_the_database_is_seen(database: Database) -> None:
     for number in range(3):
-        Audit(database).record(ACME, "key.create", f"key-{number}")
+        enter(database, ACME, "key.create", f"key-{number}")
     database.write(lambda session: session.execute(update(AuditRow).where(AuditRow.sequence == 2).values(key="key-x")))
     with pytest.raises(AuditBroken, match="entry 2 of acme's log was changed"):
         verify(lines_of(database))
@@ -122,8 +126,8 @@ def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pyt
     monkeypatch.setattr("swapmeet.tenancy.audit_chain.AT_ONCE", 3)
     audit = Audit(database)
     for number in range(10):
-        audit.record(ACME, "key.create", f"key-{number}")
-        audit.record(BETA, "key.create", f"key-{number}")
+        enter(database, ACME, "key.create", f"key-{number}")
+        enter(database, BETA, "key.create", f"key-{number}")
     before = verify(lines_of(database))[0]
 
     def age(session: Session) -> None:
@@ -140,7 +144,7 @@ def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pyt
     assert len(lines_of(database, "beta")) == 11
     audit.forget(now() + timedelta(days=1))
     assert verify(lines_of(database)) == [before]
-    audit.record(ACME, "key.create", "key-new")
+    enter(database, ACME, "key.create", "key-new")
     assert verify(lines_of(database), contains=before.hash)[0].sequence == 11
 
 
@@ -160,7 +164,7 @@ def test_what_stood_in_an_older_database_is_chained(database_url: str) -> None:
         connection.execute(insert, rows)
     upgrade(database)
     assert [verify(lines_of(database, tenant))[0].sequence for tenant in ("acme", "beta")] == [3, 4]
-    Audit(database).record(ACME, "key.create", "key-1")
+    enter(database, ACME, "key.create", "key-1")
     assert verify(lines_of(database))[0].sequence == 4
     database.close()
 

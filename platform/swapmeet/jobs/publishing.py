@@ -20,6 +20,8 @@ from swapmeet.errors import QuotaExceeded
 from swapmeet.jobs.leftovers import clear_copies, kept_bytes
 from swapmeet.marketplace import Market
 from swapmeet.settings import Settings
+from swapmeet.tenancy.audit import Audit
+from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage, require_versions
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
@@ -82,7 +84,7 @@ class Publisher:
 
     Args:
         settings: say where storage, registry and bases are.
-        database: has the jobs' events and checkpoints; is only read.
+        database: has the jobs' events and checkpoints, which are only read, and the audit log.
 
     Raises:
         SigningKeyInvalid: adapters are to be signed, and the key can not be read.
@@ -95,6 +97,7 @@ class Publisher:
         self._signer = settings.signer
         self._library = BaseLibrary(settings.folder)
         self._market = Market(database, self._registry)
+        self._audit = Audit(database)
 
     def checkpoint(self, job: JobRow, saved: Saved) -> Model:
         """Make a checkpoint a model, and those that it pushes off the list none; delete old ones in the storage.
@@ -111,7 +114,7 @@ class Publisher:
         others = self._database.read(lambda session: list(session.scalars(query)))
         dropped = _unlisted(others, step, saved)
         for row in dropped:
-            self.withdraw(row.model, "Newer checkpoints of the same job took its place.")
+            self.withdraw(row.model, "Newer checkpoints of the same job took its place.", job.id)
         size = self._registry.manifest(version).size
         return Model(name, version.digest, tuple(row.id for row in dropped), size, kept_bytes(runs))
 
@@ -133,7 +136,7 @@ class Publisher:
         query = select(CheckpointRow.step).where(CheckpointRow.job == job.id)
         listed = set(self._database.read(lambda session: list(session.scalars(query))))
         for step in {step_of(key) for key in RunStorage(self._store, job.id).checkpoints()} - listed:
-            self.withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.")
+            self.withdraw(checkpoint_name(job.adapter, step, job.id), "Its job ended before it was listed.", job.id)
 
     def forget(self, job: JobRow) -> None:
         """Delete the checkpoints of a job that succeeded: nothing goes on from them."""
@@ -179,25 +182,28 @@ class Publisher:
             provenance = Provenance.read(folder)
             assert provenance is not None, "the run writes it"
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
-            version = self._registry.push(
-                folder,
-                name,
-                base=base.fingerprint,
-                base_license=base.license,
-                modules=module_shapes(base.path),
-                run=run,
-            )
-        if self._signer is not None:
-            self._registry.sign(version.pinned, self._signer)
+            with self._audit.noting(_itself(name, job.id), "adapter.publish", name, operation=run) as doing:
+                version = self._registry.push(
+                    folder,
+                    name,
+                    base=base.fingerprint,
+                    base_license=base.license,
+                    modules=module_shapes(base.path),
+                    run=run,
+                )
+                if self._signer is not None:
+                    self._registry.sign(version.pinned, self._signer)
+                doing.subject, doing.detail = str(version), version.digest
         self._market.note(name)
         return version
 
-    def withdraw(self, name: str, reason: str) -> None:
-        """Make a checkpoint no model any more."""
+    def withdraw(self, name: str, reason: str, job: str) -> None:
+        """Make a checkpoint of a job no model any more."""
         try:
             for version in self._registry.show(name).versions:
                 if not version.yanked:
-                    self._registry.yank(str(version), reason)
+                    with self._audit.noting(_itself(name, job), "version.yank", str(version), detail=reason):
+                        self._registry.yank(str(version), reason)
         except NotFound:
             return
         self._market.note(name)
@@ -238,6 +244,11 @@ def figures_csv(figures: Iterable[EventRow]) -> bytes:
     writer.writerow(COLUMNS)
     writer.writerows([steps[step].get(name, "") for name in COLUMNS.values()] for step in sorted(steps))
     return stream.getvalue().encode()
+
+
+def _itself(name: str, job: str) -> Caller:
+    """A job, as what changes its tenant's models: where others have the id of their key, it has its own."""
+    return Caller(AdapterName.parse(name).tenant, job, frozenset())
 
 
 def insert_once(session: Session, row: FileRow) -> None:

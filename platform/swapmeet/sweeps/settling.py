@@ -133,7 +133,8 @@ class Settler:
         def remove() -> bool:
             models = select(CheckpointRow.job, CheckpointRow.model).where(CheckpointRow.job.in_(ids))
             for job, model in self._leading.database.read(lambda session: session.execute(models).all()):
-                self._publisher.withdraw(model, f"Another configuration of the sweep {sweep.id} is better than {job}.")
+                told = f"Another configuration of the sweep {sweep.id} is better than {job}."
+                self._publisher.withdraw(model, told, job)
             for job in ids:
                 self._publisher.discard(job)
             return True
