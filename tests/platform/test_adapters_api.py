@@ -491,7 +491,7 @@ def test_who_may_read_what_is_shared_and_public(hub: Any) -> None:
 
 
 def test_sharing_does_not_tell_which_tenants_there_are(hub: Any) -> None:
-    hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    hub.registry.push(hub.adapter, "acme/legal", base=hub.base, alias="prod")
     granting = "fine_tuning/checkpoints/acme/legal/permissions"
     for method, path, body, shown in (
         ("PUT", f"{LEGAL}/visibility", {"visibility": "shared", "tenants": ["beta", "later"]}, ["beta", "later"]),
