@@ -88,7 +88,7 @@ class AdapterAccess:
             raise absent(reference.name) from None  # it would say which versions and aliases there are
 
     def listing(self, caller: Caller, name: AdapterName) -> Listing:
-        """Everything under a name; whom it is shared with is its owner's to know.
+        """Everything under a name; whom it is shared with, and who moved aliases, is its owner's to know.
 
         Raises:
             NotFound: there is no such name, or the caller may not know of it.
@@ -98,7 +98,7 @@ class AdapterAccess:
         found = self._opened(caller.tenant, name) if self._noted(caller.tenant, name) else None
         if found is None:
             raise absent(name)
-        return replace(found, shared_with=())
+        return replace(found, shared_with=(), history=tuple(replace(move, by=None) for move in found.history))
 
     def require_own(self, caller: Caller, name: AdapterName) -> None:
         """Nothing, if a caller's keys may change what is under a name, as far as their scopes allow.
@@ -149,15 +149,17 @@ class AdapterAccess:
         granted = {name for name in caller.shared if str(Reference.parse(name).name) in known}
         return listed + sorted(granted.difference(listed))
 
-    def share(self, name: AdapterName, visibility: Visibility, tenants: Iterable[str] = ()) -> Listing:
+    def share(
+        self, name: AdapterName, visibility: Visibility, tenants: Iterable[str] = (), by: Caller | None = None
+    ) -> Listing:
         """Say who may read an adapter; the caller has been looked at (`require_own`).
 
         Raises:
-            NotFound: there is no such adapter, or no such tenant; the message names all of these.
+            NotFound: there is no such adapter, or tenants can not be shared with (`require_tenants`).
             Refused: tenants are named that the visibility does not ask for, or none that it does.
         """
         wanted = sorted(set(tenants))
-        self.database.read(lambda session: require_tenants(session, wanted))
+        self.database.read(lambda session: require_tenants(session, wanted, by))
         listing = self.registry.share(str(name), visibility, wanted)
         self.database.write(lambda session: _note(session, listing))
         return listing

@@ -24,12 +24,12 @@ from swapmeet.database.tables.base import now
 from swapmeet.errors import Conflict, NotFound, RequestRefused
 from swapmeet.files.rules import refuse, shortened
 from swapmeet.ids import new_id, shown
-from swapmeet.tenancy.audit import Audit, note
+from swapmeet.tenancy.audit import Audit, Operation, note
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage, require_versions
 from swapmeet.tenancy.stocktaking import note_published
 from swapmeet.tenancy.tenants import tenant_row
-from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile
+from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile, Version
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_registry.origin.provenance import Tag
@@ -75,7 +75,7 @@ class Publishes:
     ) -> None:
         self.folder = folder
         self._database, self._registry, self._library = database, registry, library
-        self._parts = Parts(store)
+        self._parts, self._audit = Parts(store), Audit(database)
 
     def begin(self, name: AdapterName, wanted: PublishRequest, key: str | None = None) -> PublishRow:
         """A publish, which is open for a day; the same again, by its run or an idempotency key, is the same one.
@@ -153,17 +153,15 @@ class Publishes:
         _require_open(row)
         try:
             done = self._publish(row, by)
-        except (RegistryError, RequestRefused) as error:
+        except (RegistryError, RequestRefused):
             ended = self._database.read(lambda session: session.get_one(PublishRow, row.id))
             if ended.status == "published":  # by another at the same time, who cleared the parts away
                 return ended
-            if isinstance(error, RegistryError):
-                Audit(self._database).record(by, "adapter.publish", row.adapter, error.code, tenant=row.tenant)
             raise
         self._parts.clear(done.id)
         return done
 
-    def cancel(self, row: PublishRow) -> PublishRow:
+    def cancel(self, row: PublishRow, by: Caller) -> PublishRow:
         """End a publish; again is no mistake.
 
         Raises:
@@ -174,7 +172,9 @@ class Publishes:
             found = session.get_one(PublishRow, row.id, with_for_update=True)
             if found.status == "published":
                 raise RequestRefused(f"{row.id} is published as version {found.version}. Yank that instead.")
-            found.status = "cancelled"
+            if found.status != "cancelled":
+                found.status = "cancelled"
+                note(session, by, "adapter.cancel", found.adapter, tenant=found.tenant, detail=found.id)
             return found
 
         ended = self._database.write(work)
@@ -184,15 +184,9 @@ class Publishes:
     def sweep(self) -> None:
         """Expire what nobody completed, remove the parts of what is over, and forget it after some time."""
         moment = now()
-
-        def expire(session: Session) -> list[PublishRow]:
-            late = select(PublishRow).where(PublishRow.status == "pending", PublishRow.expires_at <= moment)
-            rows = list(session.scalars(late.limit(AT_ONCE).with_for_update(skip_locked=True)))
-            for row in rows:
-                row.status = "expired"
-            return rows
-
-        for row in self._database.write(expire):
+        late = select(PublishRow).where(PublishRow.status == "pending", PublishRow.expires_at <= moment).limit(AT_ONCE)
+        for row in self._database.read(lambda session: list(session.scalars(late))):
+            self._expire(row)
             self._parts.clear(row.id)
         over = delete(PublishRow).where(PublishRow.status != "pending", PublishRow.expires_at <= moment - REMEMBERED)
         self._database.write(lambda session: session.execute(over))
@@ -223,29 +217,52 @@ class Publishes:
             scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix="publish-")
         with scratch as folder:
             self._parts.join(row, Path(folder))
-            version = self._registry.push(
-                Path(folder),
-                row.adapter,
-                base=base.fingerprint,
-                alias=wanted.alias,
-                license=wanted.license,
-                base_license=base.license,
-                tags=wanted.tags,
-                modules=module_shapes(base.path),
-                run=wanted.run,
-                once=row.id,
-            )
+            noting = self._audit.noting(by, "adapter.publish", row.adapter, tenant=row.tenant, operation=row.id)
+            with noting as doing:
+                version = self._registry.push(
+                    Path(folder),
+                    row.adapter,
+                    base=base.fingerprint,
+                    alias=wanted.alias,
+                    license=wanted.license,
+                    base_license=base.license,
+                    tags=wanted.tags,
+                    modules=module_shapes(base.path),
+                    run=wanted.run,
+                    once=row.id,
+                )
+                return self._end(row, version, doing)
+
+    def _end(self, row: PublishRow, version: Version, doing: Operation) -> PublishRow:
+        """Note that a publish made a version, once."""
         size = self._registry.manifest(version).size
+        doing.subject, doing.detail = str(version), version.digest
 
         def end(session: Session) -> PublishRow:
             found = session.get_one(PublishRow, row.id, with_for_update=True)
             if found.status != "published":
                 found.status, found.version, found.digest = "published", version.version, version.digest
                 note_published(session, version, size)
-                note(session, by, "adapter.publish", str(version), tenant=found.tenant, detail=version.digest)
+                doing.done(session)
+            doing.noted = True  # by whoever was first
             return found
 
         return self._database.write(end)
+
+    def _expire(self, row: PublishRow) -> None:
+        """End a publish that nobody completed, or whose server was killed after it had made its version."""
+        version = self._registry.made(row.adapter, row.request["run"] or row.id)
+        if version is not None:
+            itself = Caller(row.tenant, row.id, frozenset())
+            self._end(row, version, Operation(itself, "adapter.publish", row.adapter, row.tenant, "", row.id))
+            return
+
+        def expire(session: Session) -> None:
+            found = session.get(PublishRow, row.id, with_for_update=True)
+            if found is not None and found.status == "pending":
+                found.status = "expired"
+
+        self._database.write(expire)
 
     def _require_sound(self, wanted: PublishRequest) -> None:
         paths = [file.path for file in wanted.files]

@@ -7,11 +7,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from swapmeet.database import Database
-from swapmeet.database.tables import PermissionRow, TenantRow
+from swapmeet.database.tables import PermissionRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import NotFound
 from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import Caller
+from swapmeet.tenancy.inserting import insert_on
+from swapmeet.tenancy.tenants import require_tenants
 
 
 class Permissions:
@@ -29,24 +31,17 @@ class Permissions:
             by: who does it; None for the server itself.
 
         Raises:
-            NotFound: some are no tenants; the message names all of them.
+            NotFound: some are no tenants (`require_tenants`); the message names all of them.
         """
-        wanted = sorted(set(projects))
+        wanted = {each: _id(model, each) for each in sorted(set(projects))}
 
         def insert(session: Session) -> list[PermissionRow]:
-            locked = select(TenantRow.name).where(TenantRow.name.in_(wanted)).order_by(TenantRow.name)
-            known = set(session.scalars(locked.with_for_update()))
-            if unknown := [name for name in wanted if name not in known]:
-                raise NotFound(f"There are no tenants {', '.join(map(repr, unknown))}. Check project_ids.")
-            rows = [session.get(PermissionRow, _id(model, each)) for each in wanted]
-            made = [
-                row or PermissionRow(id=_id(model, each), model=model, project=each, created_at=now())
-                for row, each in zip(rows, wanted, strict=True)
-            ]
-            session.add_all(made)
-            if new := [each for row, each in zip(rows, wanted, strict=True) if row is None]:
+            require_tenants(session, wanted, by)
+            rows = [{"id": id_, "model": model, "project": each, "created_at": now()} for each, id_ in wanted.items()]
+            statement = insert_on(session, PermissionRow).values(rows).on_conflict_do_nothing()
+            if new := sorted(session.scalars(statement.returning(PermissionRow.project))):
                 note(session, by, "permission.grant", model, tenant=_owner(model), detail=f"to {', '.join(new)}")
-            return made
+            return [session.get_one(PermissionRow, identity) for identity in wanted.values()]
 
         return self._database.write(insert)
 

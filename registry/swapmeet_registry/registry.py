@@ -110,6 +110,10 @@ class Registry(Vouching, Life):
                 store_report(manifest.digest)
                 return self._publishing.add(target, staged, alias, nonce or uuid4().hex)
 
+    def made(self, name: str, once: str) -> Version | None:
+        """The version that a publish made under a name, by its `run` or `once`, if it did (`push`)."""
+        return self._publishing.made(AdapterName.parse(name), once)
+
     def pull(
         self,
         ref: str | Version,

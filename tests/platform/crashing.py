@@ -8,6 +8,7 @@ imported everything, so that each starts in a fraction of a second.
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,17 +20,22 @@ from swapmeet.client import Client
 from swapmeet.database import Database
 from swapmeet.gateway.assembly import assemble
 from swapmeet.gateway.listener import event_loop, listening
+from swapmeet.jobs import Jobs
+from swapmeet.jobs.publishing import Publisher
 from swapmeet.settings import Settings
 from swapmeet_registry import Fingerprint, fault
+from swapmeet_training.attempts.run_storage import step_of
+from swapmeet_training.attempts.telling import Saved
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["pytest", "swapmeet.client", "swapmeet.gateway.assembly", "boto3", "psycopg"])
 
 
 class Steps:
-    """Notes the steps from when it is told to count, and kills this process at one of them."""
+    """Notes the steps, of some kinds, from when it is told to count, and kills this process at one of them."""
 
-    def __init__(self, kill_at: int = 0) -> None:
+    def __init__(self, kill_at: int = 0, kinds: tuple[str, ...] = ("",)) -> None:
+        self._kinds = kinds
         self.begin(kill_at)
         fault.hook = self.reached
         self._around(Database, "write", "database")
@@ -40,6 +46,8 @@ class Steps:
         self.kill_at, self.seen = kill_at, list[str]()
 
     def reached(self, step: str) -> None:
+        if not step.startswith(self._kinds):
+            return
         self.seen.append(step)
         if len(self.seen) == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -99,7 +107,16 @@ class Gateway:
 
 def push(url: str, key: str, folder: Path, name: str, run: str, kill_at: int) -> int:
     """Push in a process that is killed at its step; gives its exit code."""
-    process = FORKING.Process(target=_push, args=(url, key, folder, name, run, kill_at), daemon=True)
+    return _apart(_push, url, key, folder, name, run, kill_at)
+
+
+def publish_and_withdraw(settings: Settings, database: str, job: str, saved: Saved, kill_at: int) -> int:
+    """Make a job's checkpoint a model, and withdraw it, in a process that is killed at its step; its exit code."""
+    return _apart(_publish_and_withdraw, settings, database, job, saved, kill_at)
+
+
+def _apart(target: Callable[..., None], *arguments: Any) -> int:
+    process = FORKING.Process(target=target, args=arguments, daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode is not None
@@ -120,6 +137,14 @@ def _serve(settings: Settings, base: Fingerprint, environment: dict[str, str], c
             seen = steps.seen
             steps.begin(kill_at)
             control.send(seen)
+
+
+def _publish_and_withdraw(settings: Settings, url: str, job: str, saved: Saved, kill_at: int) -> None:
+    database = Database(url)
+    publisher, row = Publisher(settings, database), Jobs(database).get(None, job)
+    Steps(kill_at, ("push.before_head", "push.head", "database."))
+    publisher.checkpoint(row, saved)
+    publisher.delete(row, step_of(saved.checkpoint), "It was worse.")
 
 
 def _push(url: str, key: str, folder: Path, name: str, run: str, kill_at: int) -> None:

@@ -129,7 +129,7 @@ def test_the_life_of_a_version_by_commands(
     assert [each["version"] for each in deleted["versions"]] == [1, 3]
     assert {version.deleted for version in hub.registry.show("acme/legal").versions} == {"old", "closed"}
     noted = [entry["action"] for entry in hub.do("acme", "GET", "audit")["data"]]
-    assert noted[:3] == ["version.delete"] * 3
+    assert noted[:6] == ["version.delete"] * 6, "of each that it began, and that it is done"
     assert {"alias.undo", "alias.remove", "adapter.share", "version.recall"} <= set(noted)
 
 

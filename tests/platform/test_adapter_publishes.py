@@ -4,15 +4,18 @@ import hashlib
 import shutil
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from swapmeet.adapter_publishes import Publishes, PublishRequest
 from swapmeet.audit_export import verify
 from swapmeet.database import Database
-from swapmeet.database.tables import TenantRow
+from swapmeet.database.tables import PublishRow, TenantRow
+from swapmeet.database.tables.base import now
 from swapmeet.errors import QuotaExceeded
 from swapmeet.tenancy import Caller
 from swapmeet.tenancy.audit import Audit
@@ -87,6 +90,31 @@ def test_publishes_of_many_at_once(
     entries = [line.decode() for line in Audit(database).export("acme")]
     assert verify(entries)[0].sequence == len(entries) - 1
     assert len([line for line in entries if '"outcome":"done"' in line]) == 3
+
+
+def test_what_was_made_before_its_server_was_killed_is_not_expired(
+    publishes: Publishes, database: Database, published: tuple[Fingerprint, Path], tmp_path: Path
+) -> None:
+    wanted = request_for(published[1])
+    made, not_made = publishes.begin(LEGAL, wanted), publishes.begin(LEGAL, wanted)
+    registry = Registry(f"file://{tmp_path}/registry")
+    with Audit(database).noting(ACME, "adapter.publish", str(LEGAL), operation=made.id) as doing:
+        registry.push(published[1], str(LEGAL), base=published[0], once=made.id)
+        doing.noted = True  # as whoever is killed leaves it
+    publishes.sweep()
+    assert {publishes.get(LEGAL, row.id).status for row in (made, not_made)} == {"pending"}
+    late = update(PublishRow).values(expires_at=now() - timedelta(days=1))
+    database.write(lambda session: session.execute(late))
+    for _ in range(2):
+        publishes.sweep()
+    found = [publishes.get(LEGAL, row.id) for row in (made, not_made)]
+    assert [(row.status, row.version) for row in found] == [("published", 1), ("expired", None)]
+    assert database.read(lambda session: session.get_one(TenantRow, "acme")).adapter_versions == 1
+    entries = Audit(database).page("acme")[0][::-1]
+    assert [(row.key, row.subject, row.outcome, row.operation) for row in entries] == [
+        ("key-1", "acme/legal", "begun", made.id),
+        (made.id, "acme/legal:1", "done", made.id),
+    ]
 
 
 def test_a_base_s_licence_is_inherited(

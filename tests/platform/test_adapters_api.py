@@ -113,7 +113,13 @@ def test_a_folder_is_published_pulled_and_withdrawn(hub: Any, tmp_path: Path) ->
     hub.do("acme", "POST", f"{LEGAL}/versions/2/delete", json={"reason": "gone"})
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/{digest}"), 404, "model_not_found")
     entries = hub.do("acme", "GET", "audit?limit=100")["data"][::-1]
-    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in entries] == [
+    begun, ended = entries[::2], entries[1::2]
+    assert {entry["outcome"] for entry in begun} == {"begun"}
+    assert [(entry["action"], entry["operation"]) for entry in begun] == [
+        (entry["action"], entry["operation"]) for entry in ended
+    ]
+    assert len({entry["operation"] for entry in ended}) == len(ended)
+    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in ended] == [
         ("adapter.publish", "acme/legal:1", "done"),
         ("adapter.publish", "acme/legal:2", "done"),
         ("alias.move", "acme/legal:prod", "done"),
@@ -270,11 +276,17 @@ def test_what_the_registry_does_not_admit_is_noted(hub: Any, tmp_path: Path) -> 
     upload = hub.do("acme", "POST", f"{LEGAL}/uploads", json=announced(folder))
     send(hub, upload, folder)
     refused(hub.ask("acme", "POST", f"/v1/{LEGAL}/uploads/{upload['id']}/complete"), 400, "adapter_refused")
-    (entry,) = hub.do("acme", "GET", "audit")["data"]
-    assert (entry["action"], entry["outcome"]) == ("adapter.publish", "adapter_refused")
+    entries = hub.do("acme", "GET", "audit")["data"][::-1]
+    assert [(entry["action"], entry["subject"], entry["outcome"]) for entry in entries] == [
+        ("adapter.publish", "acme/legal", "begun"),
+        ("adapter.publish", "acme/legal", "adapter_refused"),
+    ]
     with pytest.raises(NotFound):
         hub.registry.show("acme/legal")
-    assert hub.do("acme", "DELETE", f"{LEGAL}/uploads/{upload['id']}")["status"] == "cancelled"
+    for _ in range(2):
+        assert hub.do("acme", "DELETE", f"{LEGAL}/uploads/{upload['id']}")["status"] == "cancelled"
+    (entry,) = hub.do("acme", "GET", "audit?action=adapter.cancel")["data"]
+    assert (entry["subject"], entry["outcome"], entry["detail"]) == ("acme/legal", "done", upload["id"])
     refused(hub.ask("acme", "GET", f"/v1/adapters/acme/other/uploads/{upload['id']}"), 404, "not_found")
 
 
@@ -477,10 +489,41 @@ def test_who_may_read_what_is_shared_and_public(hub: Any) -> None:
     hub.registry.share("acme/legal", "shared", ["gamma"])  # opened with the next count
     retention(hub).count()
     assert [readings(hub, who) for who in ("beta", "gamma")] == [{404}, {200}]
-    answer = hub.ask("acme", "PUT", f"/v1/{LEGAL}/visibility", json={"visibility": "shared", "tenants": ["who", "me"]})
-    assert "'me', 'who'" in refused(answer, 404, "not_found")
     odd = hub.ask("acme", "PUT", f"/v1/{LEGAL}/visibility", json={"visibility": "public", "tenants": ["beta"]})
     refused(odd, 400, "adapter_refused")
+
+
+def test_sharing_does_not_tell_which_tenants_there_are(hub: Any) -> None:
+    hub.registry.push(hub.adapter, "acme/legal", base=hub.base, alias="prod")
+    granting = "fine_tuning/checkpoints/acme/legal/permissions"
+    for method, path, body, shown in (
+        ("PUT", f"{LEGAL}/visibility", {"visibility": "shared", "tenants": ["beta", "later"]}, ["beta", "later"]),
+        ("POST", granting, {"project_ids": ["later", "beta"]}, ["beta", "later"]),
+    ):
+        told = hub.do("acme", method, path, json=body)
+        assert (told.get("shared_with") or [each["project_id"] for each in told["data"]]) == shown
+        wrong = {name: ["beta", "Me!", "x/y"] if isinstance(each, list) else each for name, each in body.items()}
+        assert "no tenants 'Me!', 'x/y'. Check" in refused(
+            hub.ask("acme", method, f"/v1/{path}", json=wrong), 404, "not_found"
+        )
+        assert "no tenants 'later'. Check" in refused(
+            hub.ask("admin", method, f"/v1/{path}", json=body), 404, "not_found"
+        )
+    assert len(hub.do("acme", "GET", granting)["data"]) == 2
+    hub.add("later")
+    assert readings(hub, "later") == {200}
+
+
+def test_who_moved_an_alias_is_the_owner_s_to_know(hub: Any) -> None:
+    hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    hub.registry.tag("acme/legal", "prod", "1", by="jane")
+    hub.do("acme", "PUT", f"{LEGAL}/visibility", json={"visibility": "public"})
+    told = {who: hub.do(who, "GET", f"{LEGAL}/history")["data"][0]["by"] for who in ("acme", "admin", "beta")}
+    assert told == {"acme": "jane", "admin": "jane", "beta": None}
+    paths = ("v1/" + LEGAL, f"v1/{LEGAL}/card", "api/models/acme/legal", "api/models/acme/legal/refs")
+    for path in paths:
+        answer = hub.ask("beta", "GET", f"/{path}")
+        assert (answer.status_code, "jane" in answer.text) == (200, False), path
 
 
 def test_a_permission_opens_just_what_it_names(hub: Any) -> None:

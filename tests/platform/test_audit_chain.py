@@ -18,11 +18,15 @@ from swapmeet.database import Database
 from swapmeet.database.migrations import _config, upgrade
 from swapmeet.database.tables import AuditRow
 from swapmeet.database.tables.base import now
-from swapmeet.errors import AuditBroken
+from swapmeet.errors import AuditBroken, Conflict, DatabaseFailed
 from swapmeet.tenancy import Caller
-from swapmeet.tenancy.audit import Audit, note
+from swapmeet.tenancy.audit import Audit, Operation, note
 
 ACME, BETA = (Caller(tenant, f"key-{tenant}", frozenset({"admin"})) for tenant in ("acme", "beta"))
+
+
+def enter(database: Database, caller: Caller, action: str, subject: str, detail: str = "") -> None:
+    database.write(lambda session: note(session, caller, action, subject, detail=detail))
 
 
 def lines_of(database: Database, tenant: str = "acme") -> list[str]:
@@ -30,7 +34,7 @@ def lines_of(database: Database, tenant: str = "acme") -> list[str]:
 
 
 def test_entries_follow_each_other_whoever_writes_at_once(database: Database) -> None:
-    audit, failed = Audit(database), list[Exception]()
+    failed = list[Exception]()
 
     def write(number: int) -> None:
         def both(session: Session) -> None:  # in either order
@@ -39,7 +43,7 @@ def test_entries_follow_each_other_whoever_writes_at_once(database: Database) ->
 
         try:
             for step in range(8):
-                audit.record(ACME, "model.delete", f"ä/{number}.{step}")
+                enter(database, ACME, "model.delete", f"ä/{number}.{step}")
                 database.write(both)
         except Exception as error:
             failed.append(error)
@@ -60,10 +64,10 @@ def test_what_did_not_take_place_leaves_no_gap(database: Database) -> None:
         note(session, ACME, "key.create", "key-1")
         raise KeyError("own")
 
-    Audit(database).record(ACME, "a", "1")
+    enter(database, ACME, "a", "1")
     with pytest.raises(KeyError):
         database.write(fail)
-    Audit(database).record(ACME, "a", "2")
+    enter(database, ACME, "a", "2")
     assert verify(lines_of(database))[0].sequence == 2
 
 
@@ -100,7 +104,7 @@ def _change(lines: list[str], number: int, **fields: Any) -> list[str]:
 )
 def test_whatever_was_done_to_an_export_is_seen(spoil: Callable[[list[str]], list[str]], database: Database) -> None:
     for number in range(4):
-        Audit(database).record(ACME, "key.create", f"key-{number}", detail='a "b"\n')
+        enter(database, ACME, "key.create", f"key-{number}", detail='a "b"\n')
     lines = lines_of(database)
     noted = json.loads(lines[2])["hash"]
     assert verify(lines, contains=noted)[0].sequence == 4
@@ -112,18 +116,94 @@ def test_whatever_was_done_to_an_export_is_seen(spoil: Callable[[list[str]], lis
 
 def test_what_was_changed_in_the_database_is_seen(database: Database) -> None:
     for number in range(3):
-        Audit(database).record(ACME, "key.create", f"key-{number}")
+        enter(database, ACME, "key.create", f"key-{number}")
     database.write(lambda session: session.execute(update(AuditRow).where(AuditRow.sequence == 2).values(key="key-x")))
     with pytest.raises(AuditBroken, match="entry 2 of acme's log was changed"):
         verify(lines_of(database))
+
+
+def test_what_was_begun_and_did_not_end_is_named(database: Database) -> None:
+    audit = Audit(database)
+    with audit.noting(ACME, "alias.move", "acme/legal:prod"):
+        assert [each["subject"] for each in verify(lines_of(database))[0].unended] == ["acme/legal:prod"]
+    with pytest.raises(Conflict), audit.noting(ACME, "alias.move", "acme/legal:prod"):
+        raise Conflict("It points elsewhere.")
+    assert verify(lines_of(database))[0].unended == ()
+
+    def again(outcome: str) -> None:
+        publish = Operation(ACME, "adapter.publish", f"acme/{outcome}", "acme", "", "publish-1")
+        database.write(lambda session: publish.end(session, outcome))
+
+    for outcome in ("begun", "begun", "store_failed"):
+        again(outcome)
+    (unended,) = verify(lines_of(database))[0].unended
+    assert (unended["sequence"], unended["operation"]) == (6, "publish-1"), "one of two ended"
+    for outcome in ("begun", "done"):
+        again(outcome)
+    assert verify(lines_of(database))[0].unended == (), "what was done at last was done"
+    lines = lines_of(database)
+    for number in range(1, len(lines)):
+        for spoilt in (
+            [*lines[:number], *lines[number + 1 :]],
+            [*lines[: number - 1], *lines[number - 1 : number + 1][::-1], *lines[number + 1 :]],
+        ):
+            with pytest.raises(AuditBroken):
+                verify(spoilt)
+
+
+def test_its_end_is_noted_once_where_a_transaction_of_the_block_notes_it(database: Database) -> None:
+    audit = Audit(database)
+    with audit.noting(ACME, "adapter.publish", "acme/legal", operation="publish-1") as doing:
+        doing.subject = "acme/legal:1"
+        database.write(doing.done)
+
+    def fail(session: Session) -> None:
+        doing.done(session)
+        raise Conflict("too late")
+
+    with pytest.raises(Conflict), audit.noting(ACME, "adapter.publish", "acme/legal") as doing:
+        database.write(fail)
+    rows = audit.page("acme")[0][::-1]
+    assert [(row.subject, row.outcome) for row in rows] == [
+        ("acme/legal", "begun"),
+        ("acme/legal:1", "done"),
+        ("acme/legal", "begun"),
+        ("acme/legal", "conflict"),
+    ]
+
+
+def test_what_can_not_be_noted_is_not_begun(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: Any) -> None:
+        raise DatabaseFailed("away")
+
+    monkeypatch.setattr(database, "write", away)
+    with pytest.raises(DatabaseFailed), Audit(database).noting(ACME, "alias.move", "acme/legal:prod"):
+        raise AssertionError("it was begun")
+
+
+def test_who_reads_an_export_slowly_holds_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swapmeet.tenancy.audit_chain.AT_ONCE", 2)
+    for number in range(7):
+        enter(database, ACME, "key.create", f"key-{number}")
+    lines = list[str]()
+    for line in Audit(database).export("acme"):
+        lines.append(line.decode())
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        enter(database, ACME, "key.revoke", "key-0")
+    assert verify(lines)[0].sequence == 7, "what came since it began is the next one's"
+    export = Audit(database).export("acme")
+    next(export)
+    Audit(database).forget(now() + timedelta(days=1))
+    with pytest.raises(Conflict, match="Export it again"):
+        next(export)
 
 
 def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swapmeet.tenancy.audit_chain.AT_ONCE", 3)
     audit = Audit(database)
     for number in range(10):
-        audit.record(ACME, "key.create", f"key-{number}")
-        audit.record(BETA, "key.create", f"key-{number}")
+        enter(database, ACME, "key.create", f"key-{number}")
+        enter(database, BETA, "key.create", f"key-{number}")
     before = verify(lines_of(database))[0]
 
     def age(session: Session) -> None:
@@ -140,7 +220,7 @@ def test_what_is_forgotten_leaves_an_anchor(database: Database, monkeypatch: pyt
     assert len(lines_of(database, "beta")) == 11
     audit.forget(now() + timedelta(days=1))
     assert verify(lines_of(database)) == [before]
-    audit.record(ACME, "key.create", "key-new")
+    enter(database, ACME, "key.create", "key-new")
     assert verify(lines_of(database), contains=before.hash)[0].sequence == 11
 
 
@@ -160,7 +240,7 @@ def test_what_stood_in_an_older_database_is_chained(database_url: str) -> None:
         connection.execute(insert, rows)
     upgrade(database)
     assert [verify(lines_of(database, tenant))[0].sequence for tenant in ("acme", "beta")] == [3, 4]
-    Audit(database).record(ACME, "key.create", "key-1")
+    enter(database, ACME, "key.create", "key-1")
     assert verify(lines_of(database))[0].sequence == 4
     database.close()
 
@@ -180,6 +260,12 @@ def test_a_log_is_exported_and_checked_by_commands(
     ended = command_line("audit", "verify", file)
     assert ended.code == 1
     assert "entry 1 of acme's log was changed" in ended.err
+    doing = Operation(ACME, "version.yank", "acme/legal:1", "acme", "", "op-1")
+    platform.tenancy.database.write(lambda session: doing.end(session, "begun"))
+    file.write_bytes(platform.ask("acme", "GET", "/v1/audit/export").content)
+    assert "version.yank acme/legal:1 was begun and has not ended" in command_line("audit", "verify", file).out
+    (log,) = json.loads(command_line("audit", "verify", file, "--json").out)["logs"]
+    assert [each["operation"] for each in log["unended"]] == ["op-1"]
     platform.add("beta", "admin")
     assert platform.ask("beta", "GET", "/v1/audit/export?tenant=acme").status_code == 404
     assert b'"tenant":"acme"' in platform.ask("admin", "GET", "/v1/audit/export?tenant=acme").content

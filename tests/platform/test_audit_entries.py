@@ -71,7 +71,9 @@ def test_models_and_who_may_use_them(platform: Any, acme: str) -> None:
     assert entries(platform) == [
         ("permission.grant", "acme/legal", "done"),
         ("permission.revoke", "acme/legal", "done"),
+        ("model.delete", "acme/legal:1", "begun"),
         ("model.delete", "acme/legal:1", "done"),
+        ("model.delete", "acme/other:latest", "begun"),
         ("model.delete", "acme/other:latest", "adapter_refused"),
     ]
     last = platform.do(acme, "GET", "audit?action=model.delete")["data"][-1]

@@ -1,6 +1,7 @@
 """`kill -9` of the server and of the client at every step of a publish over HTTP: one version, whole, or none yet."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -94,14 +95,23 @@ class Scene:
         assert self.acknowledged.items() <= found.items()
         return found
 
+    def entries(self, subject: str = "") -> list[dict[str, Any]]:
+        """What the audit log, which is whole, says of a subject, oldest first."""
+        database = Database(self.settings.database_url)
+        lines = [line.decode() for line in Audit(database).export("acme")]
+        database.close()
+        verify(lines)
+        return [each for each in map(json.loads, lines[1:]) if each["subject"].startswith(subject)]
+
     def settle(self) -> None:
         """Everything is written down once, and nothing is left over."""
         database = Database(self.settings.database_url)
         versions = self.look()
         assert versions == self.acknowledged
         entries = [line.decode() for line in Audit(database).export("acme")]
-        assert verify(entries)[0].sequence == len(entries) - 1
-        published = [line for line in entries if '"adapter.publish"' in line]
+        (log,) = verify(entries)
+        assert (log.sequence, log.unended) == (len(entries) - 1, ())
+        published = [line for line in entries if '"adapter.publish"' in line and '"done"' in line]
         assert len(published) == len(versions), "each is in the audit log once"
         tenant = database.read(lambda session: session.get_one(TenantRow, "acme"))
         assert tenant.adapter_versions == len(versions)
@@ -151,7 +161,7 @@ def scene(
     upgrade(database)
     tenancy = Tenancy(database)
     tenancy.tenants.ensure("acme")
-    key = tenancy.keys.create("acme", ["developer"]).key
+    key = tenancy.keys.create("acme", ["developer", "admin"]).key
     database.close()
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     gateway = Gateway(settings, base, aws)
@@ -181,6 +191,8 @@ def test_a_server_killed_at_any_step(scene: Scene) -> None:
         after = scene.look()
         assert after.keys() - before.keys() <= {run}
         outcomes.append(run in after)
+        if run in after:
+            assert [each["outcome"] for each in scene.entries()[-2:]] in (["done", "begun"], ["begun", "done"])
         gateway.start()
         version = scene.push(run)
         assert version == after.get(run, version)
@@ -189,6 +201,42 @@ def test_a_server_killed_at_any_step(scene: Scene) -> None:
     assert outcomes == sorted(outcomes), "what can be seen at a step is seen at each later one"
     assert {*outcomes} == {False, True}
     scene.settle()
+
+
+CHANGES = {
+    "alias.move": ("PUT", "/v1/adapters/{}/aliases/prod", {"version": 1}),
+    "version.recall": ("POST", "/v1/adapters/{}/versions/1/recall", {"reason": "leaks"}),
+    "model.delete": ("DELETE", "/v1/models/{}", None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", ["sqlite, local"], indirect=True)
+def test_a_server_killed_at_any_step_of_a_change(scene: Scene) -> None:
+    """Whatever was changed stands in the log, if only as begun; what is said to be done was done."""
+    gateway, found = scene.gateway, dict[str, set[tuple[tuple[str, ...], bool]]]()
+    for action, (method, path, body) in CHANGES.items():
+
+        def change(number: int, action: str = action, method: str = method, path: str = path, body: Any = body) -> None:
+            name = f"acme/{action}-{number}"
+            scene.registry.push(scene.adapter, name, base=gateway.base)
+            before = scene.registry.show(name)
+            gateway.arm(number)
+            try:
+                with Client(scene.url, scene.key) as client:
+                    client.call(method, path.format(name), body)
+            except ApiError:
+                assert gateway.wait_killed()
+                gateway.start()
+            outcomes = tuple(each["outcome"] for each in scene.entries(name))
+            found.setdefault(action, set()).add((outcomes, scene.registry.show(name) != before))
+
+        change(0)
+        for number, step in enumerate(gateway.steps(), 1):
+            if step.startswith(("database.", "local.renamed")):
+                change(number)
+    ends = {((), False), (("begun",), False), (("begun",), True), (("begun", "done"), True)}
+    assert found == dict.fromkeys(CHANGES, ends)
 
 
 def chosen(steps: list[str], thorough: bool) -> list[int]:

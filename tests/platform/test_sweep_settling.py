@@ -2,6 +2,9 @@
 
 import hashlib
 import itertools
+import json
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +15,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from swapmeet.audit_export import Link, verify
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
 from swapmeet.database.tables import CheckpointRow, DeliveryRow, FileRow, JobRow, TenantRow, WebhookRow
@@ -23,7 +27,7 @@ from swapmeet.fine_tuning.rows import JobRequests
 from swapmeet.ids import new_id
 from swapmeet.jobs import Jobs
 from swapmeet.jobs.ending import fail, move
-from swapmeet.jobs.publishing import Publisher
+from swapmeet.jobs.publishing import Publisher, checkpoint_name
 from swapmeet.jobs.states import Move
 from swapmeet.queue.chores import Chores
 from swapmeet.queue.leading import Leading
@@ -35,6 +39,7 @@ from swapmeet.sweeps.rows import rows_of
 from swapmeet.sweeps.runs import Tried
 from swapmeet.sweeps.settling import Settler
 from swapmeet.sweeps.sweeps import Sweeps
+from swapmeet.tenancy.audit import Audit
 from swapmeet.webhooks import EVENTS, announce
 from swapmeet_registry import NotFound, Provenance, Refused, Registry, StoreError, fault, open_store
 from swapmeet_registry.bases import BaseLibrary
@@ -42,6 +47,9 @@ from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_training.attempts.run_storage import RunStorage
 from swapmeet_training.attempts.telling import Finished, Saved, Stepped
 from swapmeet_training.progress import Progress
+
+sys.path.append(str(Path(__file__).parent))
+from crashing import publish_and_withdraw
 
 LOSSES = (0.5, 0.3, 0.4)
 
@@ -296,6 +304,48 @@ def test_whoever_is_killed_wherever_there_is_one_sweep_and_one_adapter(
     assert {"push.before_head", "push.head", "sql.before", "sql.after", "delete.before"} <= set(points)
     assert died > 15
     mortal.close()
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_what_a_job_did_is_in_the_log(local_world: World) -> None:
+    """Of each step in turn a process is killed (SIGKILL) that publishes a checkpoint and withdraws it."""
+    world, job = local_world, local_world.sweep(ranks=(2, 4)).runs[0].job
+    row, runs, found = world.jobs.get(None, job), RunStorage(world.store, job), set[tuple[tuple[str, ...], int]]()
+    for number in itertools.count(1):
+        saved = Saved(runs.key(1, f"checkpoint-{number}"), {"step": float(number)})
+        runs.keep(saved.checkpoint, world.adapter, {"metrics": {}, "best": None, "best_loss": None})
+        code = publish_and_withdraw(world.settings, world.database.url, job, saved, number)
+        name = checkpoint_name(row.adapter, number, job)
+        try:
+            (version,) = world.registry.show(name).versions
+            stage = 2 if version.deleted else 1
+        except NotFound:
+            stage = 0
+        (log,), entries = log_of(world, name)
+        found.add((tuple(f"{each['action']} {each['outcome']}" for each in entries), stage))
+        assert all((each["actor"], each["key"]) == ("acme", job) for each in entries)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        assert publish_and_withdraw(world.settings, world.database.url, job, saved, 0) == 0
+    publish, delete = ("adapter.publish begun", "adapter.publish done"), ("version.delete begun", "version.delete done")
+    assert found == {
+        ((), 0),
+        (publish[:1], 0),
+        (publish[:1], 1),
+        (publish, 1),
+        ((*publish, *delete[:1]), 1),
+        ((*publish, *delete[:1]), 2),
+        ((*publish, *delete), 2),
+    }
+    assert {each["action"] for each in log.unended} == {"version.delete"}, "a publish is tried again until it is done"
+
+
+def log_of(world: World, subject: str) -> tuple[list[Link], list[dict[str, Any]]]:
+    """The audit log, which is whole, and what in it is of a subject, oldest first."""
+    lines = [line.decode() for line in Audit(world.database).export("acme")]
+    entries = map(json.loads, lines[1:])
+    return verify(lines), [each for each in entries if each["subject"].partition(":")[0] == subject]
 
 
 def test_who_leads_no_more_decides_nothing(local_world: World) -> None:

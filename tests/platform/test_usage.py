@@ -355,17 +355,22 @@ def test_tenants_that_were_quiet_are_forgotten_but_not_their_debts() -> None:
 
 
 def test_the_audit_log_is_paged_and_each_tenant_s_own(books: Tenancy) -> None:
-    for number in range(5):
-        books.audit.record(ACME, "file.delete", f"file-{number}")
-    books.audit.record(BOSS, "tenant.change", "acme", tenant="acme", detail="x" * 5000)
-    books.audit.record(Caller("ben", "key-b", frozenset(), request="r" * 200), "job.create", "s\0" * 500, "conflict")
+    def enter(session: Session) -> None:
+        for number in range(5):
+            note(session, ACME, "file.delete", f"file-{number}")
+        note(session, BOSS, "tenant.change", "acme", tenant="acme", detail="x" * 5000)
+
+    books.database.write(enter)
+    ben = Caller("ben", "key-b", frozenset(), request="r" * 200)
+    with pytest.raises(Conflict), books.audit.noting(ben, "alias.move", "s\0" * 500):
+        raise Conflict("It points elsewhere.")
     first, more = books.audit.page("acme", limit=4)
     rest, last = books.audit.page("acme", first[-1].id, 4)
     assert (more, last) == (True, False)
     assert [row.subject for row in first + rest] == ["acme", "file-4", "file-3", "file-2", "file-1", "file-0"]
     assert (first[0].actor, first[0].tenant, first[0].key) == (OPERATOR, "acme", "key-0")
     everything = books.audit.page(None)[0]
-    assert len(everything) == 7
+    assert len(everything) == 8
     assert (everything[0].request, everything[0].outcome) == ("r" * 80, "conflict")
     assert [row.action for row in books.audit.page(None, action="tenant.change")[0]] == ["tenant.change"]
 
@@ -400,8 +405,8 @@ def test_a_flood_of_refusals_is_one_entry(database: Database, monkeypatch: pytes
 
 
 def test_a_key_that_was_sent_as_something_else_is_not_kept(database: Database) -> None:
-    audit = Audit(database)
     key = "sm-" + "aB3_-" * 8
-    audit.record(Caller("acme", "key-a", frozenset(), request=key), "x", f"my {key}", detail=key)
-    (row,) = audit.page(None)[0]
+    caller = Caller("acme", "key-a", frozenset(), request=key)
+    database.write(lambda session: note(session, caller, "x", f"my {key}", detail=key))
+    (row,) = Audit(database).page(None)[0]
     assert key not in f"{row.subject} {row.request} {row.detail}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swapmeet.audit_export import verify
+from swapmeet.audit_export import Link, verify
 from swapmeet.cli.options import Json, show
 from swapmeet.cli.remote import Tenant, connect, moment
 from swapmeet_registry.stores.files import os_errors
@@ -94,15 +94,18 @@ def verify_audit(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check, without a server, that no entry of an exported log was changed, removed, added or moved."""
+    """Check, without a server, that no entry of an exported log was changed, removed, added or moved.
+
+    What was begun and has not ended is named: a server that was killed may have done it or not.
+    """
     _show_ends(file, json, contains)
 
 
 def _show_ends(file: Path, json: bool, contains: str | None = None) -> None:
     with os_errors(f"read {file}"), file.open(encoding="utf-8", errors="surrogateescape") as lines:
         ends = verify(lines, contains)
-    rows = [{"tenant": end.tenant, "sequence": end.sequence, "hash": end.hash} for end in ends]
-    text = "\n".join(f"{row['tenant']}: whole up to entry {row['sequence']}, {row['hash']}" for row in rows)
+    rows = [{"tenant": end.tenant, "sequence": end.sequence, "hash": end.hash, "unended": end.unended} for end in ends]
+    text = "\n".join(line for end in ends for line in _end_lines(end))
     show({"logs": rows}, text, json)
 
 
@@ -110,6 +113,14 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(usage)
     app.add_typer(audit, name="audit")
+
+
+def _end_lines(end: Link) -> list[str]:
+    return [f"{end.tenant}: whole up to entry {end.sequence}, {end.hash}"] + [
+        f"  entry {each['sequence']}, {each['at'][:19]}Z: {each['action']} {each['subject']} was begun and has not "
+        "ended: it is under way, or its server was killed, and it was done or not"
+        for each in end.unended
+    ]
 
 
 def _usage_lines(row: dict[str, Any], by: list[Grouping]) -> list[str]:

@@ -63,13 +63,6 @@ class Database:
         """What `work` finds; it must change nothing. It is called again after a lost connection."""
         return self._attempt(partial(_transaction, self.engine, work))
 
-    @contextmanager
-    def reading(self) -> Iterator[Session]:
-        """A session to read more with than fits into memory; what it finds is of one moment. It is not tried again."""
-        level = {} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-        with database_errors(), Session(self.engine.execution_options(**level)) as session:
-            yield session
-
     def write(self, work: Callable[[Session], T]) -> T:
         """What `work` returns, once all that it did is durable.
 

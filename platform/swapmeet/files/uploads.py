@@ -22,6 +22,7 @@ from swapmeet.files.rules import (
     shortened,
 )
 from swapmeet.ids import made_at, new_id, shown
+from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
 from swapmeet_registry.errors import Corrupt, StoreError
@@ -159,7 +160,7 @@ class Uploads:
             self.store.delete(FILES + row.id)
         return done
 
-    def cancel(self, tenant: str, upload_id: str) -> UploadRow:
+    def cancel(self, tenant: str, upload_id: str, by: Caller | None = None) -> UploadRow:
         """End an upload without a file; again is no mistake.
 
         Raises:
@@ -172,6 +173,7 @@ class Uploads:
             if row.status != "cancelled":
                 self._require_pending(row)
                 row.status = "cancelled"
+                note(session, by, "upload.cancel", row.id)
             return row
 
         row = self.database.write(end)

@@ -93,7 +93,7 @@ async def complete(
 @router.delete("/{upload}")
 def cancel(upload: UploadId, name: Name, backend: Backend, coming: Coming, caller: Publisher) -> dict[str, Any]:
     """End an upload; its parts are deleted."""
-    return publish_object(coming.cancel(_find(backend, coming, caller, name, upload)), {})
+    return publish_object(coming.cancel(_find(backend, coming, caller, name, upload), caller), {})
 
 
 def _find(backend: Backend, coming: Publishes, caller: Caller, name: AdapterName, upload: str) -> PublishRow:

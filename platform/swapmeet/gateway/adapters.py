@@ -87,7 +87,10 @@ def signature(ref: Ref, signer: Signer, name: Name, backend: Backend, caller: Re
 
 @router.get(ADAPTER + "/history")
 def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
-    """Moves of aliases, oldest first, and how many older ones are forgotten; version 0: the alias was removed."""
+    """Moves of aliases, oldest first, and how many older ones are forgotten; version 0: the alias was removed.
+
+    Who moved them is told the owner.
+    """
     listing = backend.access.listing(caller, name)
     moves = [{"object": "adapter.move", **_fields(move)} for move in listing.history]
     return page(moves, False) | {"forgotten": listing.forgotten}
@@ -158,7 +161,7 @@ def share(body: Sharing, name: Name, backend: Backend, changed: Noting, caller: 
     """Say who may read an adapter: its owner only, also some tenants, or all."""
     told = " ".join([body.visibility, *sorted(body.tenants)])
     with _changing(backend, changed, caller, name, "adapter.share", str(name), told):
-        listing = backend.access.share(name, body.visibility, body.tenants)
+        listing = backend.access.share(name, body.visibility, body.tenants, caller)
     return adapter_object(listing, caller)
 
 

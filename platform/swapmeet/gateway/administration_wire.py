@@ -159,6 +159,7 @@ def audit_object(row: AuditRow) -> dict[str, Any]:
         "outcome": row.outcome,
         "request": row.request,
         "detail": row.detail,
+        "operation": row.operation,
         "sequence": row.sequence,
         "hash": row.hash,
     }

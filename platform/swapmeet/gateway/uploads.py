@@ -101,7 +101,7 @@ async def complete(upload_id: str, body: Completion, caller: Trainer, backend: B
 @router.post("/{upload_id}/cancel")
 async def cancel(upload_id: str, caller: Trainer, backend: Backend) -> dict[str, Any]:
     """End an upload; its parts are deleted."""
-    return upload_object(await run_in_threadpool(backend.uploads.cancel, caller.tenant, upload_id))
+    return upload_object(await run_in_threadpool(backend.uploads.cancel, caller.tenant, upload_id, caller))
 
 
 def upload_object(row: UploadRow) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from swapmeet.errors import QuotaExceeded
 from swapmeet.jobs.leftovers import clear_copies, kept_bytes
 from swapmeet.marketplace import Market
 from swapmeet.settings import Settings
+from swapmeet.tenancy.audit import Audit
+from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage, require_versions
 from swapmeet_registry import AdapterName, NotFound, Provenance, Refused, Registry, Version, open_store
 from swapmeet_registry.bases import BaseLibrary, module_shapes
@@ -82,7 +84,8 @@ class Publisher:
 
     Args:
         settings: say where storage, registry and bases are.
-        database: has the jobs' events and checkpoints, which are only read; is told what quotas have room again for.
+        database: has the jobs' events and checkpoints, which are only read; is told what quotas have room again for,
+            and has the audit log.
 
     Raises:
         SigningKeyInvalid: adapters are to be signed, and the key can not be read.
@@ -95,6 +98,7 @@ class Publisher:
         self._signer = settings.signer
         self._library = BaseLibrary(settings.folder)
         self._market = Market(database, self._registry)
+        self._audit = Audit(database)
 
     def checkpoint(self, job: JobRow, saved: Saved) -> Model:
         """Make a checkpoint a model, and those that it pushes off the list none; delete old ones in the storage.
@@ -179,16 +183,18 @@ class Publisher:
             provenance = Provenance.read(folder)
             assert provenance is not None, "the run writes it"
             provenance.model_copy(update={"run": run, "parent": job.parent}).write(folder)
-            version = self._registry.push(
-                folder,
-                name,
-                base=base.fingerprint,
-                base_license=base.license,
-                modules=module_shapes(base.path),
-                run=run,
-            )
-        if self._signer is not None:
-            self._registry.sign(version.pinned, self._signer)
+            with self._audit.noting(_itself(name, job.id), "adapter.publish", name, operation=run) as doing:
+                version = self._registry.push(
+                    folder,
+                    name,
+                    base=base.fingerprint,
+                    base_license=base.license,
+                    modules=module_shapes(base.path),
+                    run=run,
+                )
+                if self._signer is not None:
+                    self._registry.sign(version.pinned, self._signer)
+                doing.subject, doing.detail = str(version), version.digest
         self._market.note(name)
         return version
 
@@ -200,7 +206,8 @@ class Publisher:
         except NotFound:
             return
         if made is not None and made.deleted is None:
-            withdraw(self._registry, self._database, f"{name}@{made.digest}", "deleted", reason)
+            with self._audit.noting(_itself(name, job.id), "version.delete", f"{name}:{made.version}", detail=reason):
+                withdraw(self._registry, self._database, f"{name}@{made.digest}", "deleted", reason)
         self._market.note(name)
 
     def _store_figures(self, job: JobRow, figures: Iterable[EventRow]) -> FileRow:
@@ -244,6 +251,11 @@ def figures_csv(figures: Iterable[EventRow]) -> bytes:
     writer.writerow(COLUMNS)
     writer.writerows([steps[step].get(name, "") for name in COLUMNS.values()] for step in sorted(steps))
     return stream.getvalue().encode()
+
+
+def _itself(name: str, job: str) -> Caller:
+    """A job, as what changes its tenant's models: where others have the id of their key, it has its own."""
+    return Caller(AdapterName.parse(name).tenant, job, frozenset())
 
 
 def insert_once(session: Session, row: FileRow) -> None:

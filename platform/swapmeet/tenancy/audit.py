@@ -1,6 +1,8 @@
 """The audit log: who did what to what, and how it ended. Rows are added, never changed, and in the end forgotten.
 
-Each tenant's is a chain (`audit_chain`).
+What is done in the database is noted in the transaction that does it (`note`). What is done elsewhere, in the registry
+above all, is noted before, as begun, and after (`Audit.noting`): a server that is killed in between leaves an entry
+which says that it may have been done. Each tenant's log is a chain (`audit_chain`).
 """
 
 import threading
@@ -12,15 +14,16 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from swapmeet.audit_export import BEGUN, DONE
 from swapmeet.database import Database
 from swapmeet.database.tables import AuditChainRow, AuditRow
 from swapmeet.database.tables.base import now
 from swapmeet.errors import PlatformError
+from swapmeet.ids import new_id
 from swapmeet.tenancy import audit_chain
 from swapmeet.tenancy.caller import Caller, without_keys
 from swapmeet_registry import RegistryError, canonical
 
-DONE = "done"
 REFUSED = "refused"
 MOST_REFUSALS = 10_000
 """Kinds of refusals held in memory until they are written; more within a few seconds are not told apart."""
@@ -40,6 +43,41 @@ class _Refusal:
         return _row(self.caller, action, "", REFUSED, self.caller.tenant, detail, self.at)
 
 
+@dataclass(slots=True)
+class Operation:
+    """Something that is done elsewhere than in the database, and was begun.
+
+    Args:
+        caller: who does it.
+        action: what, such as `alias.move`.
+        subject: to what, as far as that is known: a publish gets its version's name once there is one.
+        tenant: in whose log it stands.
+        detail: a sentence more.
+        id: which entries are of the same one.
+        noted: its end is noted, or will be with a transaction under way.
+    """
+
+    caller: Caller
+    action: str
+    subject: str
+    tenant: str
+    detail: str
+    id: str
+    noted: bool = False
+
+    def done(self, session: Session) -> None:
+        """Note in a transaction that it is done, rather than when the block of `Audit.noting` ends."""
+        self.end(session, DONE)
+        self.noted = True
+
+    def end(self, session: Session, outcome: str) -> None:
+        """Note how it stands."""
+        audit_chain.add(
+            session,
+            _row(self.caller, self.action, self.subject, outcome, self.tenant, self.detail, operation=self.id),
+        )
+
+
 class Audit:
     """The audit log of one database; for any thread."""
 
@@ -48,47 +86,42 @@ class Audit:
         self._refusals: dict[tuple[str, str], _Refusal] = {}
         self._lock = threading.Lock()
 
-    def record(
+    @contextmanager
+    def noting(
         self,
         caller: Caller,
         action: str,
         subject: str,
-        outcome: str = DONE,
         *,
         tenant: str | None = None,
         detail: str = "",
-    ) -> None:
-        """Note what a caller did, in a transaction of its own: for what is done elsewhere than in the database.
+        operation: str | None = None,
+    ) -> Iterator[Operation]:
+        """Do something elsewhere than in the database within the block: that it begins is noted first, its end last.
 
         Args:
-            caller: who did it.
-            action: what, such as `key.create`.
+            caller: who does it.
+            action: what, such as `alias.move`.
             subject: to what: an id or a name.
-            outcome: `done`, `refused`, or an error's code.
             tenant: in whose log it stands; the caller's own where none is given.
             detail: a sentence more.
+            operation: the id of what is tried again until it is done; a new one where none is given.
+
+        Raises:
+            DatabaseFailed: that it begins can not be noted, so it was not begun; or its end can not.
         """
-
-        def add(session: Session) -> None:
-            audit_chain.add(session, _row(caller, action, subject, outcome, tenant or caller.tenant, detail, at))
-
-        at = now()
-        self._database.write(add)
-
-    @contextmanager
-    def noting(
-        self, caller: Caller, action: str, subject: str, *, tenant: str | None = None, detail: str = ""
-    ) -> Iterator[None]:
-        """Note what is done within the block, elsewhere than in the database, and how that ended; see `record`."""
+        doing = Operation(caller, action, subject, tenant or caller.tenant, detail, operation or new_id("op-"))
+        self._database.write(lambda session: doing.end(session, BEGUN))
         outcome = "internal_error"
         try:
-            yield
+            yield doing
             outcome = DONE
         except (PlatformError, RegistryError) as error:
             outcome = error.code
             raise
         finally:
-            self.record(caller, action, subject, outcome, tenant=tenant, detail=detail)
+            if outcome != DONE or not doing.noted:
+                self._database.write(lambda session: doing.end(session, outcome))
 
     def refused(self, caller: Caller, action: str) -> None:
         """Note, in memory for now, that a caller was not let pass: a flood of such requests writes one row."""
@@ -147,9 +180,8 @@ class Audit:
 
     def export(self, tenant: str) -> Iterator[bytes]:
         """A tenant's log as `swapmeet.audit_export` reads it: lines of JSON."""
-        with self._database.reading() as session:
-            for entry in audit_chain.export(session, tenant):
-                yield canonical.encode(entry) + b"\n"
+        for entry in audit_chain.export(self._database, tenant):
+            yield canonical.encode(entry) + b"\n"
 
 
 def note(
@@ -170,7 +202,14 @@ def note(
 
 
 def _row(
-    caller: Caller, action: str, subject: str, outcome: str, tenant: str, detail: str, at: datetime | None = None
+    caller: Caller,
+    action: str,
+    subject: str,
+    outcome: str,
+    tenant: str,
+    detail: str,
+    at: datetime | None = None,
+    operation: str = "",
 ) -> AuditRow:
     return AuditRow(
         at=at or now(),
@@ -182,6 +221,7 @@ def _row(
         outcome=outcome[:60],
         request=_clean(caller.request)[:80],
         detail=_clean(detail)[:2000],
+        operation=operation[:80],
     )
 
 

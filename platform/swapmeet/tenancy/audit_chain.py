@@ -11,13 +11,16 @@ Exports are checked by `swapmeet.audit_export`, without a database.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import delete, event, func, select
 from sqlalchemy.orm import Session
 
 from swapmeet.audit_export import START, TEXTS, hash_of
+from swapmeet.database import Database
 from swapmeet.database.tables import AuditChainRow, AuditRow
+from swapmeet.errors import Conflict
 from swapmeet.tenancy.inserting import insert_on
 
 PENDING = "swapmeet_audit"
@@ -40,9 +43,15 @@ def entry_of(row: AuditRow) -> dict[str, Any]:
     return texts | {"at": at, "sequence": row.sequence, "previous": row.previous, "hash": row.hash}
 
 
-def export(session: Session, tenant: str) -> Iterator[dict[str, Any]]:
-    """A log for `verify`: first where it begins and ends, then every entry, oldest first."""
-    chain = session.get(AuditChainRow, tenant)
+def export(database: Database, tenant: str) -> Iterator[dict[str, Any]]:
+    """A log for `verify`: first where it begins and ends, then every entry up to there, oldest first.
+
+    Entries never change, so each read is a transaction of its own: whoever takes long to fetch them holds nothing.
+
+    Raises:
+        Conflict: entries that were still to come were forgotten meanwhile.
+    """
+    chain = database.read(lambda session: session.get(AuditChainRow, tenant))
     begin = (chain.anchor_sequence, chain.anchor_hash) if chain else (0, START)
     end = (chain.sequence, chain.hash) if chain else (0, START)
     yield {
@@ -53,13 +62,13 @@ def export(session: Session, tenant: str) -> Iterator[dict[str, Any]]:
     }
     last = begin[0]
     while last < end[0]:
-        query = select(AuditRow).where(AuditRow.tenant == tenant, AuditRow.sequence > last)
-        rows = list(session.scalars(query.order_by(AuditRow.sequence).limit(min(AT_ONCE, end[0] - last))))
+        rows, anchor = database.read(partial(_page, tenant=tenant, after=last, limit=min(AT_ONCE, end[0] - last)))
+        if anchor > last:
+            raise Conflict(f"Old entries of {tenant}'s log were forgotten while it was exported. Export it again.")
         if not rows:
             return  # some are gone, which `verify` says
         yield from map(entry_of, rows)
         last = rows[-1].sequence
-        session.expunge_all()
 
 
 def forget(session: Session, tenant: str, before: datetime) -> bool:
@@ -79,6 +88,13 @@ def forget(session: Session, tenant: str, before: datetime) -> bool:
     session.execute(delete(AuditRow).where(here, AuditRow.sequence <= last))
     chain.anchor_sequence, chain.anchor_hash = last, found
     return True
+
+
+def _page(session: Session, tenant: str, after: int, limit: int) -> tuple[list[AuditRow], int]:
+    """The next entries, and the last that was forgotten by the time that they were read."""
+    query = select(AuditRow).where(AuditRow.tenant == tenant, AuditRow.sequence > after)
+    rows = list(session.scalars(query.order_by(AuditRow.sequence).limit(limit)))
+    return rows, session.scalar(select(AuditChainRow.anchor_sequence).where(AuditChainRow.tenant == tenant)) or 0
 
 
 def _chain(session: Session) -> None:

@@ -116,14 +116,18 @@ def tenant_row(session: Session, name: str, *, lock: bool = False) -> TenantRow:
     return row
 
 
-def require_tenants(session: Session, names: Collection[str]) -> None:
-    """Nothing, if there are tenants of all these names.
+def require_tenants(session: Session, names: Collection[str], by: Caller | None = None) -> None:
+    """Nothing, if something may be shared with tenants of these names.
+
+    Which tenants there are is the operator's to know. Another may share with whatever can be a tenant's name, so that
+    the answer does not tell: a tenant that is made later finds what was shared with it.
 
     Raises:
-        NotFound: some there are not; the message names all of them.
+        NotFound: some there are not, or can not be; the message names all of them.
     """
-    good = [name for name in names if is_tenant(name)]
-    known = set(session.scalars(select(TenantRow.name).where(TenantRow.name.in_(good))))
+    known = {name for name in names if is_tenant(name)}
+    if by is None or by.operator:
+        known = set(session.scalars(select(TenantRow.name).where(TenantRow.name.in_(known))))
     if unknown := sorted(set(names) - known):
         raise NotFound(f"There are no tenants {', '.join(repr(name[:64]) for name in unknown)}. Check their names.")
 

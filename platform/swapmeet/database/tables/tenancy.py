@@ -103,7 +103,8 @@ class AuditRow(Table):
     """Something that was done, or refused, and by whom. Never changed.
 
     `sequence` counts each tenant's entries from 1; `hash` is of all else in the entry, and of the one `previous` to it
-    in the same log (`swapmeet.tenancy.audit_chain`).
+    in the same log (`swapmeet.tenancy.audit_chain`). What is done elsewhere than in the database has two entries or
+    more, of the same `operation`: that it begins, and how it ended.
     """
 
     __tablename__ = "audit"
@@ -124,6 +125,7 @@ class AuditRow(Table):
     outcome: Mapped[str] = mapped_column(String(60))
     request: Mapped[str] = mapped_column(String(80), default="")
     detail: Mapped[str] = mapped_column(Text, default="")
+    operation: Mapped[str] = mapped_column(String(80), default="", server_default="")
     sequence: Mapped[int] = mapped_column(BigInteger, server_default="0")
     previous: Mapped[str] = mapped_column(String(64), server_default="")
     hash: Mapped[str] = mapped_column(String(64), server_default="")

@@ -99,6 +99,7 @@ def audit_chain() -> None:
         sa.Column("anchor_hash", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("tenant", name=op.f("pk_audit_chains")),
     )
+    op.add_column("audit", sa.Column("operation", sa.String(length=80), server_default="", nullable=False))
     op.add_column("audit", sa.Column("sequence", sa.BigInteger(), server_default="0", nullable=False))
     for name in ("previous", "hash"):
         op.add_column("audit", sa.Column(name, sa.String(length=64), server_default="", nullable=False))
@@ -116,7 +117,7 @@ def audit_chain() -> None:
 
 def _chain_all() -> dict[str, tuple[int, str]]:
     """Give every entry its place; a thousand at a time. Gives where each tenant's log ends."""
-    texts = ("tenant", "actor", "key", "action", "subject", "outcome", "request", "detail")
+    texts = ("tenant", "actor", "key", "action", "subject", "outcome", "request", "detail", "operation")
     audit = sa.table(
         "audit",
         sa.column("id", sa.BigInteger),
