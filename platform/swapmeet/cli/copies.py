@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show, tell
+from swapmeet.cli.adapters_opened import store_of
+from swapmeet.cli.options import Home, Json, RegistryUrl, open_registry, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.errors import RequestRefused
 
@@ -26,7 +27,7 @@ def check(
 
     if source is not None and not repair:
         raise RequestRefused("--from is what to repair from. Give --repair, too.")
-    found = fsck(load_settings(home=home, registry=registry).registry_url, deep, repair=repair, source=source)
+    found = fsck(store_of(registry, home), deep, repair=repair, source=source)
     lines = [plain(f"{'mended: ' * problem.mended}{problem.what}") for problem in found.problems]
     if found.count > len(found.problems):
         lines.append(f"… and {found.count - len(found.problems)} more problems")
@@ -79,7 +80,7 @@ def export(
     """Write adapters into one file, to be taken to where no network goes."""
     from swapmeet_registry.copies.bundle import export_bundle
 
-    exported = export_bundle(open_registry(load_settings(home=home, registry=registry).registry_url), references, to)
+    exported = export_bundle(open_registry(store_of(registry, home)), references, to)
     versions = [{"name": each.name, "version": each.version, "digest": each.digest} for each in exported]
     lines = [f"{each} {each.digest}" for each in exported]
     show({"file": str(to), "versions": versions}, "\n".join([*lines, f"{len(lines)} versions in {to}"]), json)
@@ -97,7 +98,7 @@ def import_(
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
     from swapmeet_registry.copies.bundle import import_bundle
 
-    store = open_registry(load_settings(home=home, registry=registry).registry_url)
+    store = open_registry(store_of(registry, home))
     found = import_bundle(store, file, tenants or None)
     lines = [
         f"{each.name}:{each.number} {each.digest}"
