@@ -78,19 +78,16 @@ class RemoteAdapters(RemoteVouching):
         """Point an alias to a version; see `Registry.tag`. Who does it the server knows by the key."""
         target = AdapterName.parse(name)
         body = {"version": pick(Reference.within(target, ref)), "expect": expect}
-        return version_of(self._ask("PUT", alias_path(target, alias), body))
+        return version_of(self._ask_once("PUT", alias_path(target, alias), body))
 
     def untag(self, name: str, alias: str, expect: int | None = None, by: str | None = None) -> Listing:  # noqa: ARG002
         """Remove an alias; see `Registry.untag`, and `tag`."""
-        self._ask("DELETE", alias_path(AdapterName.parse(name), alias), query={"expect": expect})
+        self._ask_once("DELETE", alias_path(AdapterName.parse(name), alias), query={"expect": expect})
         return self.show(name)
 
     def undo(self, name: str, alias: str, by: str | None = None) -> Listing:  # noqa: ARG002
-        """Point an alias to where it pointed before its last move; see `Registry.undo`, and `tag`.
-
-        Asked once: an undo whose answer was lost would be undone by the next.
-        """
-        self.client.call("POST", f"{alias_path(AdapterName.parse(name), alias)}/undo")
+        """Point an alias to where it pointed before its last move; see `Registry.undo`, and `tag`."""
+        self._ask_once("POST", f"{alias_path(AdapterName.parse(name), alias)}/undo")
         return self.show(name)
 
     def yank(self, ref: str, reason: str) -> Version:

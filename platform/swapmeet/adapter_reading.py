@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from swapmeet.errors import ApiError
 from swapmeet.following import Tell, patiently, silent
@@ -111,6 +112,13 @@ class RemoteReading:
 
     def _ask(self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None) -> dict[str, Any]:
         return patiently(lambda: self.client.call(method, path, body, query=query), self.tell)
+
+    def _ask_once(
+        self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As `_ask`, for what must not happen twice: an answer that was lost is asked for again by the same key."""
+        key = {"idempotency-key": uuid4().hex}
+        return patiently(lambda: self.client.call(method, path, body, query=query, headers=key), self.tell)
 
 
 def files_path(version: Version) -> str:

@@ -216,3 +216,45 @@ def test_stores_are_not_taken_for_a_server_s(
     monkeypatch.setenv("SWAPMEET_REGISTRY", url)
     done = command_line("store", "fsck")
     assert (done.code, done.err.startswith(f"On the store {url} itself, and not through http")) == (0, True)
+
+
+def test_a_move_whose_answer_is_lost_is_made_once(
+    family: Any, run: Run, command_line: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer to each move is lost, and before it is asked for again somebody else may move the alias."""
+    for _ in range(2):
+        family.registry.push(family.adapter, NAME, base=family.base)
+    call, lost, between = Client.call, set[str](), [lambda: None]
+
+    def losing(self: Client, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        answer = call(self, method, path, *arguments, **more)
+        if method != "GET" and (key := more["headers"]["idempotency-key"]) not in lost:
+            lost.add(key)
+            between.pop()() if between else None
+            raise ApiError("The connection is gone.")
+        return answer
+
+    monkeypatch.setattr(Client, "call", losing)
+    assert run("tag", f"{NAME}:1", "prod", "--expect", 0)["version"] == 1
+    assert run("tag", f"{NAME}:2", "prod", "--expect", 1)["version"] == 2
+    assert run("undo", NAME, "prod")["version"] == 1
+    between.append(lambda: family.registry.tag(NAME, "prod", "2"))
+    assert run("tag", f"{NAME}:3", "prod", "--expect", 1)["version"] == 3, "which somebody moved on since"
+    assert run("untag", NAME, "prod", "--expect", 2)["version"] == 0
+    assert command_line("untag", NAME, "prod", "--expect", 2).code == 1
+    moves = [move.version for move in family.registry.show(NAME).history if move.alias == "prod"]
+    assert moves == [1, 2, 1, 3, 2, 0]
+    assert len(lost) == 5
+
+
+def test_an_idempotency_key_stands_for_one_move(family: Any) -> None:
+    place, key = f"/v1/adapters/{NAME}/aliases/prod", {"idempotency-key": "mine \U0001f511".encode()}
+    to_one = {"json": {"version": 1, "expect": 0}, "headers": key}
+    assert family.ask("acme", "PUT", place, **to_one).status_code == 200
+    assert family.ask("acme", "PUT", place, **to_one).json()["version"] == 1
+    family.registry.push(family.adapter, NAME, base=family.base)
+    other = family.ask("acme", "PUT", place, json={"version": 2}, headers=key)
+    assert (other.status_code, "stands for another move" in other.text) == (409, True)
+    assert family.ask("acme", "DELETE", place, headers=key).status_code == 409
+    assert family.ask("acme", "PUT", place, json={"version": 1, "expect": 0}).status_code == 409, "without its key"
+    assert "mine" not in str(family.registry.head(NAME))

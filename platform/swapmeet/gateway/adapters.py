@@ -1,8 +1,9 @@
 """`/v1/adapters`: the registry over HTTP, for whoever may read or change what (`swapmeet.adapter_access`)."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, Header, Query
 
 from swapmeet import adapter_reach, adapter_withdrawals
 from swapmeet.adapter_publishes import Publishes
@@ -29,6 +30,7 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 WITHDRAWALS: dict[str, How] = {"yank": "yanked", "recall": "recalled", "delete": "deleted"}
 NAME = r"^[a-z0-9][a-z0-9._/-]*$"
 
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 
 
@@ -81,11 +83,22 @@ def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
 
 @router.put(ADAPTER + "/aliases/{alias}")
 def move_alias(
-    alias: Ref, body: AliasMove, name: Name, backend: Backend, changed: Noting, caller: Publisher
+    alias: Ref,
+    body: AliasMove,
+    name: Name,
+    backend: Backend,
+    changed: Noting,
+    caller: Publisher,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Point an alias to a version, if it points now where it is expected to."""
+    """Point an alias to a version, if it points now where it is expected to.
+
+    The same again with the same idempotency key, after a lost answer, changes nothing and has the same answer.
+    """
     with changing(backend, changed, caller, name, "alias.move", f"{name}:{alias}"):
-        found = backend.registry.tag(str(name), alias, str(body.version), body.expect, caller.tenant)
+        found = backend.registry.tag(
+            str(name), alias, str(body.version), body.expect, caller.tenant, _once(idempotency_key)
+        )
     return version_object(found)
 
 
@@ -97,18 +110,26 @@ def remove_alias(
     changed: Noting,
     caller: Publisher,
     expect: Annotated[int | None, Query(ge=0, le=10**9)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Remove an alias, if it points now where it is expected to."""
+    """Remove an alias, if it points now where it is expected to. With an idempotency key as `move_alias`."""
     with changing(backend, changed, caller, name, "alias.remove", f"{name}:{alias}"):
-        listing = backend.registry.untag(str(name), alias, expect, caller.tenant)
+        listing = backend.registry.untag(str(name), alias, expect, caller.tenant, _once(idempotency_key))
     return adapter_object(listing, caller)
 
 
 @router.post(ADAPTER + "/aliases/{alias}/undo")
-def undo_alias(alias: Ref, name: Name, backend: Backend, changed: Noting, caller: Publisher) -> dict[str, Any]:
-    """Point an alias to where it pointed before its last move."""
+def undo_alias(
+    alias: Ref,
+    name: Name,
+    backend: Backend,
+    changed: Noting,
+    caller: Publisher,
+    idempotency_key: IdempotencyKey = None,
+) -> dict[str, Any]:
+    """Point an alias to where it pointed before its last move. With the same idempotency key it is one undo."""
     with changing(backend, changed, caller, name, "alias.undo", f"{name}:{alias}"):
-        listing = backend.registry.undo(str(name), alias, caller.tenant)
+        listing = backend.registry.undo(str(name), alias, caller.tenant, _once(idempotency_key))
     return adapter_object(listing, caller)
 
 
@@ -146,6 +167,11 @@ def share(body: Sharing, name: Name, backend: Backend, changed: Noting, caller: 
     with changing(backend, changed, caller, name, "adapter.share", str(name), told):
         listing = backend.access.share(name, body.visibility, body.tenants)
     return adapter_object(listing, caller)
+
+
+def _once(idempotency_key: str | None) -> str | None:
+    """What stands in the history for a key, which may say something that is nobody else's to read."""
+    return None if idempotency_key is None else hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
 
 
 def _fields(move: Any) -> dict[str, Any]:
