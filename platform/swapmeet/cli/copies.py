@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from swapmeet.cli.adapters_opened import store_of
 from swapmeet.cli.options import Home, Json, RegistryUrl, open_registry, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.errors import RequestRefused
+
+if TYPE_CHECKING:
+    from swapmeet_registry.copies.importing import Imported
 
 Url = Annotated[str, typer.Argument(help="file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")]
 
@@ -58,15 +61,19 @@ def copy(
     names: Annotated[list[str] | None, typer.Argument(help="TENANT/NAME; all if none is named.")] = None,
     json: Json = False,
 ) -> None:
-    """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals."""
+    """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals.
+
+    What could not have been pushed is not copied: it keeps its number there, and is deleted.
+    """
     from swapmeet_registry.copies.mirror import mirror
 
     done = mirror(open_registry(source).backend, open_registry(target).backend, names or None, tell)
     text = f"{done.names} names are as in {source}" if not done.refused else f"{len(done.refused)} names were refused"
+    text += f", but for {len(done.unsound)} versions that could not have been pushed" if done.unsound else ""
     show(asdict(done), f"{text}; {done.versions} versions ({done.bytes} bytes) were copied", json)
-    for name, why in done.refused.items():
-        tell(f"swapmeet: {name}: {plain(why)}")
-    if done.refused:
+    for what, why in (done.refused | done.unsound).items():
+        tell(f"swapmeet: {what}: {plain(why)}")
+    if done.refused or done.unsound:
         raise typer.Exit(1)
 
 
@@ -103,10 +110,10 @@ def import_(
     lines = [
         f"{each.name}:{each.number} {each.digest}"
         + (f", which was :{each.version} where it comes from" if each.number != each.version else "")
-        + ("" if each.new else ", which was there")
+        + ("" if each.new else ", which was there" if each.deleted is None else f", {_deleted(each)}")
         for each in found
     ]
-    show({"versions": [asdict(each) for each in found]}, "\n".join(lines), json)
+    show({"versions": [asdict(each) for each in found]}, "\n".join(map(plain, lines)), json)
 
 
 def register(group: typer.Typer) -> None:
@@ -115,3 +122,7 @@ def register(group: typer.Typer) -> None:
     group.command("mirror")(copy)
     group.command("export")(export)
     group.command("import")(import_)
+
+
+def _deleted(found: "Imported") -> str:
+    return f"which was deleted here, and stays so: {found.deleted}"
