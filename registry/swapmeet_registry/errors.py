@@ -75,6 +75,8 @@ class Refused(RegistryError, ValueError):
 class Unsound(Refused):
     """A version of another store's or a bundle's could not have been published here: admission refuses it."""
 
+    code = "adapter_unsound"
+
 
 class SignatureInvalid(RegistryError, PermissionError):
     """A signature is not what it must be, or there is none of a trusted key where one is asked for."""
