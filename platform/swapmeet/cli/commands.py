@@ -41,7 +41,7 @@ COMMANDS = {
     "signing-key": ("signing", "Make a pair of keys to sign adapters with (ECDSA on P-256)."),
     "sign": (
         "signing",
-        "Sign a version: its name, its manifest and the digests of all its files. The key does not leave this machine.",
+        "Sign a version: its name, its manifest and the digests of all its files.",
     ),
     "verify": ("signing", "Read a version whole, compare every byte with its digest, and check its signatures."),
     "lineage": (
