@@ -13,6 +13,7 @@ from swapmeet.errors import ApiError, NotConfigured
 from swapmeet.following import LogLine, Tell, follow, follow_log, job_path, patiently, silent, sweep_path
 from swapmeet.settings import load_settings
 from swapmeet.uploading import Watch, unwatched, upload
+from swapmeet_registry.signing import Trust
 
 Messages = Sequence[dict[str, str]]
 Query = Mapping[str, Any]
@@ -151,9 +152,9 @@ class Client:
         """All that is told of a sweep's jobs, as `events`; the last one is the sweep itself."""
         return follow(self, sweep, tell, sweep_path)
 
-    def adapters(self, tell: Tell = silent) -> RemoteAdapters:
-        """The server's registry: push, pull, show, tag, yank and more."""
-        return RemoteAdapters(self, tell, self._trust)
+    def adapters(self, tell: Tell = silent, trust: Trust | None = None) -> RemoteAdapters:
+        """The server's registry: push, pull, tag, sign, verify and more; `trust` instead of what the settings say."""
+        return RemoteAdapters(self, tell, trust or self._trust)
 
     def call(
         self,

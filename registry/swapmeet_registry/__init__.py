@@ -35,6 +35,7 @@ from swapmeet_registry.errors import (
     StoreDenied,
     StoreError,
     StoreFull,
+    Unsound,
 )
 from swapmeet_registry.on_demand import on_demand as _on_demand
 
@@ -79,6 +80,7 @@ __all__ = [
     "StoreFull",
     "StoredFile",
     "Trust",
+    "Unsound",
     "Version",
     "open_store",
     "require_fit",

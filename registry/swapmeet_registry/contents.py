@@ -1,7 +1,7 @@
 """Versions' manifests and files: kept under their SHA-256, and compared with it whenever they are read."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from swapmeet_registry import canonical
 from swapmeet_registry.backend import Source
@@ -57,17 +57,7 @@ class Contents:
             Corrupt: the blob is gone or was changed; the message names the file and both digests.
         """
         stream = self._backend.blob(version, file)
-        digest, size = hashlib.sha256(), 0
-        for chunk in stream or ():
-            digest.update(chunk)
-            size += len(chunk)
-            if size > file.size:  # no need to read on, and no way to fill the disk
-                break
-            yield chunk
-        if stream is None or size > file.size or digest.hexdigest() != file.sha256:
-            more = " or more" if size > file.size else ""
-            found = f"{size} bytes{more} with sha256:{digest.hexdigest()}" if stream is not None else "nothing"
-            raise damaged(version, file, self._backend.place(version), found)
+        yield from compared(stream, version, file, lambda: self._backend.place(version))
 
     def tail(self, version: Version, file: StoredFile, start: int) -> Iterator[bytes]:
         """A file's bytes from `start` on, in pieces; what is before it is not read, where the place can leave it out.
@@ -90,6 +80,27 @@ class Contents:
         if stream is None or left:
             found = "nothing" if stream is None else f"{file.size - left} bytes{' or more' if left < 0 else ''}"
             raise damaged(version, file, self._backend.place(version), found)
+
+
+def compared(
+    stream: Iterable[bytes] | None, version: Version, file: StoredFile, place: Callable[[], str]
+) -> Iterator[bytes]:
+    """A file's bytes in pieces, as a place has them; the end comes only if they are the right ones.
+
+    Raises:
+        Corrupt: they are gone or were changed; the message names the place, the file and both digests.
+    """
+    digest, size = hashlib.sha256(), 0
+    for chunk in stream or ():
+        digest.update(chunk)
+        size += len(chunk)
+        if size > file.size:  # no need to read on, and no way to fill the disk
+            break
+        yield chunk
+    if stream is None or size > file.size or digest.hexdigest() != file.sha256:
+        more = " or more" if size > file.size else ""
+        found = f"{size} bytes{more} with sha256:{digest.hexdigest()}" if stream is not None else "nothing"
+        raise damaged(version, file, place(), found)
 
 
 def _behind(start: int, chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@
     ├── Recalled             (PermissionError)  the version was recalled: nobody may use it
     ├── Conflict             (RuntimeError)     somebody else wrote first
     ├── Refused              (ValueError)       the adapter's files are unsound or unsupported
+    │   └── Unsound          (ValueError)       a version that comes from elsewhere could not have been published here
     ├── SignatureInvalid     (PermissionError)  no good signature of a trusted key, where one is asked for
     ├── SigningKeyInvalid    (ValueError)       a key that signs, or is trusted, can not be used
     ├── BaseMismatch         (ValueError)       the adapter was trained on other weights
@@ -69,6 +70,12 @@ class Refused(RegistryError, ValueError):
     """An adapter's files are unsound, unsafe or unsupported."""
 
     code = "adapter_refused"
+
+
+class Unsound(Refused):
+    """A version of another store's or a bundle's could not have been published here: admission refuses it."""
+
+    code = "adapter_unsound"
 
 
 class SignatureInvalid(RegistryError, PermissionError):

@@ -49,7 +49,10 @@ class Record(BaseModel):
 
 
 class Move(BaseModel):
-    """An alias was pointed to a version (0: was removed) at a time (RFC 3339, UTC), by whom if that is known."""
+    """An alias was pointed to a version (0: was removed) at a time (RFC 3339, UTC), by whom if that is known.
+
+    `nonce` is the mover's, by which he knows his own move again; it is left out where he gave none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +60,7 @@ class Move(BaseModel):
     version: int
     at: Timestamp
     by: str | None = Field(None, exclude_if=lambda by: by is None)
+    nonce: str | None = Field(None, exclude_if=lambda nonce: nonce is None)
 
 
 class Head(Document):
@@ -89,6 +93,11 @@ class Head(Document):
     def published(self, nonce: str) -> Record | None:
         """The version that a publish with this nonce made, if it did."""
         return next((record for record in self.versions if record.publish == nonce), None)
+
+    def moved(self, alias: str, nonce: str | None) -> Move | None:
+        """The move of an alias that was made with this nonce, if it was and is not forgotten."""
+        moves = (move for move in reversed(self.history) if (move.alias, move.nonce) == (alias, nonce))
+        return next(moves, None) if nonce is not None else None
 
     def find(self, reference: Reference) -> Record:
         """The version that a reference names, yanked or not.
@@ -140,7 +149,15 @@ class Head(Document):
         record = Record(version=len(self.versions) + 1, digest=digest, created_at=created_at, publish=nonce)
         return self._with(versions=(*self.versions, record))
 
-    def tag(self, alias: str, version: int, at: str, expect: int | None = None, by: str | None = None) -> Self:
+    def tag(
+        self,
+        alias: str,
+        version: int,
+        at: str,
+        expect: int | None = None,
+        by: str | None = None,
+        nonce: str | None = None,
+    ) -> Self:
         """Point an alias to a version.
 
         Args:
@@ -149,6 +166,7 @@ class Head(Document):
             at: the time, RFC 3339, UTC.
             expect: the version that the alias must point to now; 0: it must not exist; None: either.
             by: who does it, for the history.
+            nonce: the move's own; one that was made is not made again, wherever the alias points by now.
 
         Raises:
             Conflict: the alias points elsewhere than expected.
@@ -157,20 +175,26 @@ class Head(Document):
             Recalled: it was recalled.
         """
         require_settable_alias(alias)
+        if self.moved(alias, nonce):
+            return self
         self.resolve(Reference(AdapterName.parse(self.adapter), version=version))
         self._expect(alias, expect)
-        return self._move(alias, version, at, by)
+        return self._move(alias, version, at, by, nonce)
 
-    def untag(self, alias: str, at: str, expect: int | None = None, by: str | None = None) -> Self:
-        """Remove an alias; one that is not there stays so.
+    def untag(
+        self, alias: str, at: str, expect: int | None = None, by: str | None = None, nonce: str | None = None
+    ) -> Self:
+        """Remove an alias; one that is not there stays so. The arguments: `tag`.
 
         Raises:
             Conflict: the alias points elsewhere than expected.
             InvalidName: the alias is misspelt, or is `latest`.
         """
         require_settable_alias(alias)
+        if self.moved(alias, nonce):
+            return self
         self._expect(alias, expect)
-        return self._move(alias, 0, at, by)
+        return self._move(alias, 0, at, by, nonce)
 
     def before(self, alias: str) -> int:
         """The version that an alias pointed to before its last move; 0: it was new then.
@@ -199,13 +223,13 @@ class Head(Document):
             state = f"points to version {now}" if now else "does not exist"
             raise Conflict(f"The alias {self.adapter}:{alias} {state}, not {expect}. Look again before you move it.")
 
-    def _move(self, alias: str, version: int, at: str, by: str | None) -> Self:
+    def _move(self, alias: str, version: int, at: str, by: str | None, nonce: str | None) -> Self:
         if self.aliases.get(alias, 0) == version:
             return self
         aliases = {name: target for name, target in self.aliases.items() if name != alias}
         if version:
             aliases[alias] = version
-        history = (*self.history, Move(alias=alias, version=version, at=at, by=by))
+        history = (*self.history, Move(alias=alias, version=version, at=at, by=by, nonce=nonce))
         kept = _kept(history, aliases)
         forgotten = self.forgotten + len(history) - len(kept)
         return self._with(aliases=aliases, history=kept, forgotten=forgotten)

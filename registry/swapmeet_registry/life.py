@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from swapmeet_registry.errors import Refused
-from swapmeet_registry.head import Head, Visibility, Withdrawal
+from swapmeet_registry.errors import Conflict, Refused
+from swapmeet_registry.head import Head, Move, Visibility, Withdrawal
 from swapmeet_registry.heads import Heads
 from swapmeet_registry.names import LATEST, AdapterName, Reference, require_tenant
 from swapmeet_registry.version import Listing, Version
@@ -25,12 +25,24 @@ class Withdrawn:
 
 
 class Life:
-    """The changes to heads, each one compare-and-swap of one head. `by` is who does it, for the history."""
+    """The changes to heads, each one compare-and-swap of one head. `by` is who does it, for the history.
+
+    `once` is a name for a move of an alias: the same move again, after a lost answer, is known by it and changes
+    nothing, whatever was expected, and whoever moved the alias since.
+    """
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
 
-    def tag(self, name: str, alias: str, ref: str, expect: int | None = None, by: str | None = None) -> Version:
+    def tag(
+        self,
+        name: str,
+        alias: str,
+        ref: str,
+        expect: int | None = None,
+        by: str | None = None,
+        once: str | None = None,
+    ) -> Version:
         """Point an alias to a version.
 
         Args:
@@ -39,9 +51,13 @@ class Life:
             ref: a version of the same adapter: `T/N:3`, or only `3`, another alias or a digest.
             expect: the version that the alias must point to now; 0: it must not exist yet; None: either.
             by: who moves it.
+            once: the move's own name.
+
+        Returns:
+            The version that the alias was pointed to.
 
         Raises:
-            Conflict: the alias points elsewhere than expected.
+            Conflict: the alias points elsewhere than expected, or `once` stands for another move.
             NotFound: there is no such version, or it was withdrawn.
             Recalled: it was recalled.
         """
@@ -49,24 +65,39 @@ class Life:
         reference = Reference.within(target, ref)
 
         def move(head: Head) -> Head:
-            return head.tag(alias, head.resolve(reference).version, now(), expect, by)
+            made = head.moved(alias, once)
+            if made is None:
+                return head.tag(alias, head.resolve(reference).version, now(), expect, by, once)
+            fixed = reference.version is not None or reference.digest is not None
+            same = made.version and (not fixed or made.version == head.find(reference).version)
+            return _if_same(head, made, bool(same))
 
         head = self._heads.change(target, move)
-        return Version.of(head, head.find(Reference(target, alias=alias)))
+        made = head.moved(alias, once)
+        return Version.of(head, head.versions[(made.version if made else head.aliases[alias]) - 1])
 
-    def untag(self, name: str, alias: str, expect: int | None = None, by: str | None = None) -> Listing:
+    def untag(
+        self, name: str, alias: str, expect: int | None = None, by: str | None = None, once: str | None = None
+    ) -> Listing:
         """Remove an alias.
 
         Raises:
-            Conflict: the alias points elsewhere than expected.
+            Conflict: the alias points elsewhere than expected, or `once` stands for another move.
             NotFound: there is no such adapter.
         """
-        return self._change(name, lambda head: head.untag(alias, now(), expect, by))
 
-    def undo(self, name: str, alias: str, by: str | None = None) -> Listing:
+        def move(head: Head) -> Head:
+            made = head.moved(alias, once)
+            if made is None:
+                return head.untag(alias, now(), expect, by, once)
+            return _if_same(head, made, not made.version)
+
+        return self._change(name, move)
+
+    def undo(self, name: str, alias: str, by: str | None = None, once: str | None = None) -> Listing:
         """Point an alias to where it pointed before its last move, or remove it if it was new then.
 
-        Doing so twice changes nothing.
+        Doing so twice changes nothing, unless it is the same undo by `once`.
 
         Raises:
             Conflict: somebody else moved it at the same time.
@@ -74,10 +105,12 @@ class Life:
             Recalled: that version was recalled.
         """
         head = self._heads.get(AdapterName.parse(name))
+        if head.moved(alias, once):
+            return Listing.of(head)
         version, expect, moment = head.before(alias), head.aliases.get(alias, 0), now()
         if not version:
-            return self.untag(name, alias, expect, by)
-        return self._change(name, lambda head: head.tag(alias, version, moment, expect, by))
+            return self._change(name, lambda head: head.untag(alias, moment, expect, by, once))
+        return self._change(name, lambda head: head.tag(alias, version, moment, expect, by, once))
 
     def yank(self, ref: str, reason: str) -> Version:
         """Withdraw a version: from then on only its digest finds it. Its number is not used again.
@@ -158,6 +191,14 @@ class Life:
 
     def _change(self, name: str, change: Callable[[Head], Head]) -> Listing:
         return Listing.of(self._heads.change(AdapterName.parse(name), change))
+
+
+def _if_same(head: Head, made: Move, same: bool) -> Head:
+    """A head that stays as it is, because the move was made before; if it was the same one."""
+    if not same:
+        done = f"pointed to version {made.version}" if made.version else "removed"
+        raise Conflict(f"This idempotency key stands for another move: {made.alias} was {done} by it. Choose another.")
+    return head
 
 
 def now() -> str:

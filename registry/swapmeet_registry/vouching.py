@@ -32,21 +32,26 @@ class Vouching(Reading):
         version = self.resolve(ref)
         return self._signatures.sign(version, self.manifest(version), private)
 
-    def add_signature(self, ref: str, bundle: bytes, key: Path) -> Signature:
+    def add_signature(self, ref: str, bundle: bytes, key: Path | PublicKey) -> Signature:
         """Keep a signature that an OpenSSF model-signing tool made of the version's folder as it is pulled.
 
         Args:
             ref: a reference.
             bundle: the signature's document.
-            key: the PEM file of the public key that it is of.
+            key: the public key that it is of, or its PEM file.
 
         Raises:
             NotFound: there is no such version.
             SignatureInvalid: it is not this key's, or not of this version.
             SigningKeyInvalid: the file holds no public key.
         """
+        public = key if isinstance(key, PublicKey) else PublicKey.read(key)
         version = self.resolve(ref)
-        return self._signatures.add(version, self.manifest(version), bundle, PublicKey.read(key))
+        return self._signatures.add(version, self.manifest(version), bundle, public)
+
+    def signature(self, version: Version, key: str, limit: int) -> bytes | None:
+        """A version's signature by the key with this id, if there is one; no more than `limit` bytes."""
+        return self.backend.signature(version, key, limit)
 
     def signatures(self, version: Version) -> tuple[Signature, ...]:
         """Who signed a version; signatures of trusted keys are checked, of others nothing is known.

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from swapmeet import following
 from swapmeet.cli import main
 from swapmeet.database import Database
 from swapmeet.database.migrations import upgrade
@@ -35,6 +36,7 @@ from swapmeet.settings import load_settings
 from swapmeet.tenancy import OPERATOR, Tenancy
 from swapmeet_registry import Fingerprint, Registry, open_store
 from swapmeet_registry.admission.admit import admit
+from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.fingerprint import fingerprint
 from swapmeet_registry.stores import Store
 from swapmeet_serving import Call, Chunk, join
@@ -348,6 +350,21 @@ def published(
 def platform(database_url: str, published: tuple[Fingerprint, Path], tmp_path: Path) -> Iterator[Platform]:
     """The whole API, with the operator as its only tenant."""
     yield from opened(database_url, published, tmp_path / "home")
+
+
+@pytest.fixture
+def hub(platform: Platform, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
+    """The API on loopback, which `SWAPMEET_URL` names, with a key of `acme`'s."""
+    BaseLibrary(platform.home).add(str(tiny_llama), "tiny")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("SWAPMEET_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("SWAPMEET_API_KEY", platform.add("acme"))
+    monkeypatch.setenv("SWAPMEET_HOME", str(platform.home.parent / "elsewhere"))
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.01)
+    with event_loop() as loop, listening(platform.client.app, loop, "127.0.0.1", port, drain=5):
+        yield platform
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

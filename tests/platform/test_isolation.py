@@ -68,6 +68,7 @@ HOOK = {"url": "http://127.0.0.1:9/"}
 BODIES: dict[str, Any] = {
     f"{ADAPTER}/aliases/{{alias}}": {"version": 1},
     f"{ADAPTER}/uploads": COMING,
+    f"{ADAPTER}/versions/{{ref}}/signatures": {"public_key": "none", "bundle": "none"},
     f"{ADAPTER}/versions/{{ref}}/{{withdrawal}}": {"reason": "wrong"},
     f"{ADAPTER}/visibility": {"visibility": "public"},  # sharing takes names of tenants
     "/v1/chat/completions": {"model": Id("model"), "messages": CHAT},
@@ -99,14 +100,14 @@ FORMS: dict[str, Any] = {
     "/v1/uploads/{upload_id}/parts": {"files": {"data": ("blob", b"a")}},
 }
 FIELDS = {
-    "", "alias", "base", "best_of", "bytes", "data", "echo", "event_type", "event_types", "expect", "expires_after",
-    "expires_after[anchor]", "expires_after[seconds]", "expires_in", "file", "filename", "files",
+    "", "alias", "base", "best_of", "bundle", "bytes", "data", "echo", "event_type", "event_types", "expect",
+    "expires_after", "expires_after[anchor]", "expires_after[seconds]", "expires_in", "file", "filename", "files",
     "frequency_penalty", "function_call", "functions", "grace", "guided_choice", "guided_grammar", "guided_json",
     "guided_regex", "hyperparameters", "ignore_eos", "integrations", "keep_old_secret_active_for_24_hours",
     "license", "logit_bias", "logprobs", "lora", "max_completion_tokens", "max_tokens", "md5", "messages",
     "metadata", "method", "mime_type", "min_p", "modalities", "model", "n", "name", "parallel_tool_calls",
-    "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "purpose", "quotas", "reason",
-    "repetition_penalty", "response_format", "return_token_ids", "run", "safety_identifier", "scopes", "seed",
+    "part_ids", "presence_penalty", "project_ids", "prompt", "prompt_cache_key", "public_key", "purpose", "quotas",
+    "reason", "repetition_penalty", "response_format", "return_token_ids", "run", "safety_identifier", "scopes", "seed",
     "service_tier", "stop", "store", "stream", "stream_options", "structured_outputs", "suffix", "suspended",
     "sweep", "tags", "temperature", "tenant", "tenants", "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
     "training_file", "url", "user", "validation_file", "verbosity", "version", "visibility", "weight",

@@ -254,8 +254,8 @@ def test_the_command_line_with_a_server(
     class Connected(Client):
         """Asks the app under test, with carol's key."""
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
             self.http.close()
             self.http = shop.client
             shop.client.headers["authorization"] = f"Bearer {shop.keys['carol']}"
@@ -265,7 +265,7 @@ def test_the_command_line_with_a_server(
 
     monkeypatch.setenv("SWAPMEET_URL", "http://testserver")
     monkeypatch.setenv("SWAPMEET_API_KEY", shop.keys["carol"])
-    monkeypatch.setattr("swapmeet.cli.search.connect", Connected)
+    monkeypatch.setattr("swapmeet.client.Client", Connected)
     done = command_line("search", "law", "--license", "MIT", "--tag", "law", "--versions", "--size-max", "1G")
     assert (done.code, done.out.split("\t")[:2]) == (0, ["acme/public", "1"]), done.err
     liked = command_line("like", "acme/public")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from swapmeet.cli.copies import import_
 from swapmeet_registry import (
     Conflict,
     Fingerprint,
@@ -88,8 +89,25 @@ def test_a_single_version_takes_the_next_number(
     assert (found.version, found.number, found.digest) == (4, 2, exported[0].digest)
     assert (target.resolve(NAME).digest, target.resolve(f"{NAME}:prod").version) == (exported[0].digest, 1)
     assert [each.new for each in import_bundle(target, tmp_path / "one.tar")] == [False]
+    target.delete(f"{NAME}:2", "leaks")
+    (gone,) = import_bundle(target, tmp_path / "one.tar")
+    assert (gone.number, gone.new, gone.deleted) == (2, False, "leaks")
     with pytest.raises(Conflict, match="another acme/legal:1"):
         import_bundle(target, export(source, [NAME], tmp_path / "whole.tar"))
+
+
+def test_what_was_deleted_is_told_so(
+    source: Registry, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Registry((tmp_path / "target").as_uri())
+    import_bundle(target, bundle)
+    target.delete(f"{NAME}:4", "leaks")
+    found = {(each.name, each.version): each for each in import_bundle(target, bundle)}
+    assert found[NAME, 4].deleted == "leaks"
+    assert {each.deleted for at, each in found.items() if at != (NAME, 4)} == {None}
+    import_(bundle, registry=target.backend.url)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{NAME}:4 "))
+    assert line.endswith(", which was deleted here, and stays so: leaks")
 
 
 def export(source: Registry, refs: list[str], path: Path) -> Path:

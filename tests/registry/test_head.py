@@ -214,3 +214,19 @@ def test_who_may_read() -> None:
     assert [shared.visible_to(tenant) for tenant in ("acme", "globex", "initech")] == [True, True, False]
     assert head.share("public").visible_to("initech")
     assert shared.share("private").encode() == head.encode()
+
+
+def test_a_move_is_known_by_its_nonce() -> None:
+    head = Head(adapter=str(NAME)).publish(digest(1), TIME, "a").publish(digest(2), TIME, "b")
+    moved = head.tag("prod", 1, TIME, expect=0, nonce="first")
+    assert moved.tag("prod", 1, TIME, expect=0, nonce="first") is moved
+    with pytest.raises(Conflict):
+        moved.tag("prod", 1, TIME, expect=0, nonce="another")
+    with pytest.raises(Conflict):
+        moved.tag("test", 1, TIME, expect=7, nonce="first")
+    since = moved.tag("prod", 2, TIME).withdraw(1, "deleted", "old", TIME)
+    assert since.tag("prod", 1, TIME, expect=0, nonce="first") is since, "it was made, whatever happened then"
+    removed = since.untag("prod", TIME, expect=2, nonce="last")
+    assert removed.untag("prod", TIME, expect=2, nonce="last") is removed
+    with pytest.raises(Conflict):
+        removed.untag("prod", TIME, expect=2)

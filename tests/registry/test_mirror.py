@@ -1,15 +1,31 @@
 """Copies of registries: between all kinds of places, killed at every step, into targets with a life of their own."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from swapmeet_registry import Fingerprint, InvalidName, NotFound, Recalled, Registry, canonical, fault
+from swapmeet_registry import (
+    AdapterName,
+    Fingerprint,
+    InvalidName,
+    NotFound,
+    Recalled,
+    Registry,
+    StoredFile,
+    canonical,
+    fault,
+)
+from swapmeet_registry.backend import Staged
 from swapmeet_registry.copies.mirror import Mirrored, mirror
+from swapmeet_registry.heads import Heads
 from swapmeet_registry.manifest import Manifest
-from swapmeet_registry.store_backend import StoreBackend
+from swapmeet_registry.publishing import Publishing
+from swapmeet_registry.store_backend import StoreBackend, manifest_key
 from swapmeet_registry.upkeep.fsck import fsck
 
 NAME = "acme/legal"
@@ -208,3 +224,76 @@ def test_what_is_no_adapter_keeps_none_from_being_copied(source: Registry, tmp_p
     assert target.names() == [name for name in source.names() if name != "acme/two words"]
     with pytest.raises(InvalidName):
         mirror(source.backend, target.backend, ["acme/two words"])
+
+
+def smuggle(registry: Registry, folder: Path, claimed: dict[str, int] | None = None) -> None:
+    """Put a folder into a store as the next version, past all admission, as whoever may write there can.
+
+    `claimed` are sizes that its manifest says of files, whatever they have.
+    """
+    name, like = AdapterName.parse(NAME), registry.manifest(registry.resolve(f"{NAME}:1"))
+    files = tuple(
+        StoredFile(path=path.name, size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.iterdir())
+    )
+    told = like.model_copy(update={"files": files, "run": folder.name})
+    with registry.backend.stage(name, told, folder):
+        pass
+    if claimed:
+        files = tuple(each.model_copy(update={"size": claimed.get(each.path, each.size)}) for each in files)
+        told = told.model_copy(update={"files": files})
+        assert isinstance(registry.backend, StoreBackend)
+        registry.backend.store.swap(manifest_key(told.digest), told.encode(), None)
+    Publishing(registry.backend, Heads(registry.backend)).add(name, Staged(told), None, folder.name)
+
+
+@pytest.mark.parametrize("url", ["local", "s3", "hub"], indirect=True)
+def test_what_could_not_have_been_pushed_is_not_copied(
+    url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint
+) -> None:
+    """Each is told by its reason and keeps its number; the rest is copied, and again nothing is."""
+    source, target = Registry((tmp_path / "source").as_uri()), Registry(url)
+    source.push(make_adapter(tmp_path / "first"), NAME, base=base)
+    weight = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    smuggle(source, make_adapter(tmp_path / "nan", tensors={weight: np.full((16, 4), np.nan, np.float32)}))
+    smuggle(source, make_adapter(tmp_path / "imports", auto_mapping={"parent_library": "os"}))
+    pickled = make_adapter(tmp_path / "pickled")
+    (pickled / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    smuggle(source, pickled)
+    smuggle(source, make_adapter(tmp_path / "bomb"), {"adapter_model.safetensors": 1 << 50})
+    many = make_adapter(tmp_path / "many")
+    for number in range(100):
+        (many / f"{number}.txt").write_text("x")
+    smuggle(source, many)
+    other = make_adapter(tmp_path / "rank", tensors={weight: np.zeros((16, 4), np.float32)})
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 999}))
+    smuggle(source, other)
+    source.push(make_adapter(tmp_path / "last", seed=1), NAME, base=base, alias="prod")
+    source.tag(NAME, "test", "2")
+    source.push(tmp_path / "first", "zeta/other", base=base)
+    done = mirror(source.backend, target.backend)
+    assert (done.versions, done.refused) == (3, {})
+    assert list(done.unsound) == [f"{NAME}:{number}" for number in range(2, 8)]
+    words = ("holds a NaN", "auto_mapping", "adapter_model.bin", str(1 << 50), "103 files", "says something else")
+    for why, word in zip(done.unsound.values(), words, strict=True):
+        assert word in why
+    listing = target.show(NAME)
+    assert [each.version for each in listing.versions if each.usable] == [1, 8]
+    assert [each.digest for each in listing.versions] == [each.digest for each in source.show(NAME).versions]
+    with pytest.raises(NotFound, match=r"was deleted: not admitted: .*NaN"):
+        target.resolve(f"{NAME}:test")
+    assert target.resolve(f"{NAME}:prod").version == 8
+    assert fsck(target.backend.url, True).sound
+    heads = [target.head(name) for name in target.names()]
+    again = mirror(source.backend, target.backend)
+    assert (again.versions, again.unsound) == (0, done.unsound)
+    assert [target.head(name) for name in target.names()] == heads
+
+
+def test_what_is_there_is_not_admitted_again(source: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Registry((tmp_path / "target").as_uri())
+    mirror(source.backend, target.backend)
+    monkeypatch.setattr("swapmeet_registry.copies.copier.require_sound", lambda *_: pytest.fail("it was looked at"))
+    source.yank(f"{NAME}:5", "old")
+    assert mirror(source.backend, target.backend).versions == 0

@@ -39,7 +39,10 @@ COMMANDS = {
     "share": ("withdrawal", "Say who may read an adapter: its owner only, tenants that are named, or all."),
     "history": ("withdrawal", "Moves of an adapter's aliases: when, which, to what version, and by whom."),
     "signing-key": ("signing", "Make a pair of keys to sign adapters with (ECDSA on P-256)."),
-    "sign": ("signing", "Sign a version: its name, its manifest and the digests of all its files."),
+    "sign": (
+        "signing",
+        "Sign a version: its name, its manifest and the digests of all its files.",
+    ),
     "verify": ("signing", "Read a version whole, compare every byte with its digest, and check its signatures."),
     "lineage": (
         "provenance",
@@ -64,7 +67,7 @@ COMMANDS = {
     "jobs": ("jobs", "Fine-tuning jobs of a running server (SWAPMEET_URL, SWAPMEET_API_KEY)."),
     "sweeps": ("sweeps", "Sweeps of a running server: many configurations, the best kept."),
     "webhook": ("webhooks", "Webhooks: URLs that a running server tells of jobs' ends."),
-    "store": ("store", "Stores of adapters: probe, check, clean, copy, take along."),
+    "store": ("store", "Stores of adapters, without a server: probe, check, clean, copy, take along."),
 }
 """By name: the module, and the first sentence of its help."""
 

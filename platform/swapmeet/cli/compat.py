@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
+from swapmeet.cli.adapters_opened import adapters_at
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, show
 
 
 def export_oci(
     reference: Ref,
     folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
@@ -19,8 +21,8 @@ def export_oci(
     """Write an adapter as an OCI image layout, which skopeo and oras copy to any registry of images."""
     from swapmeet_registry.copies import oci
 
-    settings = load_settings(home=home, registry=registry)
-    done = oci.export_oci(open_registry(settings.registry_url, settings.trust), reference, folder)
+    with adapters_at(url, registry, home) as adapters:
+        done = oci.export_oci(adapters, reference, folder)
     version = done.version
     result = {"name": version.name, "version": version.version, "digest": version.digest}
     result |= {"manifest": done.manifest, "tag": done.tag, "folder": str(folder)}

@@ -2,13 +2,17 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show, tell
+from swapmeet.cli.adapters_opened import store_of
+from swapmeet.cli.options import Home, Json, RegistryUrl, open_registry, show, tell
 from swapmeet.cli.tables import plain
 from swapmeet.errors import RequestRefused
+
+if TYPE_CHECKING:
+    from swapmeet_registry.copies.importing import Imported
 
 Url = Annotated[str, typer.Argument(help="file:///DIR, s3://BUCKET/PREFIX or hf://ORG.")]
 
@@ -26,7 +30,7 @@ def check(
 
     if source is not None and not repair:
         raise RequestRefused("--from is what to repair from. Give --repair, too.")
-    found = fsck(load_settings(home=home, registry=registry).registry_url, deep, repair=repair, source=source)
+    found = fsck(store_of(registry, home), deep, repair=repair, source=source)
     lines = [plain(f"{'mended: ' * problem.mended}{problem.what}") for problem in found.problems]
     if found.count > len(found.problems):
         lines.append(f"… and {found.count - len(found.problems)} more problems")
@@ -57,15 +61,19 @@ def copy(
     names: Annotated[list[str] | None, typer.Argument(help="TENANT/NAME; all if none is named.")] = None,
     json: Json = False,
 ) -> None:
-    """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals."""
+    """Copy adapters to another registry: the same versions, numbers, digests, aliases and withdrawals.
+
+    What could not have been pushed is not copied: it keeps its number there, and is deleted.
+    """
     from swapmeet_registry.copies.mirror import mirror
 
     done = mirror(open_registry(source).backend, open_registry(target).backend, names or None, tell)
     text = f"{done.names} names are as in {source}" if not done.refused else f"{len(done.refused)} names were refused"
+    text += f", but for {len(done.unsound)} versions that could not have been pushed" if done.unsound else ""
     show(asdict(done), f"{text}; {done.versions} versions ({done.bytes} bytes) were copied", json)
-    for name, why in done.refused.items():
-        tell(f"swapmeet: {name}: {plain(why)}")
-    if done.refused:
+    for what, why in (done.refused | done.unsound).items():
+        tell(f"swapmeet: {what}: {plain(why)}")
+    if done.refused or done.unsound:
         raise typer.Exit(1)
 
 
@@ -79,7 +87,7 @@ def export(
     """Write adapters into one file, to be taken to where no network goes."""
     from swapmeet_registry.copies.bundle import export_bundle
 
-    exported = export_bundle(open_registry(load_settings(home=home, registry=registry).registry_url), references, to)
+    exported = export_bundle(open_registry(store_of(registry, home)), references, to)
     versions = [{"name": each.name, "version": each.version, "digest": each.digest} for each in exported]
     lines = [f"{each} {each.digest}" for each in exported]
     show({"file": str(to), "versions": versions}, "\n".join([*lines, f"{len(lines)} versions in {to}"]), json)
@@ -97,15 +105,15 @@ def import_(
     """Publish what a file has, once every byte of it was checked; what is there already stays."""
     from swapmeet_registry.copies.bundle import import_bundle
 
-    store = open_registry(load_settings(home=home, registry=registry).registry_url)
+    store = open_registry(store_of(registry, home))
     found = import_bundle(store, file, tenants or None)
     lines = [
         f"{each.name}:{each.number} {each.digest}"
         + (f", which was :{each.version} where it comes from" if each.number != each.version else "")
-        + ("" if each.new else ", which was there")
+        + ("" if each.new else ", which was there" if each.deleted is None else f", {_deleted(each)}")
         for each in found
     ]
-    show({"versions": [asdict(each) for each in found]}, "\n".join(lines), json)
+    show({"versions": [asdict(each) for each in found]}, "\n".join(map(plain, lines)), json)
 
 
 def register(group: typer.Typer) -> None:
@@ -114,3 +122,7 @@ def register(group: typer.Typer) -> None:
     group.command("mirror")(copy)
     group.command("export")(export)
     group.command("import")(import_)
+
+
+def _deleted(found: "Imported") -> str:
+    return f"which was deleted here, and stays so: {found.deleted}"

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
+from swapmeet.cli.adapters_opened import adapters_at
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, show
 from swapmeet.cli.tables import plain
 from swapmeet_registry.origin.bom import bom as bill
 from swapmeet_registry.origin.licences import concerns_of
@@ -15,11 +16,13 @@ from swapmeet_registry.origin.lineage import Ancestor, lines
 from swapmeet_registry.stores.files import os_errors
 
 
-def lineage(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def lineage(
+    reference: Ref, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
+) -> None:
     """The adapters that a version's training went on from, up to the base, and what made each."""
-    opened = open_registry(load_settings(home=home, registry=registry).registry_url)
-    version = opened.resolve(reference)
-    manifest, parents = opened.manifest(version), opened.lineage(version)
+    with adapters_at(url, registry, home) as adapters:
+        version = adapters.resolve(reference)
+        manifest, parents = adapters.manifest(version), adapters.lineage(version)
     concerns = concerns_of(manifest, parents[0].manifest if parents else None)
     result = {
         "name": version.name,
@@ -36,14 +39,15 @@ def lineage(reference: Ref, registry: RegistryUrl = None, home: Home = None, jso
 def bom(
     reference: Ref,
     output: Annotated[Path | None, typer.Option(help="The file to write; standard output otherwise.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """A version's bill of materials (CycloneDX 1.6, JSON): files, base, data, packages, licences and metrics."""
-    opened = open_registry(load_settings(home=home, registry=registry).registry_url)
-    version = opened.resolve(reference)
-    document = bill(version, opened.manifest(version), opened.lineage(version))
+    with adapters_at(url, registry, home) as adapters:
+        version = adapters.resolve(reference)
+        document = bill(version, adapters.manifest(version), adapters.lineage(version))
     text = json_.dumps(json_.loads(document), indent=None if json else 2, ensure_ascii=False) + "\n"
     if output is None:
         print(text, end="", flush=True)

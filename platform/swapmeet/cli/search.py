@@ -1,25 +1,22 @@
 """`swapmeet search|card|like|unlike`: find adapters, and read of them.
 
-With SWAPMEET_URL the server is asked, which knows likes and downloads; without, or with `--registry`, the registry
-itself, through an index in the user's cache.
+A server is asked, which knows likes and downloads; or the store itself, through an index in the user's cache.
 """
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
-from swapmeet.cli.remote import connect, given
+from swapmeet.cli.adapters_opened import adapters_at
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, show
+from swapmeet.cli.remote import given
 from swapmeet.cli.tables import fields, table
 from swapmeet_registry.names import AdapterName, Reference
-
-if TYPE_CHECKING:
-    from swapmeet.settings import Settings
 
 HEADINGS = ("name", "version", "base", "rank", "size", "licence", "task", "likes", "downloads", "purpose")
 SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -46,80 +43,83 @@ def search(
     versions: Annotated[bool, typer.Option("--versions", help="Find versions, not adapters by their newest.")] = False,
     limit: Annotated[int, typer.Option(help="Results at most, up to 200.")] = 20,
     after: Annotated[str | None, typer.Option(help="What the page before gave as next.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Find adapters by words and filters; all must fit."""
-    settings = load_settings(home=home, registry=registry)
+    from swapmeet_registry import Registry
+
     filters: dict[str, Any] = given(
         base=base, license=license, task=task, owner=owner, rank_min=rank_min, rank_max=rank_max,
         size_min=_bytes(size_min), size_max=_bytes(size_max), sort=sort, limit=limit,
     )  # fmt: skip
-    if _remote(settings, registry):
-        more = {"tag": tag or [], "metric": metric or [], "versions": versions, "cursor": after}
-        with connect() as client:
-            page = client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
-        hits, following = page["data"], page["next_cursor"]
-    else:
-        several: dict[str, Any] = {"tags": tuple(tag or ()), "metrics": tuple(metric or ())}
-        found = open_registry(settings.registry_url).search(query, **filters, **several, versions=versions, after=after)
-        hits, following = [asdict(hit) for hit in found.hits], found.next
+    with adapters_at(url, registry, home) as adapters:
+        if isinstance(adapters, Registry):
+            several: dict[str, Any] = {"tags": tuple(tag or ()), "metrics": tuple(metric or ())}
+            found = adapters.search(query, **filters, **several, versions=versions, after=after)
+            hits, following = [asdict(hit) for hit in found.hits], found.next
+        else:
+            more = {"tag": tag or [], "metric": metric or [], "versions": versions, "cursor": after}
+            page = adapters.client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
+            hits, following = page["data"], page["next_cursor"]
     lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
     more_ = f"\nMore: --after {following}" if following else ""
     show({"hits": hits, "next": following}, lines + more_, json)
 
 
-def card(reference: Ref, registry: RegistryUrl = None, home: Home = None, json: Json = False) -> None:
+def card(
+    reference: Ref, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
+) -> None:
     """An adapter's card: what it is for, on what it was trained, what it measured and answers; Markdown for a file."""
-    settings = load_settings(home=home, registry=registry)
-    wanted = Reference.parse(reference)
-    if _remote(settings, registry):
-        version = str(reference).removeprefix(str(wanted.name)).lstrip(":@") or None
-        text = "text" if sys.stdout.isatty() else "markdown"
-        query = given(version=version) | {"format": "json" if json else text}
-        from swapmeet_registry.cards.visible import visible  # what the server says is a stranger's word, too
-
-        with connect() as client:
-            path = _path(wanted.name, "card")
-            made: Any = client.call("GET", path, query=query) if json else client.text(path, query)
-        show(made if json else {}, "" if json else visible(made).rstrip(), json)
-        return
+    from swapmeet_registry import Registry
     from swapmeet_registry.cards import Card, markdown, terminal
+    from swapmeet_registry.cards.visible import visible  # what the server says is a stranger's word, too
 
-    store = open_registry(settings.registry_url)
-    about = store.resolve(reference) if wanted == Reference(wanted.name) else store.find(reference)
-    found = Card.of(store, about, store.show(str(wanted.name)), {})
-    show(found.as_json(), (terminal if sys.stdout.isatty() else markdown)(found).rstrip(), json)
+    wanted, for_people = Reference.parse(reference), sys.stdout.isatty()
+    with adapters_at(url, registry, home) as adapters:
+        if isinstance(adapters, Registry):
+            about = adapters.resolve(reference) if wanted == Reference(wanted.name) else adapters.find(reference)
+            found = Card.of(adapters, about, adapters.show(str(wanted.name)), {})
+            made, text = found.as_json(), (terminal if for_people else markdown)(found)
+        else:
+            version = str(reference).removeprefix(str(wanted.name)).lstrip(":@") or None
+            query = given(version=version) | {"format": "json" if json else "text" if for_people else "markdown"}
+            path = _path(wanted.name, "card")
+            made = adapters.client.call("GET", path, query=query) if json else {}
+            text = "" if json else visible(adapters.client.text(path, query))
+    show(made, text.rstrip(), json)
 
 
-def like(name: Name, json: Json = False) -> None:
+def like(name: Name, url: ServerUrl = None, json: Json = False) -> None:
     """Like an adapter, in your tenant's name; once more changes nothing."""
-    _like("PUT", name, json)
+    _like("PUT", name, url, json)
 
 
-def unlike(name: Name, json: Json = False) -> None:
+def unlike(name: Name, url: ServerUrl = None, json: Json = False) -> None:
     """Take a like back."""
-    _like("DELETE", name, json)
+    _like("DELETE", name, url, json)
 
 
 def find_file(
     file: Annotated[Path, typer.Argument(help="A file, such as adapter_model.safetensors, or its hex SHA-256.")],
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Which adapters a file is part of, withdrawn ones too."""
-    settings = load_settings(home=home, registry=registry)
-    sha256 = _sha256(file)
-    if _remote(settings, registry):
-        with connect() as client:
-            hits = client.call("GET", f"/v1/files-by-hash/{sha256}")["data"]
-    else:
-        from swapmeet_registry.index import open_index
+    from swapmeet_registry import Registry
 
-        found = open_index(open_registry(settings.registry_url), lambda index: index.by_file(sha256))
-        hits = [asdict(hit) for hit in found]
+    sha256 = _sha256(file)
+    with adapters_at(url, registry, home) as adapters:
+        if isinstance(adapters, Registry):
+            from swapmeet_registry.index import open_index
+
+            hits = [asdict(hit) for hit in open_index(adapters, lambda index: index.by_file(sha256))]
+        else:
+            hits = adapters.client.call("GET", f"/v1/files-by-hash/{sha256}")["data"]
     lines = [f"{hit['name']}:{hit['version']} {hit['digest']}{_withdrawn(hit)}" for hit in hits]
     show({"sha256": sha256, "hits": hits}, "\n".join(lines) or "No version has this file.", json)
 
@@ -131,8 +131,10 @@ def register(app: typer.Typer) -> None:
     app.command("find-file")(find_file)
 
 
-def _like(method: str, name: str, as_json: bool) -> None:
-    with connect() as client:
+def _like(method: str, name: str, url: str | None, as_json: bool) -> None:
+    from swapmeet.client import Client  # stores keep no likes
+
+    with Client(url or "") as client:
         found = client.call(method, _path(AdapterName.parse(name), "likes"))
     told = [
         ("likes", found["likes"]),
@@ -144,11 +146,6 @@ def _like(method: str, name: str, as_json: bool) -> None:
 
 def _path(name: AdapterName, what: str) -> str:
     return f"/v1/adapters/{quote(name.tenant)}/{quote(name.name)}/{what}"
-
-
-def _remote(settings: "Settings", registry: str | None) -> bool:
-    """Whether a server is asked: not where a registry is named, or no server is."""
-    return bool(settings.url) and registry is None
 
 
 def _bytes(text: str | None) -> int | None:

@@ -2,16 +2,21 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swapmeet.cli.adapters import Ref
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, open_registry, show
-from swapmeet_registry import Registry, Signature, Trust, Version
+from swapmeet.cli.adapters_opened import adapters_at
+from swapmeet.cli.options import Home, Json, RegistryUrl, ServerUrl, show
+from swapmeet_registry import Signature, Trust, Version
 from swapmeet_registry.signing import oms
 from swapmeet_registry.signing.keys import PrivateKey, encrypted, make_keys
 from swapmeet_registry.stores.files import os_errors
+
+if TYPE_CHECKING:
+    from swapmeet.adapter_client import RemoteAdapters
+    from swapmeet_registry import Registry
 
 ONE_KEY = "A public key in PEM: one good signature of it is asked for, whatever SWAPMEET_SIGNATURES says."
 
@@ -33,19 +38,19 @@ def sign(
     reference: Ref,
     key: Annotated[Path, typer.Option(help="The private key in PEM; with --add, the public one.")],
     add: Annotated[Path | None, typer.Option(help="Keep this signature of an OpenSSF model-signing tool.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Sign a version: its name, its manifest and the digests of all its files."""
-    settings = load_settings(home=home, registry=registry)
-    opened = open_registry(settings.registry_url, settings.trust)
-    version = opened.resolve(reference)
-    if add is not None:
-        made = opened.add_signature(version.pinned, _document(add), key)
-    else:
-        password = typer.prompt("Password", hide_input=True, err=True) if encrypted(key) else None
-        made = opened.sign(version.pinned, PrivateKey(key, password))
+    """Sign a version: its name, its manifest and the digests of all its files. The key does not leave this machine."""
+    with adapters_at(url, registry, home) as adapters:
+        version = adapters.resolve(reference)
+        if add is not None:
+            made = adapters.add_signature(version.pinned, _document(add), key)
+        else:
+            password = typer.prompt("Password", hide_input=True, err=True) if encrypted(key) else None
+            made = adapters.sign(version.pinned, PrivateKey(key, password))
     result = {"name": version.name, "version": version.version, "digest": version.digest, "key": made.key}
     show(result, f"{version} {version.digest} is signed by the key {made.key}", json)
 
@@ -54,17 +59,17 @@ def verify(
     reference: Ref,
     key: Annotated[Path | None, typer.Option(help=ONE_KEY)] = None,
     save: Annotated[Path | None, typer.Option(help="A folder to write the signatures to, for other tools.")] = None,
+    url: ServerUrl = None,
     registry: RegistryUrl = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Read a version whole, compare every byte with its digest, and check its signatures."""
-    settings = load_settings(home=home, registry=registry)
-    opened = open_registry(settings.registry_url, Trust("require", key) if key else settings.trust)
-    version = opened.verify(reference)
-    signatures = opened.signatures(version)
-    if save is not None:
-        _save(opened, version, signatures, save)
+    with adapters_at(url, registry, home, Trust("require", key) if key else None) as adapters:
+        version = adapters.verify(reference)
+        signatures = adapters.signatures(version)
+        if save is not None:
+            _save(adapters, version, signatures, save)
     result = {
         "name": version.name,
         "version": version.version,
@@ -90,11 +95,13 @@ def _line(signature: Signature) -> str:
     return f"good signature by {signature.signer}{'' if signature.named else ', of the files but not of the name'}"
 
 
-def _save(registry: Registry, version: Version, signatures: tuple[Signature, ...], folder: Path) -> None:
+def _save(
+    adapters: "Registry | RemoteAdapters", version: Version, signatures: tuple[Signature, ...], folder: Path
+) -> None:
     with os_errors(f"write the signatures to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         for each in signatures:
-            bundle = registry.backend.signature(version, each.key, oms.MAX_BUNDLE)
+            bundle = adapters.signature(version, each.key, oms.MAX_BUNDLE)
             if bundle is not None:
                 (folder / f"{each.key}.json").write_bytes(bundle)
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from swapmeet.cli.options import Home, Json, RegistryUrl, load_settings, show, tell
+from swapmeet.cli.adapters_opened import store_of
+from swapmeet.cli.options import Home, Json, RegistryUrl, show, tell
 from swapmeet.cli.tables import duration, plain
 from swapmeet_registry.stores import open_store
 from swapmeet_registry.stores.probing import Check, probe
@@ -35,7 +36,7 @@ def collect_garbage(
     json: Json = False,
 ) -> None:
     """Delete what no version needs; publishers and readers may be at work."""
-    store = open_store(load_settings(home=home, registry=registry).registry_url)
+    store = open_store(store_of(registry, home))
     collected = collect(store, age=age, dry_run=dry_run)
     swept = 0 if dry_run else store.sweep(max(age, AGE))
     done = "would go" if dry_run else "went"

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from swapmeet.tenancy.caller import Caller
 from swapmeet_registry import Listing, Manifest, Version
 from swapmeet_registry.head import Visibility
+from swapmeet_registry.origin.lineage import Ancestor
 from swapmeet_registry.recalls import Reached
+from swapmeet_registry.signing import oms
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 
@@ -28,6 +30,15 @@ class AliasMove(BaseModel):
 
     version: int | Annotated[str, Field(min_length=1, max_length=200)]
     expect: Annotated[int, Field(ge=0, le=10**9)] | None = None
+
+
+class Signing(BaseModel):
+    """A signature's document in Base64, and the public key in PEM that it is checked with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    public_key: Annotated[str, Field(min_length=1, max_length=16_384)]
+    bundle: Annotated[str, Field(min_length=1, max_length=(oms.MAX_BUNDLE + 2) // 3 * 4)]
 
 
 class Sharing(BaseModel):
@@ -86,3 +97,14 @@ def server_object(reached: Reached, caller: Caller) -> dict[str, Any]:
 def described_object(version: Version, manifest: Manifest) -> dict[str, Any]:
     """A version with all that its manifest says, from whose canonical JSON the digest can be computed."""
     return version_object(version) | {"size": manifest.size, "manifest": manifest.model_dump(mode="json")}
+
+
+def ancestor_object(ancestor: Ancestor) -> dict[str, Any]:
+    """A generation of a version, as far as it is there and may be seen."""
+    return {
+        "object": "adapter.ancestor",
+        "ref": ancestor.ref,
+        "version": version_object(ancestor.version) if ancestor.version else None,
+        "manifest": ancestor.manifest.model_dump(mode="json") if ancestor.manifest else None,
+        "problem": ancestor.problem,
+    }

@@ -1,15 +1,14 @@
 """`/v1/adapters`: the registry over HTTP, for whoever may read or change what (`swapmeet.adapter_access`)."""
 
-import base64
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Query
+from fastapi import APIRouter, Depends, FastAPI, Header, Query
 
 from swapmeet import adapter_reach, adapter_withdrawals
 from swapmeet.adapter_publishes import Publishes
-from swapmeet.gateway import adapter_files, adapter_uploads
+from swapmeet.gateway import adapter_files, adapter_provenance, adapter_uploads
+from swapmeet.gateway.adapter_changes import changing
 from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Publisher, Reader, Ref
 from swapmeet.gateway.adapter_wire import (
     AliasMove,
@@ -24,23 +23,21 @@ from swapmeet.gateway.adapter_wire import (
 from swapmeet.gateway.authority import Caller, may
 from swapmeet.gateway.marketplace import Advising, Noting
 from swapmeet.gateway.pages import page
-from swapmeet.gateway.services import Services
-from swapmeet_registry import AdapterName, Reference
+from swapmeet_registry import Reference
 from swapmeet_registry.head import Withdrawal as How
-from swapmeet_registry.signing import oms
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 WITHDRAWALS: dict[str, How] = {"yank": "yanked", "recall": "recalled", "delete": "deleted"}
 NAME = r"^[a-z0-9][a-z0-9._/-]*$"
 
-Signer = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 
 
 def install(app: FastAPI, publishes: Publishes, downloaded: adapter_files.Downloaded = lambda *_: None) -> None:
     """Add the routes to an app, over its services, what is being published, and what counts downloads."""
     app.state.publishes, app.state.downloaded = publishes, downloaded
-    for each in (router, adapter_files.router, adapter_uploads.router):
+    for each in (adapter_provenance.router, router, adapter_files.router, adapter_uploads.router):
         app.include_router(each)
 
 
@@ -76,15 +73,6 @@ def version(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str,
     return described_object(found, backend.registry.manifest(found))
 
 
-@router.get(ADAPTER + "/versions/{ref}/signatures/{signer}")
-def signature(ref: Ref, signer: Signer, name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
-    """A version's signature by the key with an id, in base64, if there is one: for whoever checks it for himself."""
-    found = backend.access.resolve(caller, Reference.within(name, ref))
-    bundle = backend.registry.backend.signature(found, signer, oms.MAX_BUNDLE)
-    told = None if bundle is None else base64.b64encode(bundle).decode()
-    return {"object": "adapter.signature", "digest": found.digest, "signer": signer, "bundle": told}
-
-
 @router.get(ADAPTER + "/history")
 def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
     """Moves of aliases, oldest first, and how many older ones are forgotten; version 0: the alias was removed.
@@ -98,11 +86,22 @@ def history(name: Name, backend: Backend, caller: Reader) -> dict[str, Any]:
 
 @router.put(ADAPTER + "/aliases/{alias}")
 def move_alias(
-    alias: Ref, body: AliasMove, name: Name, backend: Backend, changed: Noting, caller: Publisher
+    alias: Ref,
+    body: AliasMove,
+    name: Name,
+    backend: Backend,
+    changed: Noting,
+    caller: Publisher,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Point an alias to a version, if it points now where it is expected to."""
-    with _changing(backend, changed, caller, name, "alias.move", f"{name}:{alias}"):
-        found = backend.registry.tag(str(name), alias, str(body.version), body.expect, caller.tenant)
+    """Point an alias to a version, if it points now where it is expected to.
+
+    The same again with the same idempotency key, after a lost answer, changes nothing and has the same answer.
+    """
+    with changing(backend, changed, caller, name, "alias.move", f"{name}:{alias}"):
+        found = backend.registry.tag(
+            str(name), alias, str(body.version), body.expect, caller.tenant, _once(idempotency_key)
+        )
     return version_object(found)
 
 
@@ -114,18 +113,26 @@ def remove_alias(
     changed: Noting,
     caller: Publisher,
     expect: Annotated[int | None, Query(ge=0, le=10**9)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Remove an alias, if it points now where it is expected to."""
-    with _changing(backend, changed, caller, name, "alias.remove", f"{name}:{alias}"):
-        listing = backend.registry.untag(str(name), alias, expect, caller.tenant)
+    """Remove an alias, if it points now where it is expected to. With an idempotency key as `move_alias`."""
+    with changing(backend, changed, caller, name, "alias.remove", f"{name}:{alias}"):
+        listing = backend.registry.untag(str(name), alias, expect, caller.tenant, _once(idempotency_key))
     return adapter_object(listing, caller)
 
 
 @router.post(ADAPTER + "/aliases/{alias}/undo")
-def undo_alias(alias: Ref, name: Name, backend: Backend, changed: Noting, caller: Publisher) -> dict[str, Any]:
-    """Point an alias to where it pointed before its last move."""
-    with _changing(backend, changed, caller, name, "alias.undo", f"{name}:{alias}"):
-        listing = backend.registry.undo(str(name), alias, caller.tenant)
+def undo_alias(
+    alias: Ref,
+    name: Name,
+    backend: Backend,
+    changed: Noting,
+    caller: Publisher,
+    idempotency_key: IdempotencyKey = None,
+) -> dict[str, Any]:
+    """Point an alias to where it pointed before its last move. With the same idempotency key it is one undo."""
+    with changing(backend, changed, caller, name, "alias.undo", f"{name}:{alias}"):
+        listing = backend.registry.undo(str(name), alias, caller.tenant, _once(idempotency_key))
     return adapter_object(listing, caller)
 
 
@@ -141,7 +148,7 @@ def withdraw(
 ) -> dict[str, Any]:
     """Withdraw a version: only its digest finds it, nobody gets it any more, or its files are deleted as well."""
     reference = str(Reference.within(name, ref))
-    with _changing(backend, changed, caller, name, f"version.{withdrawal}", reference, body.reason):
+    with changing(backend, changed, caller, name, f"version.{withdrawal}", reference, body.reason):
         done = adapter_withdrawals.withdraw(
             backend.registry, backend.tenancy.database, reference, WITHDRAWALS[withdrawal], body.reason
         )
@@ -160,28 +167,14 @@ def reach(ref: Ref, name: Name, backend: Backend, caller: Reader) -> dict[str, A
 def share(body: Sharing, name: Name, backend: Backend, changed: Noting, caller: Administrator) -> dict[str, Any]:
     """Say who may read an adapter: its owner only, also some tenants, or all."""
     told = " ".join([body.visibility, *sorted(body.tenants)])
-    with _changing(backend, changed, caller, name, "adapter.share", str(name), told):
+    with changing(backend, changed, caller, name, "adapter.share", str(name), told):
         listing = backend.access.share(name, body.visibility, body.tenants, caller)
     return adapter_object(listing, caller)
 
 
-@contextmanager
-def _changing(
-    backend: Services,
-    changed: Noting,
-    caller: Caller,
-    name: AdapterName,
-    action: str,
-    subject: str,
-    detail: str = "",
-) -> Iterator[None]:
-    """A block that changes what is under a name, if the caller may; how that ended is noted, and the index told."""
-    backend.access.require_own(caller, name)
-    with backend.tenancy.audit.noting(caller, action, subject, tenant=name.tenant, detail=detail):
-        try:
-            yield
-        finally:  # what failed may have been done nevertheless
-            changed(name)
+def _once(idempotency_key: str | None) -> str | None:
+    """What stands in the history for a key, which may say something that is nobody else's to read."""
+    return None if idempotency_key is None else hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
 
 
 def _fields(move: Any) -> dict[str, Any]:

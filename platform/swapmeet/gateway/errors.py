@@ -33,6 +33,7 @@ STATUS = {
     "invalid_query": 400,
     "base_mismatch": 400,
     "adapter_refused": 400,
+    "adapter_unsound": 400,
     "context_length_exceeded": 400,
     "invalid_request": 400,
     "invalid_training_file": 400,

@@ -18,12 +18,16 @@ def markdown(card: Card) -> str:
     parts = [f"# {card.version.name}"]
     parts += [f"> **{_cell(warning)}**" for warning in warnings(card)]
     parts += [_quoted(_cell(card.readme.purpose or "", 4000)), _table(facts(card))]
-    for section in sections(card):
-        parts += _section(section)
-    return visible("\n\n".join(part for part in parts if part)) + "\n"
+    parts += map(part, sections(card))
+    return visible("\n\n".join(filter(None, parts))) + "\n"
 
 
-def _section(section: Section) -> Iterator[str]:
+def part(section: Section) -> str:
+    """One of a card's parts."""
+    return visible("\n\n".join(filter(None, _paragraphs(section))))
+
+
+def _paragraphs(section: Section) -> Iterator[str]:
     yield f"## {_cell(section.heading)}"
     yield section.intro
     if section.facts:

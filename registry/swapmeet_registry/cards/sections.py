@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swapmeet_registry.cards.card import Card, Note
+from swapmeet_registry.cards.readme import Readme
 from swapmeet_registry.origin import lineage
 from swapmeet_registry.origin.provenance import Examples
 
@@ -85,11 +86,7 @@ def sections(card: Card) -> Iterator[Section]:
     manifest, readme = card.manifest, card.readme
     if manifest.metrics:
         yield Section("Metrics", facts=_some({name: f"{value:g}" for name, value in manifest.metrics.items()}))
-    if card.examples:
-        yield _answered(card.examples, own=card.own)
-    if readme.examples:
-        stated = tuple(Dialogue(each.prompt, each.output) for each in readme.examples)
-        yield Section("Examples stated by the author", "Written by hand: nothing checked them.", examples=stated)
+    yield from answers(card.examples, readme, own=card.own)
     if manifest.training:
         yield Section("Training", facts=_some({name: _said(value) for name, value in manifest.training.items()}))
     yield Section("Lineage", rows=tuple(lineage.lines(card.version, manifest, card.parents)))
@@ -102,6 +99,15 @@ def sections(card: Card) -> Iterator[Section]:
         yield Section("From its author", text=readme.text)
     if readme.mistakes:
         yield Section("Could not be read", points=readme.mistakes)
+
+
+def answers(made: Examples | None, readme: Readme, *, own: bool = False) -> Iterator[Section]:
+    """Prompts with outputs, by where they are from: the run, of which `own` says that only the owner sees them."""
+    if made:
+        yield _answered(made, own=own)
+    if readme.examples:
+        stated = tuple(Dialogue(each.prompt, each.output) for each in readme.examples)
+        yield Section("Examples stated by the author", "Written by hand: nothing checked them.", examples=stated)
 
 
 def _answered(examples: Examples, *, own: bool) -> Section:

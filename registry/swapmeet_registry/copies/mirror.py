@@ -4,10 +4,13 @@ Versions go over in order, each as a publish, and then what their heads say besi
 withdrew what and why, who may read. Signatures and reports come with their versions; signatures that are made later
 follow. Whoever is killed leaves what he copied, and the next goes on from there; once all is there, nothing is written.
 What was changed in the target on its own is never overwritten: its name is refused.
+
+Each version is admitted as if it were pushed, for the source may be anybody's. One that is refused keeps its number in
+the target, where it is deleted and has the reason; the others are copied.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swapmeet_registry.backend import Backend, Source
 from swapmeet_registry.copies.copier import Copier
@@ -20,12 +23,18 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """How many names were looked at, and versions and bytes copied; and the names that were refused, each with why."""
+    """How many names were looked at, and versions and bytes copied; and what was not, each with why.
+
+    Attributes:
+        refused: names that were left as they are, or as far as they came.
+        unsound: versions that could not have been published; in the target they are deleted from the first.
+    """
 
     names: int
     versions: int
     bytes: int
     refused: dict[str, str]
+    unsound: dict[str, str] = field(default_factory=dict)
 
 
 def mirror(
@@ -67,4 +76,4 @@ def mirror(
         if changed:
             tell(f"{name}: {copier.versions - before} versions copied")
     copy_signatures(source, target, chosen)
-    return Mirrored(len(chosen), copier.versions, copier.bytes, refused)
+    return Mirrored(len(chosen), copier.versions, copier.bytes, refused, copier.unsound)

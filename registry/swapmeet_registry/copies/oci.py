@@ -12,18 +12,16 @@ in the version's own manifest, and the same version always gives the same bytes.
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from swapmeet_registry import canonical
-from swapmeet_registry.contents import Contents
 from swapmeet_registry.errors import Refused
 from swapmeet_registry.manifest import Manifest, StoredFile
 from swapmeet_registry.origin.provenance import Provenance
-from swapmeet_registry.registry import Registry
 from swapmeet_registry.stores.files import make_folder, os_errors, sync_folder, write_file
 from swapmeet_registry.version import Version
 
@@ -52,7 +50,27 @@ class Exported:
     tag: str
 
 
-def export_oci(registry: Registry, ref: str, folder: Path) -> Exported:
+class Versions(Protocol):
+    """Where versions are read from: a registry's store, or a server."""
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a reference names."""
+        ...
+
+    def manifest(self, version: Version) -> Manifest:
+        """What a version consists of."""
+        ...
+
+    def require_signed(self, version: Version, manifest: Manifest) -> None:
+        """Do as the policy on signatures says."""
+        ...
+
+    def stream(self, version: Version, file: StoredFile) -> Iterator[bytes]:
+        """A file's bytes in pieces, compared with its digest."""
+        ...
+
+
+def export_oci(registry: Versions, ref: str, folder: Path) -> Exported:
     """Write a version as an OCI layout into a folder, which appears whole or not at all.
 
     Args:
@@ -77,7 +95,7 @@ def export_oci(registry: Registry, ref: str, folder: Path) -> Exported:
         make_folder(folder.parent)
         partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
         try:
-            digest = _Layout(partial).write(version, manifest, Contents(registry.backend))
+            digest = _Layout(partial).write(version, manifest, registry)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -92,9 +110,9 @@ class _Layout:
         self._folder, self._blobs = folder, folder / "blobs" / "sha256"
         self._blobs.mkdir(parents=True)
 
-    def write(self, version: Version, manifest: Manifest, contents: Contents) -> str:
+    def write(self, version: Version, manifest: Manifest, registry: Versions) -> str:
         """Write all of it; gives the manifest's digest."""
-        layers = [self._layer(file, contents.blob(version, file)) for file in manifest.files]
+        layers = [self._layer(file, registry.stream(version, file)) for file in manifest.files]
         layers.append(self._provenance(manifest))
         layers.sort(key=lambda layer: layer["annotations"][TITLE])
         described = {

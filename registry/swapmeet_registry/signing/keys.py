@@ -37,17 +37,25 @@ class PublicKey:
         Raises:
             SigningKeyInvalid: the file holds none that can be used.
         """
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-        data = _read(path)
-        if b"PRIVATE KEY" in data:
-            raise SigningKeyInvalid(f"{path} holds a private key. Put the public one there, and make a new pair.")
-        with _key_errors(path, "public"):
-            key = load_pem_public_key(data)
-        return cls.of(key, path)
+        return cls.parse(_read(path), path)
 
     @classmethod
-    def of(cls, key: "PublicKeyTypes", path: Path) -> Self:
+    def parse(cls, data: bytes, place: Path | str) -> Self:
+        """The key in a PEM document, which was found in a place.
+
+        Raises:
+            SigningKeyInvalid: it holds none that can be used.
+        """
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        if b"PRIVATE KEY" in data:
+            raise SigningKeyInvalid(f"{place} holds a private key. Put the public one there, and make a new pair.")
+        with _key_errors(place, "public"):
+            key = load_pem_public_key(data)
+        return cls.of(key, place)
+
+    @classmethod
+    def of(cls, key: "PublicKeyTypes", path: Path | str) -> Self:
         """A key as the library has it."""
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -129,7 +137,7 @@ def make_keys(folder: Path, password: str | None = None) -> tuple[Path, Path, Pu
     return private, public, own
 
 
-def _scheme(key: Any, path: Path | None = None, *, repeatable: bool = False) -> tuple[Any, ...]:
+def _scheme(key: Any, path: Path | str | None = None, *, repeatable: bool = False) -> tuple[Any, ...]:
     """What else a kind of key is asked with."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -154,7 +162,7 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _key_errors(path: Path, kind: str) -> Iterator[None]:
+def _key_errors(path: Path | str, kind: str) -> Iterator[None]:
     """The library's errors as ours, without what it may quote."""
     from cryptography.exceptions import UnsupportedAlgorithm
 

@@ -41,6 +41,10 @@ class Signature:
 class Bundles(Protocol):
     """Where signatures are had from."""
 
+    def signers(self, version: Version) -> list[str]:
+        """The ids of the keys that there are signatures of a version by, sorted."""
+        ...
+
     def signature(self, version: Version, key: str, limit: int) -> bytes | None:
         """A version's signature by the key with this id, or None where there is none; no more than `limit` bytes."""
         ...
@@ -77,6 +81,14 @@ class Policy:
             raise SignatureInvalid(message)
         _log.warning(message)
 
+    def of(self, version: Version, manifest: Manifest) -> tuple[Signature, ...]:
+        """The signatures that are kept of a version, those of trusted keys checked."""
+        trusted = {each.key.id: each for each in self._trusted(version)}
+        found = {key: Signature(key) for key in self._bundles.signers(version)}
+        checked = {key: self._checked(version, manifest, trusted[key]) for key in trusted.keys() & found.keys()}
+        known = found | {key: signature for key, signature in checked.items() if signature is not None}
+        return tuple(known[key] for key in sorted(known))
+
     def _trusted(self, version: Version) -> tuple[TrustedKey, ...]:
         return self.trust.keys_for(AdapterName.parse(version.name).tenant)
 
@@ -110,17 +122,19 @@ class Signatures(Policy):
         Raises:
             SignatureInvalid: it is not this key's, or not of this version.
         """
-        try:
-            named = oms.check(bundle, key, oms.Signed.of(version, manifest))
-        except SignatureInvalid as error:
-            raise SignatureInvalid(f"The signature does not fit {version}: {error}. Sign it as it is pulled.") from None
+        signature = fitting(version, manifest, bundle, key)
         self._backend.put_signature(version, key.id, bundle)
-        return Signature(key.id, named=named)
+        return signature
 
-    def of(self, version: Version, manifest: Manifest) -> tuple[Signature, ...]:
-        """The signatures that are kept of a version, those of trusted keys checked."""
-        trusted = {each.key.id: each for each in self._trusted(version)}
-        found = {key: Signature(key) for key in self._backend.signers(version)}
-        checked = {key: self._checked(version, manifest, trusted[key]) for key in trusted.keys() & found.keys()}
-        known = found | {key: signature for key, signature in checked.items() if signature is not None}
-        return tuple(known[key] for key in sorted(known))
+
+def fitting(version: Version, manifest: Manifest, bundle: bytes, key: PublicKey) -> Signature:
+    """A signature that somebody made, once it was checked.
+
+    Raises:
+        SignatureInvalid: it is not this key's, or not of this version.
+    """
+    try:
+        named = oms.check(bundle, key, oms.Signed.of(version, manifest))
+    except SignatureInvalid as error:
+        raise SignatureInvalid(f"The signature does not fit {version}: {error}. Sign it as it is pulled.") from None
+    return Signature(key.id, named=named)

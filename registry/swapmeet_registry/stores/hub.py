@@ -32,6 +32,7 @@ from swapmeet_registry.stores.hub_errors import endpoint
 from swapmeet_registry.stores.hub_files import BRANCH, list_repositories, paths
 from swapmeet_registry.stores.hub_names import adapter_name, is_organization, repository_name
 from swapmeet_registry.stores.hub_repository import NONCE, HubRepository, overtaken
+from swapmeet_registry.stores.hub_signed import signed_card
 from swapmeet_registry.stores.hub_tags import require_room, revision, set_tags
 from swapmeet_registry.stores.protocol import Stored, verified
 from swapmeet_registry.version import Version
@@ -165,21 +166,20 @@ class HubBackend:
         return stored.data[:limit] if stored else None
 
     def put_signature(self, version: Version, key: str, bundle: bytes) -> None:
-        """See `Backend`."""
+        """See `Backend`. Where the version is the newest, its card names the key."""
         repository = self._repository_of(version)
         for _ in range(ATTEMPTS):
-            parent = repository.files()[0]
+            parent, files = repository.files()
+            written = {layout.signature_path(version.digest, key): bundle}
+            card = signed_card(repository, version, parent, files, key)
             with suppress(Conflict):
-                repository.commit(
-                    {layout.signature_path(version.digest, key): bundle}, (), parent, f"Signature of {version}"
-                )
+                repository.commit(written | card, (), parent, f"Signature of {version}")
                 return
         raise Conflict(f"{repository.name} is being changed by many others at once. Try again later.")
 
     def signers(self, version: Version) -> list[str]:
         """See `Backend`."""
-        found = layout.signatures_in(self._repository_of(version).files()[1])
-        return sorted(key for digest, key in found if digest == version.digest)[:MAX_SIGNERS]
+        return layout.signers_in(self._repository_of(version).files()[1], version.digest)[:MAX_SIGNERS]
 
     def signed(self) -> Iterator[tuple[str, str]]:
         """See `Backend`."""

@@ -2,10 +2,14 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from swapmeet_registry.cards import Readme, parse_readme
+from swapmeet_registry.cards.markdown import part
+from swapmeet_registry.cards.sections import answers
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.origin.licences import concerns_of
 
@@ -28,8 +32,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*\n", re.DOTALL)
 
 
-def card(manifest: Manifest, repository: str, version: int, config: bytes, readme: bytes | None) -> str:
-    """A card's text.
+def card(
+    manifest: Manifest,
+    repository: str,
+    version: int,
+    config: bytes,
+    readme: bytes | None,
+    signers: Collection[str] = (),
+) -> str:
+    """A card's text. Of examples it has those that are part of the version: which all may see who may read it.
 
     Args:
         manifest: what the version consists of.
@@ -37,12 +48,14 @@ def card(manifest: Manifest, repository: str, version: int, config: bytes, readm
         version: the version's number.
         config: its `adapter_config.json`.
         readme: its own README.md, whose text goes below the facts.
+        signers: the ids of the keys that there are signatures by; whose they are, the reader has to know.
     """
     parts = [
         f"---\n{_metadata(manifest, config).to_yaml()}\n---",
-        _facts(manifest, version),
+        _facts(manifest, version, signers),
         *(f"> {_cell(concern)}" for concern in concerns_of(manifest)),
         _usage(repository, version),
+        *map(part, answers(manifest.examples, parse_readme(readme) if readme is not None else Readme())),
     ]
     if readme is not None:
         parts.append(_FRONT_MATTER.sub("", readme.decode(errors="replace")).strip())
@@ -84,7 +97,7 @@ def _license(name: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.") or "unnamed"}
 
 
-def _facts(manifest: Manifest, version: int) -> str:
+def _facts(manifest: Manifest, version: int, signers: Collection[str]) -> str:
     lora, base = manifest.lora, manifest.base
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     rows = {
@@ -94,6 +107,7 @@ def _facts(manifest: Manifest, version: int) -> str:
         "modules": _cell(targets),
         "licence": _cell(manifest.license or "not stated"),
         "data": f"`{manifest.dataset}`" if manifest.dataset else "not stated",
+        **({"signatures by": ", ".join(f"`{key}`" for key in sorted(signers))} if signers else {}),
         **{_cell(name): f"{value:g}" for name, value in sorted(manifest.metrics.items())},
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]

@@ -40,6 +40,11 @@ def signatures_in(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     return ((f"sha256:{found[1]}", found[2]) for path in paths if (found := _SIGNATURE.fullmatch(path)))
 
 
+def signers_in(paths: Iterable[str], digest: str) -> list[str]:
+    """The ids of the keys that there are signatures by, among some paths, of the version with a digest; sorted."""
+    return sorted(key for signed, key in signatures_in(paths) if signed == digest)
+
+
 def path_of(file: StoredFile) -> str:
     """Where a version's file is: its README.md makes room for the card."""
     return OWN_README if file.path == CARD else file.path
@@ -53,7 +58,7 @@ def published(staged: Staged, repository: str, version: int) -> dict[str, bytes 
         **sources,
         MANIFEST: manifest.encode(),
         Provenance.FILE: manifest.provenance().encode(),
-        CARD: card(manifest, repository, version, config, readme).encode(),
+        CARD: card(manifest, repository, version, config, readme, signers_in(sources, manifest.digest)).encode(),
     }
 
 
