@@ -15,9 +15,11 @@ neither stands, and the registry is not asked: so both answers have the same wor
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from time import monotonic
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -37,6 +39,11 @@ from swapmeet_registry.index.finding import readable
 from swapmeet_registry.index.tables import VERSIONS
 from swapmeet_registry.names import LATEST
 
+AT_ONCE = 16
+"""Heads that are read beside each other."""
+REMEMBERED = 5.0
+"""Seconds for which an adapter without a usable version is not looked at again."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterAccess:
@@ -44,6 +51,8 @@ class AdapterAccess:
 
     registry: Registry
     database: Database
+    _unusable: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Names without a usable version, and until when that is taken to be so."""
 
     def may_read(self, caller: Caller, reference: str | Reference) -> bool:
         """Whether a caller may know of what a reference names, and use it.
@@ -141,12 +150,15 @@ class AdapterAccess:
         """The names that a caller may ask by, its own first: adapters, and models that it has permissions for.
 
         What was shared past the server stands here once the registry was counted; what no longer is, until then. An
-        adapter of which every version was withdrawn is none to ask.
+        adapter of which every version was withdrawn is none to ask; where the index is behind, one that has a version
+        again may be missing for `REMEMBERED` seconds.
         """
         found = self.database.read(partial(_usable, None if caller.operator else caller.tenant))
-        listed = [str(name) for name in self._readable(caller) if str(name) in found or self._usable(name)]
-        known = set(self.registry.names()) if caller.shared else set()
-        granted = {name for name in caller.shared if str(Reference.parse(name).name) in known}
+        known = list(map(str, self._readable(caller)))
+        found |= self._usable_of([name for name in known if name not in found])
+        listed = [name for name in known if name in found]
+        there = set(self.registry.names()) if caller.shared else set()
+        granted = {name for name in caller.shared if str(Reference.parse(name).name) in there}
         return listed + sorted(granted.difference(listed))
 
     def share(
@@ -193,10 +205,20 @@ class AdapterAccess:
             return None
         return found if found.visible_to(tenant) else None
 
-    def _usable(self, name: AdapterName) -> bool:
-        """Whether an adapter that the index finds no version of has one: it may be new."""
+    def _usable_of(self, names: list[str]) -> set[str]:
+        """Which of some adapters that the index finds no version of have one: they may be new."""
+        moment, known = monotonic(), list(self._unusable.items())
+        for name in (name for name, until in known if until <= moment):
+            self._unusable.pop(name, None)
+        asked = [name for name in names if name not in self._unusable]
+        with ThreadPoolExecutor(AT_ONCE, "usable") as pool:
+            usable = {name for name, has in zip(asked, pool.map(self._has_version, asked), strict=True) if has}
+        self._unusable.update(dict.fromkeys(set(asked) - usable, monotonic() + REMEMBERED))
+        return usable
+
+    def _has_version(self, name: str) -> bool:
         try:
-            return self.registry.head(str(name)).latest is not None
+            return self.registry.head(name).latest is not None
         except NotFound:
             return False
 

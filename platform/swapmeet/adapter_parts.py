@@ -1,6 +1,8 @@
 """Files on their way to the registry, in parts that lie in the storage: any server takes the next one.
 
-A part is kept under its publish, its file's SHA-256, where in the file it begins, and its own SHA-256.
+A part is kept under its publish, its file's SHA-256, and where in the file it begins. So of parts that are sent for one
+place with different bytes, also at once, one is kept whole: the one whose write ended last. Which it is the sender need
+not know: a file is joined only if it has the SHA-256 that was announced, and else its parts are asked for again.
 """
 
 import hashlib
@@ -42,11 +44,7 @@ class Parts:
             )
         if sha256 is not None and sums.sha256 != sha256:
             raise RequestRefused(f"The part of {path} at {offset} came damaged: it has another SHA-256. Send it again.")
-        key = f"{_folder(row.id)}{file.sha256}/{offset:012d}-{sums.sha256}"
-        self._store.put(key, source, sums.sha256)
-        for other, its_file, its_offset in list(self.there(row)):
-            if (its_file, its_offset) == (file.sha256, offset) and other != key:
-                self._store.delete(other)
+        self._store.put(f"{_folder(row.id)}{file.sha256}/{offset:012d}", source, sums.sha256)
 
     def missing(self, row: PublishRow) -> dict[str, list[int]]:
         """By file: where the parts begin that have not come yet."""
@@ -89,7 +87,7 @@ class Parts:
         """The parts that came: key, the file's SHA-256, and where in it they begin."""
         for key in self._store.list(_folder(row.id)):
             _, _, sha256, part = key.split("/")
-            yield key, sha256, int(part.partition("-")[0])
+            yield key, sha256, int(part)
 
     def identities(self) -> set[str]:
         """The publishes that have parts here."""

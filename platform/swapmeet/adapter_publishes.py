@@ -88,7 +88,7 @@ class Publishes:
         """
         self._require_sound(wanted)
         request, size = wanted.model_dump(mode="json"), sum(file.size for file in wanted.files)
-        identity, moment = _identity(name, key or wanted.run), now()
+        identity, moment = _identity(name, key, wanted.run), now()
 
         def work(session: Session) -> PublishRow:
             tenant_row(session, name.tenant, lock=True)  # of those who begin at once, one after the other
@@ -300,10 +300,12 @@ def publish_object(row: PublishRow, missing: dict[str, list[int]]) -> dict[str, 
     }
 
 
-def _identity(name: AdapterName, key: str | None) -> str:
-    if key is None:
+def _identity(name: AdapterName, key: str | None, run: str | None) -> str:
+    """A publish's id: the same for the same idempotency key, or else run. A key never means a run that is spelt so."""
+    if key is None and run is None:
         return new_id("publish-")
-    return "publish-" + hashlib.sha256(f"{name}\0{key}".encode(errors="surrogatepass")).hexdigest()[:32]
+    kind, word = ("run", run) if key is None else ("key", key)
+    return "publish-" + hashlib.sha256(f"{name}\0{kind}\0{word}".encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _open(row: PublishRow, at: datetime | None = None) -> bool:

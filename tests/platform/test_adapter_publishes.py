@@ -16,7 +16,7 @@ from swapmeet.audit_export import verify
 from swapmeet.database import Database
 from swapmeet.database.tables import PublishRow, TenantRow
 from swapmeet.database.tables.base import now
-from swapmeet.errors import QuotaExceeded
+from swapmeet.errors import QuotaExceeded, RequestRefused
 from swapmeet.tenancy import Caller
 from swapmeet.tenancy.audit import Audit
 from swapmeet_registry import AdapterName, Fingerprint, Registry, open_store
@@ -132,3 +132,39 @@ def test_a_base_s_licence_is_inherited(
     registry = Registry(f"file://{tmp_path}/registry")
     manifest = registry.manifest(registry.resolve(f"{LEGAL}@{done.digest}"))
     assert (manifest.license, manifest.base_license) == ("gemma", "gemma")
+
+
+def test_a_key_is_no_run(publishes: Publishes, published: tuple[Fingerprint, Path]) -> None:
+    wanted = request_for(published[1])
+    with_run, with_key = wanted.model_copy(update={"run": "same"}), wanted.model_copy(update={"alias": "other"})
+    first, second = publishes.begin(LEGAL, with_run), publishes.begin(LEGAL, with_key, "same")
+    assert first.id != second.id
+    assert publishes.begin(LEGAL, with_run).id == first.id
+    assert publishes.begin(LEGAL, with_key, "same").id == second.id
+    assert publishes.begin(LEGAL, with_run, "same run").id not in (first.id, second.id), "the key is what is asked by"
+
+
+def test_parts_of_different_bytes_for_one_place_never_take_each_other_away(
+    publishes: Publishes, published: tuple[Fingerprint, Path], tmp_path: Path
+) -> None:
+    """Whichever is written last is there whole; wrong bytes are told when the files are joined, and asked for again."""
+    folder = published[1]
+    wanted = request_for(folder)
+    row = publishes.begin(LEGAL, wanted, "key")
+    weights = next(file for file in wanted.files if file.path.endswith(".safetensors"))
+    right, wrong = folder / weights.path, tmp_path / "wrong"
+    wrong.write_bytes(b"x" * weights.size)
+    for file in wanted.files:
+        publishes.add(row, file.path, 0, folder / file.path)
+    for _ in range(5):
+        sent = at_once(
+            *(lambda source=source: publishes.add(row, weights.path, 0, source) for source in (right, wrong) * 4)
+        )
+        assert sent == [None] * 8
+        assert not any(publishes.missing(row).values()), "what was acknowledged is there"
+    publishes.add(row, weights.path, 0, wrong)
+    with pytest.raises(RequestRefused, match=r"another SHA-256 than was announced"):
+        publishes.complete(row, ACME)
+    assert publishes.missing(row)[weights.path] == [0]
+    publishes.add(row, weights.path, 0, right)
+    assert publishes.complete(row, ACME).version == 1

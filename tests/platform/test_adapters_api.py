@@ -19,6 +19,7 @@ from swapmeet_registry.bases import BaseLibrary
 from swapmeet_registry.life import now
 from swapmeet_registry.recall_documents import Obeyed, ServerWord
 from swapmeet_registry.signing.keys import make_keys
+from swapmeet_registry.stores.local import LocalStore
 
 LEGAL = "adapters/acme/legal"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -173,6 +174,19 @@ def test_a_file_is_looked_at_and_not_sent_again(hub: Any) -> None:
     assert hub.ask("acme", "HEAD", place, headers={"range": "bytes=0-1"}).status_code == 200
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/1/files/..%2f..%2fetc"), 404, "not_found")
     refused(hub.ask("acme", "GET", f"/v1/{LEGAL}/versions/1/files/other.json"), 404, "model_not_found")
+
+
+def test_links_are_given_and_counted_where_they_are_asked_for(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.registry.push(hub.adapter, "acme/legal", base=hub.base)
+    monkeypatch.setattr(LocalStore, "presigned", lambda _, key, seconds: f"http://store/{key}?for={seconds}")
+    place = f"{LEGAL}/versions/1/files"
+    for _ in range(2):
+        assert {file["url"] for file in hub.do("acme", "GET", place)["data"]} == {None}
+    assert hub.do("acme", "GET", f"{LEGAL}/card")["downloads"] == 0
+    for _ in range(2):
+        linked = hub.do("acme", "GET", f"{place}?links=true")["data"]
+        assert all(file["url"] == f"http://store/blobs/sha256/{file['sha256']}?for=3600" for file in linked)
+    assert hub.do("acme", "GET", f"{LEGAL}/card")["downloads"] == 1
 
 
 def test_damage_in_the_store_is_never_a_whole_file(hub: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 
 from swapmeet.gateway import hub_api
 from swapmeet.gateway.app import create_app
+from swapmeet.gateway.hub_api import listing
 from swapmeet.gateway.hub_api.routes import router
 from swapmeet.gateway.listener import event_loop, listening
 from swapmeet.gateway.services import Services
@@ -303,7 +305,18 @@ def test_ranges(server: Server) -> None:
         other = {"range": "bytes=0-3", "if-range": '"other"'}
         assert server.ask(f"{place}/{path}", headers=other).content == data
         assert server.ask(f"{place}/{path}", headers={"if-none-match": etag}).status_code == 304
-    assert len(server.pulls) == len(("whole", "5-", "-7", "3-", "all", *range(6), "if-range"))
+    assert len(server.pulls) == len(("whole", "all", *range(6), "if-range"))
+    server.pulls.clear()
+    half = server.registry.manifest(server.versions[0]).size // 3
+    for asked in (f"bytes={half}-", "bytes=-1", f"bytes=0-{half - 2}"):
+        assert server.ask(f"{place}/{WEIGHTS}", headers={"range": asked}).status_code == 206
+    assert server.ask(f"{place}/{WEIGHTS}", method="HEAD").status_code == 200
+    assert server.pulls == [], "a byte is missing"
+    assert server.ask(f"{place}/{WEIGHTS}", headers={"range": f"bytes={half - 1}-{half - 1}"}).status_code == 206
+    deadline = time.monotonic() + 30
+    while not server.pulls and time.monotonic() < deadline:  # it is counted once the answer was sent
+        time.sleep(0.01)
+    assert len(server.pulls) == 1, "the parts are the whole"
 
 
 def test_damaged_bytes_never_arrive_whole(server: Server) -> None:
@@ -592,6 +605,66 @@ def test_lists_go_on(server: Server, published: tuple[Fingerprint, Path], monkey
         "gated=true",
     ):
         assert server.ask(f"/api/models?{query}").status_code == 400
+
+
+def test_what_the_index_answers_is_read_only_where_it_matches(
+    server: Server, published: tuple[Fingerprint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.registry.push(published[1], "acme/free", base=server.base, license="MIT")
+    server.registry.push(
+        published[1], "acme/own", base=server.base, license="Our Own", tags=["license:mit", "task:law"]
+    )
+    server.market.refresh()
+    looked_at, described = [], listing._described
+    monkeypatch.setattr(listing, "_described", lambda *given: looked_at.append(given[2]) or described(*given))
+    base = f"base:{server.base.weights}"
+    for asked, wanted in {
+        "license:mit": ["acme/free", "acme/own"],
+        "license:apache-2.0": [],
+        "task:law": ["acme/own"],
+        base: ["acme/free", "acme/legal", "acme/own"],
+        f"{base},license:mit,peft": ["acme/free", "acme/own"],
+        "base:sha256:" + "0" * 64: [],
+    }.items():
+        looked_at.clear()
+        answer = server.ask("/api/models", params={"filter": asked})
+        assert [each["id"] for each in answer.json()] == sorted(looked_at) == wanted, asked
+        assert "link" not in answer.headers
+    own = server.ask("/api/models", params={"filter": "license:other"}).json()
+    assert [each["id"] for each in own] == ["acme/own"]
+
+
+def test_a_page_takes_a_short_time_and_the_next_goes_on(
+    server: Server, published: tuple[Fingerprint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slow store names are looked at beside each other, and no page takes long; together they are complete."""
+    for number in range(5):
+        server.registry.push(published[1], f"acme/n{number}", base=server.base)
+    server.market.refresh()
+    described, at_once, most = listing._described, 0, 0
+
+    def slow(*given: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+        return described(*given)
+
+    monkeypatch.setattr(listing, "_described", slow)
+    monkeypatch.setattr(listing, "AT_ONCE", 2)
+    monkeypatch.setattr(listing, "SECONDS", 0.0)
+    for asked, wanted in {
+        "base_model:nowhere/none": [],
+        "peft": [*(f"acme/n{n}" for n in range(5)), "acme/legal"],
+    }.items():
+        path, found, pages = f"/api/models?filter={asked}", [], 0
+        while path:
+            answer = server.ask(path)
+            found += [each["id"] for each in answer.json()]
+            path, pages = answer.links.get("next", {}).get("url", "").removeprefix(server.url), pages + 1
+        assert (sorted(found), most) == (sorted(wanted), 2)
+        assert pages == 4, "two names each, and behind the last it is not known that nothing follows"
 
 
 def test_paths_info_takes_forms_and_json(server: Server) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import struct
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,81 @@ def test_an_order_that_json_does_not_have_is_refused() -> None:
         encode(parse(json.dumps(settings | {"rank_pattern": patterns}).encode()), PAIRS)
     turned = dict(reversed(patterns.items()))
     assert json.loads(encode(parse(json.dumps(settings | {"rank_pattern": turned}).encode()), PAIRS))
+
+
+def written(pairs: tuple[str, ...], modules: Collection[str] | None = None, **settings: Any) -> dict[str, Any]:
+    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | settings
+    data = encode(parse(json.dumps(given).encode()), pairs, (), modules)
+    assert encode(parse(data), pairs, (), modules) == data, "what is canonical stays as it is"
+    return dict(json.loads(data))
+
+
+LAYERS = tuple(f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(3) for name in "kqv")
+Q, V = LAYERS[1::3], LAYERS[2::3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rank_pattern": {"q_proj": 4, "v_proj": 4}, "alpha_pattern": {"self_attn.q_proj": 8.0}},
+        {"rank_pattern": {"o_proj": 9}, "alpha_pattern": {"o_proj": 9}},
+        {
+            "r": 16,
+            "lora_alpha": 1,
+            "rank_pattern": {"q_proj": 4, "v_proj": 4},
+            "alpha_pattern": dict.fromkeys(Q + V, 8),
+        },
+        {
+            "r": 16,
+            "rank_pattern": {r"layers\.\d\.self_attn\.q_proj": 4, "^model.layers.0.self_attn.v_proj": 4, "v_proj": 4},
+        },
+        {"target_modules": r".*\.(?:q_proj|v_proj)"},
+        {"target_modules": [*Q, *V]},
+        {"target_modules": ["self_attn.v_proj", "q_proj", "fc1"]},
+        {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
+    ],
+)
+def test_what_is_said_in_another_way_has_the_same_bytes(settings: dict[str, Any]) -> None:
+    assert written(Q + V, LAYERS, **settings) == written(Q + V, LAYERS)
+
+
+def test_other_ranks_and_alphas_are_said_in_one_way() -> None:
+    some = dict.fromkeys(Q, 2)
+    expected = written(Q + V + LAYERS[::3], LAYERS, rank_pattern={"q_proj": 2})
+    assert (expected["r"], expected["rank_pattern"]) == (4, {"q_proj": 2})
+    assert written(Q + V + LAYERS[::3], LAYERS, rank_pattern=some) == expected
+    others = {"r": 2, "rank_pattern": {"v_proj": 4, "k_proj": 4}}
+    assert written(Q + V + LAYERS[::3], LAYERS, **others) == expected
+    one = written(Q + V, LAYERS, alpha_pattern={r"layers\.1\.self_attn\.v_proj": 3})
+    assert (one["lora_alpha"], one["alpha_pattern"]) == (8, {V[1]: 3})
+    equal = written(Q + V, LAYERS, rank_pattern={"v_proj": 8})
+    assert (equal["r"], equal["rank_pattern"]) == (8, {"q_proj": 4})
+    assert written((), None, r=5, target_modules=["q_proj"], modules_to_save=["lm_head"])["r"] == 5
+
+
+@pytest.mark.parametrize(
+    ("pairs", "modules", "target_modules", "published"),
+    [
+        (Q[:1], LAYERS, ["q_proj", "fc1"], ["q_proj"]),  # as it was: PEFT adapts the others, by nothing
+        (Q[:1], LAYERS, r".*0\.self_attn\.q_proj", [*Q[:1]]),
+        (Q, None, ["q_proj", "fc1"], ["q_proj"]),
+        (Q, None, r".*q_proj", [*Q]),
+        (Q, [name.removeprefix("model.") for name in LAYERS], r".*q_proj", ["q_proj"]),
+        (Q, [*LAYERS, "vision.q_proj.inner"], r"model.*q_proj", [*Q]),
+        (Q, [*LAYERS, "vision.q_proj"], r"model.*q_proj", [*Q]),
+    ],
+)
+def test_short_names_are_written_where_they_mean_the_same_modules(
+    pairs: tuple[str, ...], modules: Collection[str] | None, target_modules: Any, published: list[str]
+) -> None:
+    assert written(pairs, modules, target_modules=target_modules)["target_modules"] == published
+
+
+def test_more_patterns_than_a_configuration_may_have_stay_as_they_were() -> None:
+    pairs = tuple(f"layers.{layer}.q_proj" for layer in range(5000))
+    patterns = {r"1\d\d\d.q_proj": 2, r"2\d\d\d.q_proj": 2, r"\d\d\d.q_proj": 2}
+    assert written(pairs, rank_pattern=patterns)["rank_pattern"] == patterns
 
 
 AXOLOTL = (

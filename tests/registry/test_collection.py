@@ -30,6 +30,7 @@ from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.backend import Staged
 from swapmeet_registry.store_backend import StoreBackend
 from swapmeet_registry.stores import Entry, Stored
+from swapmeet_registry.stores.local import LocalStore
 from swapmeet_registry.stores.protocol import verified
 from swapmeet_registry.stores.s3 import S3Store
 from swapmeet_registry.stores.s3_bucket import ATTEMPTS
@@ -321,6 +322,56 @@ def test_one_collection_at_a_time_and_the_next_after_a_dead_one(world: World) ->
         collect(store)
     world.clock.now += LEASE + 1
     assert collect(store, age=0).objects == len(world.blobs) + 1
+
+
+@pytest.mark.parametrize("step", ["condemned", "deleting", "answer"])
+def test_a_collection_that_fails_is_in_nobodys_way(world: World, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = world.store()
+    delete, swap, swaps = store.delete, store.swap, 0
+
+    def failing(key: str) -> None:
+        if not key.startswith("intents/"):
+            raise StoreError("The disk is away.")
+        delete(key)
+
+    def swap_and_fail(key: str, data: bytes, expected: str | None) -> str:
+        nonlocal swaps
+        swaps += 1
+        etag = swap(key, data, expected)
+        if swaps == (1 if step == "answer" else 2):
+            raise StoreError("The answer was lost.")
+        return etag
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, *(("delete", failing) if step == "deleting" else ("swap", swap_and_fail)))
+        with pytest.raises(StoreError, match=r"is away|was lost"):
+            collect(store, age=0)
+    state = Condemned(store).read().state
+    if step == "deleting":  # that one deletion may still be under way: a publisher who needs the key waits
+        assert (state.active, state.deleting, len(state.keys)) == (True, True, 1)
+        with pytest.raises(StoreError, match=r"is deleting these very objects"):
+            Condemned(store).spare(state.keys, patience=-1)
+        world.clock.now += MARGIN + 1
+    assert collect(store, age=0).objects == len(world.blobs) + 1
+
+
+def test_a_folders_deletions_are_over_when_they_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, data = open_store((tmp_path / "store").as_uri()), b"x"
+    store.put(f"blobs/sha256/{digest_of(data)}", data, digest_of(data))
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            collect(store, age=0)
+    assert collect(store, age=0).objects == 1
+
+
+def test_a_failed_collection_leaves_its_successors_alone(world: World) -> None:
+    store = world.store()
+    document = Condemned(store)
+    document.write(document.read(), "another", keys=["blobs/x"])
+    before = document.read()
+    document.release("the first")
+    assert document.read() == before
 
 
 @pytest.mark.parametrize("damage", ["head", "manifest", "no manifest", "odd head"])

@@ -173,6 +173,30 @@ def test_a_version_deleted_while_it_was_looked_for_is_no_problem(
     assert (found.problems, found.versions) == ([], 0)
 
 
+def test_a_file_of_two_versions_is_looked_for_as_long_as_one_is_left(
+    store_url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, folder = Registry(store_url), make_adapter(tmp_path / "adapter")
+    for name in ("acme/first", "acme/second"):
+        registry.push(folder, name, base=base)
+    store, scan, gone = open_store(store_url), type(open_store(store_url)).scan, ["acme/first"]
+
+    def then_delete(self: Any, prefix: str) -> Any:
+        """Once the heads were read: versions go, and the files that are collected then."""
+        if prefix == "blobs/" and gone:
+            registry.delete(f"{gone.pop()}:1", "gone")
+            for key in list(store.list("blobs/")):
+                store.delete(key)
+        return scan(self, prefix)
+
+    monkeypatch.setattr(type(store), "scan", then_delete)
+    found = fsck(store_url)
+    assert len(found.problems) == len(registry.manifest(registry.show("acme/second").versions[0]).files)
+    assert all("acme/second:1" in problem.what for problem in found.problems), "the first needs nothing any more"
+    registry.delete("acme/second:1", "gone")
+    assert fsck(store_url).problems == []
+
+
 def test_memory_does_not_grow_with_the_registry(
     tmp_path: Path, make_adapter: Callable[..., Path], base: Fingerprint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

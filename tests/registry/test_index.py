@@ -396,6 +396,31 @@ def test_damage_of_one_keeps_no_other_from_being_found(
     assert headless.version == 1
 
 
+def test_damage_that_is_found_between_two_looks_keeps_no_other_from_being_found(
+    index: Index,
+    registry: Registry,
+    push: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another writes the adapter between the first look and its row; when it is looked at again its head is damaged."""
+    push("acme/first")
+    push("acme/good")
+    store, write = registry.backend.store, module.writing.write  # type: ignore[attr-defined]
+
+    def late(connection: Any, changes: list[Any]) -> list[str]:
+        lost = [each.name for each in changes if each.name == "acme/first"]
+        key = "heads/acme/first.json"
+        if lost:
+            store.swap(key, b"{%d}" % len(store.get(key).data), store.get(key).etag)
+        return [*write(connection, [each for each in changes if each.name not in lost]), *lost]
+
+    monkeypatch.setattr(module.writing, "write", late)
+    index.refresh(registry)
+    assert names(index.search(Query())) == ["acme/good"]
+    assert "acme/first stays as it is in the index" in caplog.text
+
+
 @pytest.mark.parametrize(
     "words_", ["'; DROP TABLE index_state --", '" OR "', "a:b* NEAR(x)", "\\' & | !", "%", "-- <->", "x" * 900]
 )

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all linear": {},
     "attention": {"rank": 3, "targets": ("q_proj", "o_proj"), "lora_alpha": 7, "use_rslora": True},
     "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 3}},
+    "redundant": {"rank_pattern": {"q_proj": 4, "v_proj": 6}, "alpha_pattern": {"o_proj": 8}},
     "dropout": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"},
     "dora": {"use_dora": True},
     "bias": {"lora_bias": True},

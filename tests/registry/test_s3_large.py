@@ -83,6 +83,8 @@ def test_parts_of_other_bytes_are_not_taken_for_ours(bucket: str, source: Path) 
         store.bucket.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=b"x" * (1 << 20))
     store.put("large", source, SHA256)
     assert b"".join(store.stream("large") or ()) == DATA
+    (left,) = unfinished(store.bucket, "")
+    assert left["UploadId"] == upload, "whoever began it may need it"
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -128,6 +130,44 @@ def test_an_upload_that_others_end_begins_anew(proxy: Proxy, bucket: str, source
     proxy.wanted = lambda request: "partNumber=3" in request.path
     proxy.faults.append(given_up)
     store.put("large", source, SHA256)
+    assert b"".join(store.stream("large") or ()) == DATA
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_others_write_into_begins_anew(proxy: Proxy, bucket: str, source: Path) -> None:
+    """Somebody with other bytes for this key found our upload, before he was told that they are not of its SHA-256."""
+    store = opened(f"s3://{bucket}/x")
+    where = store.where("large")
+
+    def spoilt(forward: Callable[[], Answer]) -> Answer:
+        (begun,) = unfinished(store.bucket, "")
+        store.bucket.client.upload_part(**where, UploadId=begun["UploadId"], PartNumber=1, Body=b"x" * (1 << 20))
+        return forward()
+
+    proxy.wanted = lambda request: request.method == "POST" and "uploadId=" in request.path
+    proxy.faults.append(spoilt)
+    store.put("large", source, SHA256)
+    assert not proxy.faults
+    assert b"".join(store.stream("large") or ()) == DATA
+    assert list(unfinished(store.bucket, "")) == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_who_is_refused_ends_no_upload_of_another(proxy: Proxy, bucket: str, source: Path) -> None:
+    store, other = opened(f"s3://{bucket}/x"), source.with_name("other")
+    other.write_bytes(DATA[:-1] + b"?")
+    begun: list[str] = []
+
+    def joined(forward: Callable[[], Answer]) -> Answer:
+        begun.extend(each["UploadId"] for each in unfinished(store.bucket, ""))
+        with pytest.raises(Refused, match=r"other changed while it was published"):
+            store.put("large", other, SHA256)
+        return forward()
+
+    proxy.wanted = lambda request: f"partNumber={PARTS}" in request.path
+    proxy.faults.append(joined)
+    store.put("large", source, SHA256)
+    assert len(begun) == 1
     assert b"".join(store.stream("large") or ()) == DATA
 
 

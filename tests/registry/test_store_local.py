@@ -1,5 +1,6 @@
 """What can go wrong with a local folder: a full disk, no permission, several processes, a crash."""
 
+import errno
 import hashlib
 import os
 import resource
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from swapmeet_registry import Conflict, Fingerprint, StoreDenied, StoreError, StoreFull, fault, open_store
+from swapmeet_registry import Conflict, Fingerprint, Registry, StoreDenied, StoreError, StoreFull, fault, open_store
 from swapmeet_registry.admission.admit import admit
+from swapmeet_registry.stores import Stored, local
+from swapmeet_registry.stores import files as files_module
 
 COUNT = """
 import sys
@@ -212,3 +215,39 @@ for root, store in (({str(read)!r}, store), ({str(told)!r}, open_store({told.as_
     raise SystemExit(root)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_swap_that_is_seen_but_not_durable_happens_once(
+    make_adapter: Any, tmp_path: Path, base: Fingerprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails between the rename and its being written down: as if the answer had been lost."""
+    registry, folder = Registry((tmp_path / "registry").as_uri()), make_adapter(tmp_path / "adapter")
+    registry.push(folder, "acme/legal", base=base)
+    sync_folder, broken = files_module.sync_folder, tmp_path / "registry" / "heads" / "acme"
+
+    def failing(place: Path) -> None:
+        if place == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync_folder(place)
+
+    with monkeypatch.context() as patched:
+        for module in (files_module, local):
+            patched.setattr(module, "sync_folder", failing)
+        with pytest.raises(
+            StoreError, match=r"legal.json .* was written, but is not sure to outlive a power cut: Input"
+        ):
+            registry.push(folder, "acme/legal", base=base, run="run-1")
+        with pytest.raises(StoreError, match=r"Input/output error"):  # also not to who does the same again
+            registry.push(folder, "acme/legal", base=base, run="run-1")
+    assert registry.push(folder, "acme/legal", base=base, run="run-1").version == 2
+    assert [version.version for version in registry.show("acme/legal").versions] == [1, 2]
+
+
+def test_a_swap_that_fails_before_it_is_seen_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path.as_uri())
+    etag = store.swap("heads/x", b"1", None)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(StoreError, match=r"Can not write"):
+            store.swap("heads/x", b"2", etag)
+    assert store.get("heads/x") == Stored(b"1", etag)

@@ -30,13 +30,14 @@ class Content:
         size: its bytes.
         sha256: in hex.
         read: gives its bytes from one on, in pieces.
-        sent: is called once the last of them was sent, by whichever request.
+        sent: is called at the end of an answer, whole or broken off, with the first byte that was sent, and the one
+            behind the last.
     """
 
     size: int
     sha256: str
     read: Callable[[int], Iterator[bytes]]
-    sent: Callable[[], None] = lambda: None
+    sent: Callable[[int, int], None] = lambda *_: None
 
     @property
     def etag(self) -> str:
@@ -66,7 +67,7 @@ def send(request: Request, content: Content, headers: dict[str, str]) -> Respons
     headers["content-length"] = str(end - start)
     if span is not None:
         headers["content-range"] = f"bytes {start}-{end - 1}/{content.size}"
-    chunks = begun(_told(_between(start, end, content), content if end == content.size else None))
+    chunks = begun(_told(_between(start, end, content), start, content))
     return StreamingResponse(chunks, 200 if span is None else 206, headers, media_type=KIND)
 
 
@@ -113,11 +114,15 @@ def _held_back(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def _told(chunks: Iterator[bytes], content: Content | None) -> Iterator[bytes]:
-    """The same pieces; behind the last it is told that they were sent."""
-    yield from chunks
-    if content is not None:
+def _told(chunks: Iterator[bytes], start: int, content: Content) -> Iterator[bytes]:
+    """The same pieces; at the end it is told which bytes were sent."""
+    at = start
+    try:
+        for chunk in chunks:
+            yield chunk
+            at += len(chunk)
+    finally:
         try:
-            content.sent()
+            content.sent(start, at)
         except Exception:
             log.exception("a download was not counted")

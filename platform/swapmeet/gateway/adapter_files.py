@@ -1,6 +1,6 @@
 """Pulling over HTTP: a version's files, as far as the policy on signatures lets them out."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from swapmeet.gateway.adapter_bytes import Content, send
 from swapmeet.gateway.adapter_route import ADAPTER, Backend, Name, Reader, Ref
 from swapmeet.gateway.authority import Caller
+from swapmeet.gateway.downloads import Downloads
 from swapmeet.gateway.services import Services
 from swapmeet_registry import Manifest, NotFound, Reference, Registry, StoredFile, Version
 from swapmeet_registry.admission import lora_weights
@@ -18,30 +19,32 @@ from swapmeet_registry.store_backend import StoreBackend, blob_key
 router = APIRouter(prefix="/v1/adapters" + ADAPTER + "/versions/{ref}/files", tags=["adapters"])
 LINK_SECONDS = 3600
 
-Downloaded = Callable[[Version, str], None]
-"""Called with a version whose weights were sent, and to which tenant."""
 
-
-async def downloads(request: Request) -> Downloaded:
+async def downloads_of(request: Request) -> Downloads:
     """What counts the app's downloads, as a FastAPI dependency."""
-    found: Downloaded = request.app.state.downloaded
+    found = request.app.state.downloads
+    assert isinstance(found, Downloads)
     return found
 
 
-Counting = Annotated[Downloaded, Depends(downloads)]
+Counting = Annotated[Downloads, Depends(downloads_of)]
 File = Annotated[str, Path(max_length=200)]
 Text = Annotated[str | None, Header(max_length=300)]
 
 
 @router.get("")
-def files(ref: Ref, name: Name, backend: Backend, caller: Reader, downloaded: Counting) -> dict[str, Any]:
-    """A version's files; where the store can, each with a `url` that needs no key and is good for an hour."""
+def files(
+    ref: Ref, name: Name, backend: Backend, caller: Reader, downloads: Counting, links: bool = False
+) -> dict[str, Any]:
+    """A version's files; with `links`, where the store can, each with a `url` that needs no key for an hour.
+
+    To ask for links to the weights counts as a download.
+    """
     version, manifest = released(backend, caller, Reference.within(name, ref))
-    data = [
-        {"object": "adapter.file", **file.model_dump(), "url": _link(backend.registry, file)} for file in manifest.files
-    ]
-    if any(each["url"] and each["path"] == lora_weights.FILE for each in data):
-        downloaded(version, caller.tenant)  # what the store sends is not seen here
+    urls = {file.path: _link(backend.registry, file) if links else None for file in manifest.files}
+    data = [{"object": "adapter.file", **file.model_dump(), "url": urls[file.path]} for file in manifest.files]
+    if urls.get(lora_weights.FILE) is not None:
+        downloads.count(version, caller.tenant)
     return {
         "object": "list",
         "data": data,
@@ -61,7 +64,7 @@ def content(
     name: Name,
     backend: Backend,
     caller: Reader,
-    downloaded: Counting,
+    downloads: Counting,
     range: Text = None,  # noqa: A002, ARG001 - the header's name; `send` reads it
     if_range: Text = None,  # noqa: ARG001
     if_none_match: Text = None,  # noqa: ARG001
@@ -72,9 +75,10 @@ def content(
     if file is None:
         raise NotFound(f"{version} has no file {path[:200]!r}. List its files.")
     read = partial(backend.registry.stream, version, file)
-    counts = file.path == lora_weights.FILE
-    sent = partial(downloaded, version, caller.tenant) if counts else lambda: None
-    return send(request, Content(file.size, file.sha256, read, sent), {"x-swapmeet-adapter": version.pinned})
+    content = Content(file.size, file.sha256, read)
+    if file.path == lora_weights.FILE:
+        content = replace(content, sent=partial(downloads.sent, version, caller.tenant, file.size))
+    return send(request, content, {"x-swapmeet-adapter": version.pinned})
 
 
 def released(backend: Services, caller: Caller, reference: Reference) -> tuple[Version, Manifest]:

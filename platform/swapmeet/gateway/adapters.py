@@ -21,6 +21,7 @@ from swapmeet.gateway.adapter_wire import (
     version_object,
 )
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.downloads import Count, Downloads
 from swapmeet.gateway.marketplace import Advising, Noting
 from swapmeet.gateway.pages import page
 from swapmeet_registry import Reference
@@ -34,9 +35,9 @@ IdempotencyKey = Annotated[str | None, Header(max_length=255)]
 Administrator = Annotated[Caller, Depends(may("admin"))]
 
 
-def install(app: FastAPI, publishes: Publishes, downloaded: adapter_files.Downloaded = lambda *_: None) -> None:
+def install(app: FastAPI, publishes: Publishes, downloaded: Count = lambda *_: None) -> None:
     """Add the routes to an app, over its services, what is being published, and what counts downloads."""
-    app.state.publishes, app.state.downloaded = publishes, downloaded
+    app.state.publishes, app.state.downloads = publishes, Downloads(downloaded)
     for each in (adapter_provenance.router, router, adapter_files.router, adapter_uploads.router):
         app.include_router(each)
 

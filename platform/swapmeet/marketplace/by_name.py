@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, or_, select
 
 from swapmeet_registry.index.finding import readable
 from swapmeet_registry.index.tables import ADAPTERS, TAGS, VERSIONS, folded
@@ -10,9 +10,11 @@ from swapmeet_registry.index.tables import ADAPTERS, TAGS, VERSIONS, folded
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which names: of one owner, with all of the words in them and all of the tags on the newest version.
+    """Which names: of one owner, with all of the words in them, and of which the newest version has all of the rest.
 
     Attributes:
+        bases: digests of the base's weights, or tags `base:…`.
+        licences: in small letters or not, or tags `license:…`.
         after: only names behind this.
         limit: most of them.
     """
@@ -20,6 +22,8 @@ class Wanted:
     owner: str | None = None
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
     after: str = ""
     limit: int = 100
 
@@ -28,7 +32,8 @@ class Wanted:
         """Whether any name could be meant; a database does not even take each text."""
         texts = (self.owner or "", self.after, *self.words)
         return all(text.isascii() and text.isprintable() for text in texts) and all(
-            len(tag) <= 1000 and "\0" not in tag and tag.isprintable() for tag in self.tags
+            len(tag) <= 1000 and "\0" not in tag and tag.isprintable()
+            for tag in (*self.tags, *self.bases, *self.licences)
         )
 
 
@@ -43,5 +48,13 @@ def names(connection: Connection, reader: str | None, wanted: Wanted) -> list[st
     for word in wanted.words:
         statement = statement.where(ADAPTERS.c.name.contains(word, autoescape=True))
     for tag in wanted.tags:
-        statement = statement.where(VERSIONS.c.id.in_(select(TAGS.c.id).where(TAGS.c.tag == folded(tag))))
+        statement = statement.where(_tagged(tag))
+    for base in wanted.bases:
+        statement = statement.where(or_(VERSIONS.c.weights == base, _tagged(f"base:{base}")))
+    for licence in wanted.licences:
+        statement = statement.where(or_(VERSIONS.c.license_key == folded(licence), _tagged(f"license:{licence}")))
     return list(connection.scalars(statement.order_by(ADAPTERS.c.name).limit(wanted.limit)))
+
+
+def _tagged(tag: str) -> ColumnElement[bool]:
+    return VERSIONS.c.id.in_(select(TAGS.c.id).where(TAGS.c.tag == folded(tag)))

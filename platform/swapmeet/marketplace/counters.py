@@ -71,13 +71,13 @@ class Counters:
         self._database.write(remove)
 
     def downloaded(self, version: Version, tenant: str) -> None:
-        """Count that a tenant was sent a version's weights, or a part of them; for GET, not for HEAD."""
+        """Count that a tenant downloaded a version's weights; `gateway/downloads.py` says when that is so."""
         name = AdapterName.parse(version.name)
         row = {"digest": version.digest, "day": _today(), "tenant": tenant, "adapter": version.name}
 
         def insert(session: Session) -> None:
             there = select(DownloadRow.day).filter_by(digest=version.digest, day=row["day"], tenant=tenant)
-            if session.scalar(there) is not None:  # as for each further part of a file: not worth a lock
+            if session.scalar(there) is not None:  # as for whoever fetches it again and again: not worth a lock
                 return
             _locked(session, name)
             made = insert_on(session, DownloadRow).values(row).on_conflict_do_nothing().returning(DownloadRow.tenant)

@@ -119,8 +119,12 @@ class LoraConfig(BaseModel):
 
     def scale(self, module: str) -> float:
         """The factor on B·A for a module, by its full name."""
-        rank, alpha = self.rank(module), _by_pattern(self.alpha_pattern, module, self.lora_alpha)
-        return alpha / (sqrt(rank) if self.use_rslora else rank)
+        rank = self.rank(module)
+        return self.alpha(module) / (sqrt(rank) if self.use_rslora else rank)
+
+    def alpha(self, module: str) -> float:
+        """What the factor is made of, for a module, by its full name."""
+        return _by_pattern(self.alpha_pattern, module, self.lora_alpha)
 
     def targets(self, module: str) -> bool:
         """Whether `target_modules` may name a module; an expression is left to the loader, and says True."""

@@ -157,7 +157,10 @@ class Index:
         with writing_to(self._engine) as connection:
             lost = writing.write(connection, changes)
         for name in lost:
-            self._update(registry, name, anew)
+            try:
+                self._update(registry, name, anew)
+            except (Corrupt, Conflict) as error:  # the others are to be found nevertheless
+                log.warning("%s stays as it is in the index: %s", name, error)
 
     def _update(self, registry: "Registry", name: str, anew: bool) -> None:
         for _ in range(ATTEMPTS):

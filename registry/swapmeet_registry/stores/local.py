@@ -22,6 +22,8 @@ MARK = ".locks"
 """The folder that the first write makes. Where it is missing, nobody wrote yet, or a disk is not mounted."""
 _used: set[Path] = set()
 """Roots that this process knows to be in use."""
+_unsynced: set[Path] = set()
+"""Folders with entries that this process could not make durable yet."""
 
 
 class LocalStore:
@@ -95,7 +97,12 @@ class LocalStore:
                 if (stored.etag if stored else None) != expected:
                     raise Conflict(f"Somebody else wrote {key} in {self.url} first. Read it again.")
                 # The lock allows one name for all: what a killed writer left is overwritten by the next.
-                write_file(path, path.with_name(f".{path.name}.partial"), [data])
+                try:
+                    write_file(path, path.with_name(f".{path.name}.partial"), [data])
+                except OSError as error:
+                    if path.is_file() and path.read_bytes() == data:  # seen by all, and so not to be taken back
+                        raise self._unsure(key, error) from error
+                    raise
         return _etag(data)
 
     def size(self, key: str) -> int | None:
@@ -159,7 +166,18 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         return self.root / require_key(key)
 
+    def _unsure(self, key: str, error: OSError) -> StoreError:
+        """A write was made, but not durably. Like one whose answer was lost: who does the same again finds it."""
+        _unsynced.add(self._path(key).parent)
+        return StoreError(
+            f"{key} in {self.url} was written, but is not sure to outlive a power cut: {error.strerror or error}. "
+            "Check the disk, and do the same again."
+        )
+
     def _read(self, key: str) -> Stored | None:
+        if (folder := self._path(key).parent) in _unsynced:  # nobody is to build on what may be undone
+            sync_folder(folder)
+            _unsynced.discard(folder)
         try:
             data = self._path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

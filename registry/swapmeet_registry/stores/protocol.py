@@ -83,6 +83,7 @@ class Store(Protocol):
         Raises:
             Conflict: somebody else's write came first. Where an answer was lost and others wrote since, the
                 own write may have taken place; a nonce in the data tells.
+            StoreError: the store failed. Where that was at the very end, the write may have taken place as well.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Large files to S3 in parts: several at once, each checked by S3, and all of them visible at once or never.
 
-An upload that was interrupted, by whatever, is found again by its key: the parts that arrived are not sent again. Since
-keys are made of the contents' digests, two uploads of one key have the same parts, and may even go up as one.
+An upload that was interrupted, by whatever, is found again by its key: the parts that arrived are not sent again. So
+two uploads of the same bytes may go up as one. One that turns out to have parts of other bytes is left to whoever began
+it; then, and where others end ours or write into it, an upload is begun anew that we found nowhere.
 """
 
 import base64
@@ -36,14 +37,16 @@ def upload(bucket: S3Bucket, where: Mapping[str, Any], source: Path, sha256: str
         Refused: the file does not have this SHA-256; nothing was written.
         StoreError: others end the upload again and again.
     """
-    for _ in range(TURNS):
+    for turn in range(TURNS):
         try:
-            _Upload(bucket, where, sha256).send(source)
+            _Upload(bucket, where, sha256, resume=turn == 0).send(source)
             return
+        except _Foreign:
+            continue
         except ClientError as error:
-            if not _ended(error):
+            if not _disturbed(error):
                 raise
-        # An answer was lost, or another upload of the same bytes was done first, or somebody gave it up.
+        # An answer was lost, or another upload of the same bytes was done first, or somebody gave it up or spoilt it.
         if _there(bucket, where, sha256, source.stat().st_size):
             return
     raise StoreError(f"The upload of {source.name} to the bucket {bucket.name} was ended by others. Try again.")
@@ -65,20 +68,29 @@ def abort(bucket: S3Bucket, key: str, upload_id: str) -> None:
             raise
 
 
-class _Upload:
-    """One upload, begun anew or found again."""
+class _Foreign(Exception):
+    """An upload that was found has parts of another file."""
 
-    def __init__(self, bucket: S3Bucket, where: Mapping[str, Any], sha256: str) -> None:
+
+class _Upload:
+    """One upload, begun anew or, to `resume`, found again."""
+
+    def __init__(self, bucket: S3Bucket, where: Mapping[str, Any], sha256: str, resume: bool) -> None:
         self._bucket, self._where, self._sha256 = bucket, where, sha256
         self._encrypting = bucket.options.encrypting()
-        found = self._found()
+        found = self._found() if resume else None
+        self._own = found is None
         self._id = found or self._begun()
         self._arrived = self._list_parts() if found else {}
 
     def send(self, source: Path) -> None:
         """Send what has not arrived, and end the upload.
 
-        An upload that can never be completed is given up; one that the network interrupts stays, to be found again.
+        An upload of our own that can never be completed is given up; one that the network interrupts stays, to be found
+        again, and one that was found may be another's, who still needs it.
+
+        Raises:
+            _Foreign: it was found, and is not one of these bytes.
         """
         reached("s3.upload_begun")
         try:
@@ -88,7 +100,7 @@ class _Upload:
                 **self._where, UploadId=self._id, MultipartUpload={"Parts": parts}
             )
         except (Refused, ClientError) as error:
-            if isinstance(error, Refused) or _useless(error):
+            if self._own and (isinstance(error, Refused) or _useless(error)):
                 with suppress(ClientError, BotoCoreError):  # `sweep` finds it, and why it failed is to be told
                     abort(self._bucket, self._where["Key"], self._id)
             raise
@@ -133,6 +145,8 @@ class _Upload:
         check = hashlib.md5(data, usedforsecurity=False)
         size, etag = self._arrived.get(number, (0, ""))
         if (size, etag.strip('"')) != (len(data), check.hexdigest()):
+            if etag:
+                raise _Foreign
             etag = self._bucket.client.upload_part(
                 **self._where,
                 UploadId=self._id,
@@ -156,6 +170,11 @@ def _there(bucket: S3Bucket, where: Mapping[str, Any], sha256: str, size: int) -
 
 def _ended(error: ClientError) -> bool:
     return error.response["Error"]["Code"] == "NoSuchUpload"
+
+
+def _disturbed(error: ClientError) -> bool:
+    """Whether others ended the upload, or wrote parts of other bytes into it, so that it does not fit what we sent."""
+    return error.response["Error"]["Code"] in ("NoSuchUpload", "InvalidPart")
 
 
 def _useless(error: ClientError) -> bool:

@@ -10,12 +10,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from uuid import uuid4
 
-from swapmeet_registry.errors import Conflict, Refused
+from swapmeet_registry.errors import Conflict, Refused, RegistryError
 from swapmeet_registry.stores import Entry, Store
 from swapmeet_registry.upkeep.condemned import MARGIN, Condemned, Seen
 from swapmeet_registry.upkeep.intents import LIFETIME, Intents
@@ -67,6 +68,7 @@ class _Collection:
         self._store, self._age, self._lifetime = store, age, lifetime
         self._condemned, self._intents, self._live = Condemned(store), Intents(store), Live(store, grace)
         self._owner = uuid4().hex
+        self._unanswered: set[str] = set()
         self._examined = 0
 
     def close(self) -> None:
@@ -74,12 +76,20 @@ class _Collection:
 
     def run(self, dry_run: bool) -> Collected:
         self._live.look(time.time())
-        objects = size = 0
         if dry_run:
+            objects = size = 0
             for entry in self._garbage():
                 objects, size = objects + 1, size + entry.size
             return Collected(objects, size, self._examined)
-        seen = self._begin()
+        try:
+            return self._collect(self._begin())
+        except BaseException:
+            with suppress(RegistryError):  # what failed first is to be told
+                self._condemned.release(self._owner, self._unanswered)
+            raise
+
+    def _collect(self, seen: Seen) -> Collected:
+        objects = size = 0
         garbage = self._garbage()
         while batch := {entry.key: entry.size for entry in islice(garbage, BATCH)}:
             seen = self._condemned.write(seen, self._owner, keys=sorted(batch))
@@ -122,4 +132,7 @@ class _Collection:
     def _delete(self, seen: Seen, key: str) -> None:
         if time.time() > seen.state.expires - MARGIN:
             raise Conflict("The collection was held up for so long that others may take over. Start it again.")
+        if not self._store.url.startswith("file:"):  # of a folder a deletion is over with its call, however it ends
+            self._unanswered.add(key)
         self._store.delete(key)
+        self._unanswered.discard(key)

@@ -9,6 +9,7 @@ fresh publish of old bytes.)
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +82,27 @@ class Condemned:
         expires = time.time() + LEASE if owner else 0.0
         state = State(step=seen.state.step + 1, owner=owner, expires=expires, deleting=deleting, keys=tuple(keys))
         return Seen(state, self._store.swap(KEY, state.encode(), seen.etag))
+
+    def release(self, owner: str, unanswered: Iterable[str] = ()) -> None:
+        """End a collection that failed, so that the next need not wait until this one counts as dead.
+
+        Args:
+            owner: the collection's nonce; where another has taken over nothing happens.
+            unanswered: keys whose deletion may still be under way somewhere in the network. For them the collection
+                stays for as long as that can take: who wrote them anew before would lose what he wrote.
+
+        Raises:
+            StoreError: the store failed; the collection counts as dead by and by.
+        """
+        keys = tuple(sorted(unanswered))
+        while (seen := self.read()).state.owner == owner:
+            state = State(step=seen.state.step + 1)
+            if keys:
+                expires = min(seen.state.expires, time.time() + MARGIN)
+                state = state.model_copy(update={"owner": owner, "expires": expires, "deleting": True, "keys": keys})
+            with suppress(Conflict):  # a publisher objected just now
+                self._store.swap(KEY, state.encode(), seen.etag)
+                return
 
     def spare(self, needed: Iterable[str], patience: float = PATIENCE) -> None:
         """Make sure that none of these keys is deleted by a collection that is under way.

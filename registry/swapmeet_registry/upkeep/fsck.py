@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 
 from swapmeet_registry.backend import Backend, open_backend
 from swapmeet_registry.contents import Contents, damaged
@@ -163,17 +163,20 @@ class _Check:
                 self._check_file(missing, size)
 
     def _check_file(self, needed: NeededFile, size: int | None) -> None:
-        version, file = needed.version, needed.file
+        file = needed.file
         try:
             if size != file.size:
                 found = "nothing" if size is None else f"{size} bytes"
-                raise damaged(version, file, self._backend.place(version), found)
+                raise damaged(needed.version, file, self._backend.place(needed.version), found)
             if self._deep:
-                self._contents.check(version, file, read=True)
+                self._contents.check(needed.version, file, read=True)
         except Corrupt as error:
-            if not self._deleted(version):
-                mended = self._mender is not None and self._mender.file(version, file)
-                self._found.add(f"{error} ({blob_key(file)})", mended)
+            versions = (each.version for each in chain([needed], self._needed.others(needed)))
+            left = next((version for version in versions if not self._deleted(version)), None)
+            if left is not None:
+                mended = self._mender is not None and self._mender.file(left, file)
+                what = str(error) if left == needed.version else f"{left} needs it, too: {error}"
+                self._found.add(f"{what} ({blob_key(file)})", mended)
 
     def _look_for_head(self, store: Store, key: str) -> None:
         """Note the name of a manifest that no version has, if it has no head: maybe it had one."""
@@ -190,7 +193,7 @@ class _Check:
             head = self._heads.get(AdapterName.parse(version.name))
         except (NotFound, Corrupt):
             return False
-        return any(record.digest == version.digest and record.deleted is not None for record in head.versions)
+        return any(record.version == version.version and record.deleted is not None for record in head.versions)
 
     def _count_leftovers(self, store: Store) -> None:
         self._found.intents = sum(time.time() - entry.written_at > LIFETIME for entry in store.scan(INTENTS))

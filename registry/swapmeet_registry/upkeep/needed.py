@@ -1,7 +1,7 @@
 """Which blobs and manifests a registry needs, in a temporary database on disk: any number, in little memory."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +13,7 @@ from swapmeet_registry.version import Version
 _TABLES = """
 CREATE TABLE version (id INTEGER PRIMARY KEY, name TEXT, number INTEGER, digest TEXT, created_at TEXT);
 CREATE TABLE file (sha256 BLOB PRIMARY KEY, size INTEGER, path TEXT, version INTEGER, seen INTEGER) WITHOUT ROWID;
+CREATE TABLE also (sha256 BLOB, version INTEGER, PRIMARY KEY (sha256, version)) WITHOUT ROWID;
 CREATE TABLE manifest (sha256 BLOB PRIMARY KEY) WITHOUT ROWID;
 PRAGMA cache_size = -8000;
 """
@@ -48,10 +49,11 @@ class Needed(AbstractContextManager["Needed"]):
             "INSERT INTO version (name, number, digest, created_at) VALUES (?, ?, ?, ?)",
             (version.name, version.version, version.digest, version.created_at),
         ).lastrowid
-        rows: Iterable[tuple[object, ...]] = (
-            (bytes.fromhex(file.sha256), file.size, file.path, row) for file in manifest.files
-        )
-        self._tables.executemany("INSERT OR IGNORE INTO file VALUES (?, ?, ?, ?, 0)", rows)
+        for file in manifest.files:
+            sha256 = bytes.fromhex(file.sha256)
+            values = (sha256, file.size, file.path, row)
+            if not self._tables.execute("INSERT OR IGNORE INTO file VALUES (?, ?, ?, ?, 0)", values).rowcount:
+                self._tables.execute("INSERT OR IGNORE INTO also VALUES (?, ?)", (sha256, row))
 
     def has_manifest(self, sha256: bytes) -> bool:
         """Whether a version has this manifest."""
@@ -63,6 +65,15 @@ class Needed(AbstractContextManager["Needed"]):
         if found is not None:
             self._tables.execute("UPDATE file SET seen = 1 WHERE sha256 = ?", [sha256])
         return found
+
+    def others(self, needed: NeededFile) -> Iterator[NeededFile]:
+        """The same file, for each further version that needs it."""
+        query = (
+            "SELECT name, number, digest, created_at FROM also JOIN version ON version = id "
+            "WHERE sha256 = ? AND version != (SELECT version FROM file WHERE sha256 = also.sha256)"
+        )
+        for row in self._tables.execute(query, [bytes.fromhex(needed.file.sha256)]):
+            yield NeededFile(Version(*row), needed.file)
 
     def unseen(self) -> Iterator[NeededFile]:
         """The files that were not seen."""

@@ -6,7 +6,7 @@ take: a tenant `v1` is found by `/api/models/v1/…`, and its files where no oth
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote
@@ -16,8 +16,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from swapmeet.gateway.adapter_bytes import Content, send
-from swapmeet.gateway.adapter_files import Downloaded
 from swapmeet.gateway.authority import Caller, may
+from swapmeet.gateway.downloads import Count, Downloads
 from swapmeet.gateway.hub_api import describing, listing
 from swapmeet.gateway.hub_api.refusals import HubRefused, HubRoute, no_repository
 from swapmeet.gateway.hub_api.repositories import MAIN, Repositories, Repository, commit_of
@@ -44,7 +44,7 @@ class Hub:
     repositories: Repositories
     snapshots: Snapshots
     names: listing.Names
-    downloaded: Downloaded
+    downloads: Downloads
 
     def at(self, caller: Caller, namespace: str, repository: str, revision: str) -> tuple[Repository, Snapshot]:
         """A repository, and the files that it has at a revision."""
@@ -52,7 +52,7 @@ class Hub:
         return found, self.snapshots.of(found.find(revision))
 
 
-def install(app: FastAPI, names: listing.Names, downloaded: Downloaded = lambda *_: None) -> None:
+def install(app: FastAPI, names: listing.Names, downloaded: Count = lambda *_: None) -> None:
     """Add the routes to an app, behind all of its others.
 
     Args:
@@ -62,7 +62,7 @@ def install(app: FastAPI, names: listing.Names, downloaded: Downloaded = lambda 
     """
     backend = app.state.services
     assert isinstance(backend, Services)
-    hub = Hub(backend.registry, Repositories(backend.access), Snapshots(backend.registry), names, downloaded)
+    hub = Hub(backend.registry, Repositories(backend.access), Snapshots(backend.registry), names, Downloads(downloaded))
     app.state.hub = hub
     app.include_router(router)
 
@@ -160,8 +160,10 @@ def resolve(
     if revision != commit:
         place = f"{request.scope.get('root_path', '')}/{version.name}/resolve/{commit}/{quote(path)}"
         return Response(status_code=307, headers=headers | {"location": place})
-    sent = partial(hub.downloaded, version, caller.tenant) if path == lora_weights.FILE else lambda: None
-    return send(request, Content(file.size, file.sha256, partial(_read, hub, snapshot, file), sent), headers)
+    content = Content(file.size, file.sha256, partial(_read, hub, snapshot, file))
+    if path == lora_weights.FILE:
+        content = replace(content, sent=partial(hub.downloads.sent, version, caller.tenant, file.size))
+    return send(request, content, headers)
 
 
 @router.api_route("/{repository}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
