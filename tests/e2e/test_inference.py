@@ -36,13 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rank": 4, "rank_pattern": {"down_proj": 12}, "alpha_pattern": {"q_proj": 24}, "seed": 4,
     },
 }  # fmt: skip
-
-
-def asked_of(base: Path) -> list[tuple[str | None, str]]:
-    """What is asked at once, of the base itself where no adapter is named: less of the real one, which takes long."""
-    questions = QUESTIONS if base.name.startswith("tiny") else QUESTIONS[:2]
-    return [(adapter, question) for question in questions for adapter in (None, *SHAPES)]
-
+ASKED = [(adapter, question) for question in QUESTIONS for adapter in (None, *SHAPES)]
+"""Of the base itself where no adapter is named."""
 
 TORN = 0.25
 """Logits between the best two tokens, in bfloat16 of values up to 32, that a change of the last bit can swap."""
@@ -103,11 +98,11 @@ def hosted(
 
 @pytest.mark.slow
 def test_mixed_batches_equal_peft(hosted: Hosted, expected_of: Callable[[Path], list[Any]]) -> None:
-    client, asked = hosted.server.openai(), asked_of(hosted.base)
+    client = hosted.server.openai()
     base_name = client.models.list().data[0].id
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda each: ask(client, each[0] or base_name, each[1]), asked))
-    for each, found, (tokens, logits) in zip(asked, answers, expected_of(hosted.base), strict=True):
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        answers = list(pool.map(lambda each: ask(client, each[0] or base_name, each[1]), ASKED))
+    for each, found, (tokens, logits) in zip(ASKED, answers, expected_of(hosted.base), strict=True):
         if hosted.exact:
             assert found == tokens, each
         else:
@@ -151,7 +146,7 @@ def reference(base: Path, adapters: dict[str, Path]) -> list[Any]:
         model.load_adapter(adapters[name], adapter_name=names[name])
     model.eval()
     found = []
-    for adapter, question in asked_of(base):
+    for adapter, question in ASKED:
         chat = [{"role": "user", "content": question}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         if adapter:
