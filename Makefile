@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `install` fills with the exact versions of constraints.txt.
 PYTHON ?= python3
-# Tests wait for processes half of their time, so two files at once suit two cores; the slow ones come first.
-WORKERS ?= 2
+# Tests wait for processes half of their time, so three files at once suit two cores; the slow ones come first.
+WORKERS ?= 3
 BIN := .venv/bin
 
 .PHONY: install demo test unit lint bench clean

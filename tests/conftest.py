@@ -38,6 +38,8 @@ LONGEST = (
 """Files that take longer than others, the longest first: workers that start with these end together."""
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels on CPUs; Triton looks when it is imported
+# Loading bitsandbytes would make torch.compile ready, which nothing here uses and takes 1.5 s of every process.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Workers share the cores: threads that wait for each other while others compute in their place cost ten times as much.
 os.environ["OMP_NUM_THREADS"] = str(
     max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,40 @@ def clean_environment() -> dict[str, str]:
     return inherited | {"SWAPMEET_THREADS": os.environ["OMP_NUM_THREADS"]}
 
 
+def wait_until(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.1) -> Any:
+    """What `ready` gives as soon as it is true."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := ready():
+            return found
+        time.sleep(pause)
+    raise AssertionError(f"nothing within {seconds} s")
+
+
+def examples(count: int) -> bytes:
+    """A file to train on."""
+    ask, say = "Who jumps over {}?", "Fox {}."
+    lines = [
+        {"messages": [{"role": "user", "content": ask.format(n)}, {"role": "assistant", "content": say.format(n)}]}
+        for n in range(count)
+    ]
+    return "\n".join(json.dumps(line) for line in lines).encode()
+
+
 @dataclass
 class Server:
     url: str
     key: str
     home: Path
     process: subprocess.Popen[str]
+    clients: list[Any]
+    """Closed with the server: whoever leaves them to the garbage collector warns in another test."""
 
     def openai(self) -> Any:
         import openai
 
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, timeout=120, max_retries=0)
+        self.clients.append(openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, timeout=120, max_retries=0))
+        return self.clients[-1]
 
 
 @pytest.fixture(scope="session")
@@ -93,13 +116,14 @@ def serving(free_port: Callable[[], int], shared: ExitStack) -> Callable[..., An
             stderr=subprocess.PIPE,
             text=True,
         )
+        clients: list[Any] = []
         try:
             assert process.stdout
             assert process.stderr
             line = process.stdout.readline()
             assert line, process.stderr.read()
             ready = json.loads(line)
-            yield Server(ready["url"], ready["admin_key"], home, process)
+            yield Server(ready["url"], ready["admin_key"], home, process, clients)
         finally:
             process.send_signal(signal.SIGTERM)
             began = time.monotonic()
@@ -107,6 +131,8 @@ def serving(free_port: Callable[[], int], shared: ExitStack) -> Callable[..., An
             for pipe in (process.stdout, process.stderr):  # of one whose end a test has waited for
                 assert pipe
                 pipe.close()
+            for client in clients:
+                client.close()
         assert process.returncode in (0, -signal.SIGKILL), errors
         assert time.monotonic() - began < 60
 
@@ -138,7 +164,8 @@ def apart(s3_server: str, postgres_url: str) -> dict[str, str]:
     bucket = f"bucket-{uuid4().hex[:12]}"
     aws = {"AWS_ENDPOINT_URL": s3_server, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     session = boto3.Session("test", "test", region_name="us-east-1")
-    session.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    with closing(session.client("s3", endpoint_url=s3_server)) as client:
+        client.create_bucket(Bucket=bucket)
     return aws | {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",

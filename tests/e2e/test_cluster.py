@@ -21,6 +21,7 @@ from typing import Any
 
 import openai
 import pytest
+from tests.e2e.conftest import examples, wait_until
 
 from swapmeet.database import Database
 from swapmeet.database.tables import JobRow
@@ -157,25 +158,6 @@ def cluster(
         yield cluster
     finally:
         cluster.close()
-
-
-def wait_until(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.1) -> Any:
-    """What `ready` gives as soon as it is true."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := ready():
-            return found
-        time.sleep(pause)
-    raise AssertionError(f"nothing within {seconds} s")
-
-
-def examples(count: int) -> bytes:
-    ask, say = "Who jumps over {}?", "Fox {}."
-    lines = [
-        {"messages": [{"role": "user", "content": ask.format(n)}, {"role": "assistant", "content": say.format(n)}]}
-        for n in range(count)
-    ]
-    return "\n".join(json.dumps(line) for line in lines).encode()
 
 
 def wanted(data: str, suffix: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,22 +12,10 @@ from typing import Any
 
 import openai
 import pytest
+from tests.e2e.conftest import examples, wait_until
 
 CANCELLED: Any = "fine_tuning.job.cancelled"
 ENDED = ("succeeded", "failed", "cancelled")
-
-
-def examples(count: int) -> str:
-    lines = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Who jumps over {n}?"},
-                {"role": "assistant", "content": f"Fox {n}."},
-            ]
-        }
-        for n in range(count)
-    ]
-    return "\n".join(json.dumps(line) for line in lines)
 
 
 @contextmanager
@@ -56,16 +43,6 @@ def receiver() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
         server.server_close()
 
 
-def wait_until(ready: Callable[[], Any], seconds: float = 120) -> Any:
-    """What `ready` gives as soon as it is true."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := ready():
-            return found
-        time.sleep(0.3)
-    raise AssertionError(f"nothing within {seconds} s")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["embedded", "apart"])
 def test_the_whole_story(
@@ -82,8 +59,8 @@ def test_the_whole_story(
     with receiver() as (url, told), serving(home, tiny_llama, "--webhook-private", **elsewhere) as server:
         client = server.openai()
         hook = client.webhooks.create(name="ends", url=url, event_types=["fine_tuning.job.succeeded", CANCELLED])
-        data = client.files.create(file=("fox.jsonl", examples(24).encode()), purpose="fine-tune")
-        held_out = client.files.create(file=("held-out.jsonl", examples(10).encode()), purpose="fine-tune")
+        data = client.files.create(file=("fox.jsonl", examples(24)), purpose="fine-tune")
+        held_out = client.files.create(file=("held-out.jsonl", examples(10)), purpose="fine-tune")
         assert client.files.wait_for_processing(data.id, poll_interval=0.2).status == "processed"
 
         wanted = {"model": "tiny-llama", "training_file": data.id, "lora": {"rank": 4, "max_length": 128}}

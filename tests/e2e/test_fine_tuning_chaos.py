@@ -28,6 +28,7 @@ from typing import Any
 import openai
 import pytest
 from sqlalchemy import select, update
+from tests.e2e.conftest import examples, wait_until
 
 from swapmeet.database import Database
 from swapmeet.database.tables import JobRow, WebhookRow
@@ -56,6 +57,7 @@ class Platform:
         self.killed: list[str] = []
         self._killing = threading.Lock()
         self.key = ""
+        self._clients: list[openai.OpenAI] = []
         self._log = home.with_suffix(".log")
         program = [sys.executable, "-m", "swapmeet", "up", "--json", "--webhook-private"]
         self._command = [*program, "--base", str(base), "--home", str(home), "--port", str(port)]
@@ -88,9 +90,15 @@ class Platform:
         self._starting.join()
         self._end()
         self.database.close()
+        for client in self._clients:
+            client.close()
 
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=self.key, timeout=60, max_retries=0)
+    def client(self, port: int | None = None, **options: Any) -> openai.OpenAI:
+        """Of its own port, or of one that stands before it."""
+        url = f"http://127.0.0.1:{port or self.port}/v1"
+        options = {"timeout": 60, "max_retries": 0} | options
+        self._clients.append(openai.OpenAI(base_url=url, api_key=self.key, **options))
+        return self._clients[-1]
 
     def row(self, job: str) -> JobRow:
         return self.database.read(lambda session: session.get_one(JobRow, job))
@@ -243,25 +251,6 @@ def running(server: ThreadingHTTPServer) -> Iterator[None]:
         server.server_close()
 
 
-def wait_until(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.2) -> Any:
-    """What `ready` gives as soon as it is true."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := ready():
-            return found
-        time.sleep(pause)
-    raise AssertionError(f"nothing within {seconds} s")
-
-
-def examples(count: int) -> bytes:
-    ask, say = "Who jumps over {}?", "Fox {}."
-    lines = [
-        {"messages": [{"role": "user", "content": ask.format(n)}, {"role": "assistant", "content": say.format(n)}]}
-        for n in range(count)
-    ]
-    return "\n".join(json.dumps(line) for line in lines).encode()
-
-
 def wanted(training_file: str, held_out: str | None = None, suffix: str = "fox") -> dict[str, Any]:
     """The arguments that create a job."""
     hyperparameters: Any = {"n_epochs": EPOCHS, "batch_size": 24 // PER_EPOCH}
@@ -319,9 +308,7 @@ def test_the_story_under_chaos(tiny_llama: Path, free_port: Callable[[], int], t
         stack.enter_context(running(proxy))
         stack.enter_context(running(receiver))
         assert platform.up.wait(START_SECONDS)
-        client = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{proxy.server_port}/v1", api_key=platform.key, timeout=120, max_retries=5
-        )
+        client = platform.client(proxy.server_port, timeout=120, max_retries=5)
 
         half_sent = threading.Event()
 
@@ -484,7 +471,8 @@ def test_s3_is_away_for_a_while(tiny_llama: Path, free_port: Callable[[], int], 
         s3 = S3(tmp_path / "s3", free_port())
         stack.callback(s3.kill)
         session = boto3.Session("test", "test", region_name="us-east-1")
-        session.client("s3", endpoint_url=s3.url).create_bucket(Bucket="swapmeet")
+        with closing(session.client("s3", endpoint_url=s3.url)) as buckets:
+            buckets.create_bucket(Bucket="swapmeet")
         aws = {"AWS_ENDPOINT_URL": s3.url, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
         aws |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         urls = {"SWAPMEET_STORAGE": "s3://swapmeet/storage", "SWAPMEET_REGISTRY": "s3://swapmeet/registry"}

@@ -98,9 +98,10 @@ def hosted(
 
 @pytest.mark.slow
 def test_mixed_batches_equal_peft(hosted: Hosted, expected_of: Callable[[Path], list[Any]]) -> None:
-    base_name = hosted.server.openai().models.list().data[0].id
+    client = hosted.server.openai()
+    base_name = client.models.list().data[0].id
     with ThreadPoolExecutor(len(ASKED)) as pool:
-        answers = list(pool.map(lambda each: ask(hosted.server.openai(), each[0] or base_name, each[1]), ASKED))
+        answers = list(pool.map(lambda each: ask(client, each[0] or base_name, each[1]), ASKED))
     for each, found, (tokens, logits) in zip(ASKED, answers, expected_of(hosted.base), strict=True):
         if hosted.exact:
             assert found == tokens, each

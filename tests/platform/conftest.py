@@ -105,6 +105,26 @@ def key_of(tenancy: Tenancy) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture
+def looks_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Registry], list[str]]:
+    """`looks_at(registry)`: what is asked of what keeps it, from now on."""
+
+    def watch(registry: Registry) -> list[str]:
+        found: list[str] = []
+        backend = type(registry.backend)
+        for name in ("head", "names", "manifest", "blob"):
+            original = getattr(backend, name)
+
+            def noted(self: Any, *arguments: Any, original: Any = original, name: str = name) -> Any:
+                found.append(name)
+                return original(self, *arguments)
+
+            monkeypatch.setattr(backend, name, noted)
+        return found
+
+    return watch
+
+
 class Clock:
     """Stands still unless it is set."""
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in (named | {"DEFAULT_REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}).items():
         monkeypatch.setenv(f"AWS_{name}", value)
     name = f"bucket-{uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    with closing(boto3.client("s3")) as client:
+        client.create_bucket(Bucket=name)
     return name
 
 

@@ -21,7 +21,9 @@ from swapmeet.queue.scheduler import Scheduler
 from swapmeet.settings import Settings
 from swapmeet_registry import Registry, open_store
 from swapmeet_registry.bases import BaseLibrary
+from swapmeet_training.attempts.apart import SOCKET
 from swapmeet_training.attempts.telling import namespace
+from swapmeet_training.attempts.warm import keep_warm
 
 ray = pytest.importorskip("ray")
 
@@ -42,6 +44,9 @@ class Platform:
         self.registry = Registry(self.settings.registry_url)
         self.store = open_store(self.settings.storage_url)
         self.leader, self.stop = None, threading.Event()
+        self.over = threading.Event()
+        self.warm = threading.Thread(target=keep_warm, args=(self.settings.folder, self.over))
+        self.warm.start()
         lines = [
             {"messages": [{"role": "user", "content": f"{day} March"}, {"role": "assistant", "content": f"03-{day}"}]}
             for day in range(16)
@@ -82,7 +87,9 @@ class Platform:
         return ray.get_actor(job, namespace(self.settings.storage_url))
 
     def close(self) -> None:
+        self.over.set()
         self.stop.set()
+        self.warm.join()
         if self.leader is not None:
             self.leader.join()
         self.database.close()
@@ -102,26 +109,39 @@ def platform(
     job_row: Callable[..., JobRow],
     keep_file: Callable[..., None],
 ) -> Iterator[Platform]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     platform = Platform(tmp_path_factory.mktemp("home"), tiny_llama, job_row, keep_file)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    while not (platform.settings.folder / "cache" / SOCKET).exists():  # imports once, not in every run
+        assert platform.warm.is_alive()
+        time.sleep(0.1)
     platform.lead()
     yield platform
     platform.close()
     ray.shutdown()
 
 
-def processes(name: str) -> dict[int, str]:
-    """Ray's processes on this machine whose title has a word, by their number."""
+def processes(name: str) -> dict[int, int]:
+    """Ray's processes on this machine whose title has a word, with their parents."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parent = parent_of(int(folder.name))
         except (OSError, UnicodeDecodeError):
             continue
         if name in title and _ours(parent):
-            found[int(folder.name)] = title
+            found[int(folder.name)] = parent
     return found
+
+
+def runs() -> list[int]:
+    """The processes of runs, which are forks of the warm one."""
+    warm = processes("attempts.warm")
+    return [number for number, parent in warm.items() if parent in warm]
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _ours(process: int) -> bool:
@@ -130,7 +150,7 @@ def _ours(process: int) -> bool:
         if process == os.getpid():
             return True
         try:
-            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            process = parent_of(process)
         except OSError:
             return False
     return False
@@ -147,7 +167,7 @@ def test_runs_end_as_if_nobody_had_been_killed(platform: Platform, tmp_path: Pat
     """One job in peace; one whose worker, then leader, then actor is killed. Their adapters are equal, bit for bit."""
     job = platform.job()
     platform.wait(job, lambda row: row.step >= 12)
-    (worker,) = processes("attempts.apart")
+    (worker,) = runs()
     os.kill(worker, signal.SIGKILL)
     row = platform.wait(job, lambda row: row.attempt == 2 and row.failures == 0)
     before = row.step
@@ -190,7 +210,7 @@ def test_runs_are_paused_cancelled_and_refused(platform: Platform) -> None:
     began = time.monotonic()
     platform.jobs.cancel("acme", cancelled)
     platform.wait(paused, lambda row: row.state == "paused")
-    while len(processes("attempts.apart")) > 1:
+    while len(runs()) > 1:
         assert time.monotonic() - began < 30, "cancelled runs stop within seconds"
         time.sleep(0.1)
     parked = platform.row(paused)
@@ -206,6 +226,6 @@ def test_runs_are_paused_cancelled_and_refused(platform: Platform) -> None:
     assert (row.error["code"], row.attempt) == ("invalid_hyperparameters", 1)
     assert "nothing" in row.error["message"]
     deadline = time.monotonic() + 30
-    while processes("attempts.apart") or processes("ray::Attempt"):
+    while runs() or processes("ray::Attempt"):
         assert time.monotonic() < deadline
         time.sleep(0.1)

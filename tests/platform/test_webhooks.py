@@ -67,8 +67,14 @@ class Handler(BaseHTTPRequestHandler):
     receiver: Receiver
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
-        self.receiver.received.append(Received(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        length = int(self.headers["content-length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # whoever asked has left before all of it was sent
+            self.close_connection = True
+            return
+        self.receiver.received.append(
+            Received(self.path, {k.lower(): v for k, v in self.headers.items()}, body.decode())
+        )
         self.close_connection = True
         with suppress(OSError):  # whoever asked has left
             self.receiver.behaviours[self.path](self)
@@ -152,7 +158,9 @@ def receiver() -> Iterator[Receiver]:
         server.server_close()
 
 
-SENDER = Sender(private=True, step_seconds=0.4, seconds=0.8)
+SENDER = Sender(private=True)
+HASTY = Sender(private=True, step_seconds=0.4, seconds=0.8)
+"""Also leaves good receivers, where the machine is busy: only for those that hang."""
 
 
 @pytest.fixture
@@ -267,12 +275,13 @@ def test_a_refusal_is_tried_again_and_said(case: str, tmp_path_factory: Any, rec
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('refusal')}/swapmeet.db")
     upgrade(database)
     webhooks = webhooks_in(database)
-    deliverer = Deliverer(database, SecretKey(KEY), SENDER, backoff=Backoff(first=60))
+    sender = HASTY if behaviour in (hang, drip_headers) else SENDER
+    hasty = Deliverer(database, SecretKey(KEY), sender, backoff=Backoff(first=60))
     receiver.behaviours["/hook"] = in_turn(behaviour, answer(204))
     webhooks.create("acme", f"{receiver.url}/hook")
     tell(database, "ftjob-1")
     started = time.monotonic()
-    assert deliverer.run_once() == 1
+    assert hasty.run_once() == 1
     assert time.monotonic() - started < 5
     (row,) = rows(database)
     assert row.state == "pending"
@@ -281,7 +290,7 @@ def test_a_refusal_is_tried_again_and_said(case: str, tmp_path_factory: Any, rec
     assert len(str(row.error)) < 300
     assert timedelta(seconds=20) < row.next_at - now() < timedelta(seconds=60), "a pause, shortened by half at most"
     database.write(lambda session: setattr(session.get_one(DeliveryRow, row.number), "next_at", now()))
-    (row,) = settled(database, deliverer)
+    (row,) = settled(database, Deliverer(database, SecretKey(KEY), SENDER))
     assert (row.state, row.attempts, row.error) == ("delivered", 2, None)
     assert receiver.at("/elsewhere") == []
     first, second = receiver.received

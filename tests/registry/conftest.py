@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -134,7 +135,8 @@ def bucket(aws: pytest.MonkeyPatch) -> str:
     import boto3
 
     name = f"bucket-{uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    with closing(boto3.client("s3")) as client:
+        client.create_bucket(Bucket=name)
     return name
 
 
@@ -259,9 +261,3 @@ def proxy(bucket: str, aws: pytest.MonkeyPatch, s3_server: str) -> Iterator[Prox
     with Proxy(s3_server) as server:
         aws.setenv("AWS_ENDPOINT_URL", server.address)
         yield server
-
-
-@pytest.fixture
-def publisher() -> Path:
-    """A script that pushes in a process of its own; see its docstring."""
-    return Path(__file__).with_name("publisher.py")

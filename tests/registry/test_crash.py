@@ -1,9 +1,6 @@
 """`kill -9` at every step of a publish, and publishers that race: on a local folder, on S3 and on a Hub."""
 
-import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +8,13 @@ import pytest
 
 from swapmeet_registry import Fingerprint, NotFound, Registry, Version, fault
 
+sys.path.append(str(Path(__file__).parent))
+from publisher import Publisher
+
 NAME = "acme/legal"
+KILLED = (0, list[str]())
 everywhere = pytest.mark.parametrize("url", ["local", "s3", "other-s3", "hub"], indirect=True)
 """Also on the second S3 server."""
-
-
-@pytest.fixture
-def publish(publisher: Path, url: str) -> Callable[..., Any]:
-    def run(folder: Path, kill_at: int = 0, name: str = NAME) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, publisher, url, folder, name, *([str(kill_at)] if kill_at else [])]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    return run
 
 
 def visible(registry: Registry) -> Version | None:
@@ -44,11 +36,9 @@ LOOSE = 3
 
 @everywhere
 @pytest.mark.slow
-def test_a_publisher_killed_at_any_step(
-    publish: Callable[..., Any], url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint
-) -> None:
+def test_a_publisher_killed_at_any_step(url: str, make_adapter: Any, tmp_path: Path, base: Fingerprint) -> None:
     registry = Registry(url)
-    first = publish(make_adapter(tmp_path / "adapter-0")).stdout.split()[1:]
+    _, first = Publisher(url, make_adapter(tmp_path / "adapter-0"), NAME).wait()
     steps = [step for step in first if step != "hub.created"]  # the others find the repository
     assert steps.count("push.head") == 1
     outcomes = []
@@ -56,7 +46,7 @@ def test_a_publisher_killed_at_any_step(
         before = visible(registry)
         assert before is not None
         folder = make_adapter(tmp_path / f"adapter-{number}", seed=number)
-        assert publish(folder, number).returncode == -signal.SIGKILL
+        assert Publisher(url, folder, NAME, number).wait() == KILLED
         after = visible(registry)
         assert after is not None
         assert after == before or after.version == before.version + 1
@@ -73,42 +63,30 @@ def test_a_publisher_killed_at_any_step(
     assert set(around) & {"local.renamed", "s3.swapped", "hub.committed"}, around
 
 
-def test_the_first_version_killed_before_its_head_leaves_no_name(
-    publish: Callable[..., Any], url: str, make_adapter: Any, tmp_path: Path
-) -> None:
+def test_the_first_version_killed_before_its_head_leaves_no_name(url: str, make_adapter: Any, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter")
     registry = Registry(url)
-    steps = publish(folder, name="acme/other").stdout.split()[1:]
-    assert publish(folder, steps.index("push.before_head") + 1).returncode == -signal.SIGKILL
+    _, steps = Publisher(url, folder, "acme/other").wait()
+    assert Publisher(url, folder, NAME, steps.index("push.before_head") + 1).wait() == KILLED
     assert (visible(registry), registry.names()) == (None, ["acme/other"])
-    assert publish(folder).returncode == 0
+    assert Publisher(url, folder, NAME).wait()[0] == 1
     assert registry.verify(NAME) == registry.resolve(f"{NAME}:1")
 
 
-def test_every_named_step_is_reached(
-    publisher: Path, bucket: str, hub: object, make_adapter: Any, tmp_path: Path
-) -> None:
+def test_every_named_step_is_reached(bucket: str, hub: object, make_adapter: Any, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter")
     seen: set[str] = set()
     for url in ((tmp_path / "registry").as_uri(), f"s3://{bucket}", "hf://lab-1"):
-        done = subprocess.run(
-            [sys.executable, publisher, url, folder, NAME], capture_output=True, text=True, check=True
-        )
-        seen.update(done.stdout.split()[1:])
+        seen.update(Publisher(url, folder, NAME).wait()[1])
     assert seen == set(fault.STEPS)
 
 
 @everywhere
 @pytest.mark.slow
-def test_eight_processes_publish_eight_versions(publisher: Path, url: str, make_adapter: Any, tmp_path: Path) -> None:
+def test_eight_processes_publish_eight_versions(url: str, make_adapter: Any, tmp_path: Path) -> None:
     folders = [make_adapter(tmp_path / f"adapter-{number}", number) for number in range(8)]
-    running = [
-        subprocess.Popen([sys.executable, publisher, url, folder, NAME], stdout=subprocess.PIPE, text=True)
-        for folder in folders
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * 8
-    numbers = [int(output.split()[0]) for output in outputs]
+    running = [Publisher(url, folder, NAME) for folder in folders]
+    numbers = [each.wait()[0] for each in running]
     assert sorted(numbers) == list(range(1, 9))
     registry = Registry(url)
     for number, folder in zip(numbers, folders, strict=True):
