@@ -102,9 +102,7 @@ class RecallWatch:
         self._followed = START  # how far it was obeyed: what this server says
         self._obeyed: deque[Obeyed] = deque(maxlen=REMEMBERED)
         self._looked: dict[str, float] = {}  # at the heads of these names, when
-        self._doubtful: set[str] = (
-            set()
-        )  # names of what was held when notices were missed, of which no head was read yet
+        self._doubtful: set[str] = set()  # names that were held when notices were missed, and not looked at since
         self._word: tuple[ServerWord, float, str] | None = None  # the last, when, and its etag
         self._failing = False
         threading.Thread(target=self._work, name="recalls", daemon=True).start()

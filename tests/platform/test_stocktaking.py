@@ -3,7 +3,9 @@
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,23 @@ def test_a_version_that_comes_or_goes_beside_a_count(world: World) -> None:
         stops[noted] += [published, deleted]
         world.count_between(iter(stops))
         assert world.counted() == world.right(), (stop, noted)
+
+
+def test_counts_of_several_servers_beside_those_who_publish_and_delete(world: World) -> None:
+    """For real: nobody waits for another who waits for him, and in the end the count is right."""
+
+    def live(which: int) -> None:
+        for step in world.life(which, 4 if which else 2):
+            step()
+
+    for _ in range(5):
+        world.begin()
+        works = [partial(live, which) for which in range(3)]
+        works += [Stocktaking(world.database, world.registry).count for _ in range(4)]
+        with ThreadPoolExecutor(len(works)) as pool:
+            for done in [pool.submit(work) for work in works]:
+                done.result()
+        assert world.counted() == world.right() == (world.sizes[world.versions[0].digest], 1)
 
 
 def test_old_versions_go_once(world: World) -> None:
