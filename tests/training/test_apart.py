@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from swapmeet_training.attempts import warm
-from swapmeet_training.attempts.apart import Line, Process, Raised, apart
+from swapmeet_training.attempts.apart import SOCKET, Line, Process, Raised, apart, opened
 
 Start = Callable[..., Process]
 
@@ -61,9 +62,12 @@ def warm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         thread = threading.Thread(target=warm.keep_warm, args=(home, stop, "torch"))
         thread.start()
         until = time.monotonic() + 240
-        while not (home / "cache" / "warm.sock").exists():
+        while not (home / "cache" / "warm.lock").exists():
             assert time.monotonic() < until, (home / "logs" / warm.LOG).read_text()
-            time.sleep(0.1)
+            time.sleep(0.01)
+        assert not (home / "cache" / "warm.sock").exists()
+        early = said(apart(home, tell_of_itself))
+        assert early["parent"] != os.getpid(), "whoever comes during the imports waits for them"
         yield home
         stop.set()
         thread.join()
@@ -142,6 +146,15 @@ def test_it_stops_when_asked_and_ends_when_killed_or_left(start: Start) -> None:
         number = left.receive(60)
         left._connection.close()  # as when its caller is killed
         assert gone(number)
+
+
+def test_a_lock_that_nobody_holds_is_not_waited_for(tmp_path: Path) -> None:
+    """As one that was killed leaves it, beside its socket."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "warm.lock").touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left, opened(tmp_path / "cache") as short:
+        left.bind(short + SOCKET)
+    assert said(apart(tmp_path, tell_of_itself))["parent"] == os.getpid()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ Either way the process is new and does one thing. A fork has the imports of the 
 than all else at the start of a run, and shares their memory with it. It ends when its caller does, or hangs up.
 """
 
+import fcntl
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ from typing import Any, Self
 
 SOCKET = "warm.sock"
 """In the home's cache: whoever connects has a fork of the warm process at the other end."""
+LOCK = "warm.lock"
+"""Beside it: held by the warm process, also while it makes its imports."""
+IMPORTS = 60.0
+"""Seconds that whoever comes meanwhile waits for these: a Python that starts anew would make them a second time."""
 ANSWERS = 10.0
 """Seconds within which a fork must say its first word; else there is something wrong with the warm process."""
 PROGRAM = "import sys; from swapmeet_training.attempts.apart import serve; serve(int(sys.argv[1]))"
@@ -131,13 +137,39 @@ def apart(home: Path, function: Callable[..., object], *arguments: object, fork:
 def _forked(home: Path) -> Process | None:
     """A fork of the warm process; None where there is none, or it does not answer."""
     with suppress(OSError, EOFError), opened(home / "cache") as folder:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.connect(folder + SOCKET)
-            connection: Connection[Any, Any] = Connection(os.dup(line.fileno()))
+        connection: Connection[Any, Any] = Connection(_line_to_warm(folder).detach())
         if connection.poll(ANSWERS):
             return Process(connection, connection.recv())
         connection.close()
     return None
+
+
+def _line_to_warm(folder: str) -> socket.socket:
+    """Once it has made its imports.
+
+    Raises:
+        OSError: there is none.
+    """
+    until = time.monotonic() + IMPORTS
+    while True:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            line.connect(folder + SOCKET)
+            return line
+        except OSError:
+            line.close()
+            if time.monotonic() > until or not _held(folder + LOCK):
+                raise
+        time.sleep(0.05)
+
+
+def _held(path: str) -> bool:
+    with open(path, "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _fresh() -> Process:

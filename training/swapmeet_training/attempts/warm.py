@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from swapmeet_training.attempts.apart import SOCKET, opened, serve
+from swapmeet_training.attempts.apart import LOCK, SOCKET, opened, serve
 
 MODULES = (
     "swapmeet_training.attempts.training",
@@ -48,7 +48,7 @@ LOG = "warm.log"
 
 
 def keep_warm(home: Path, stop: threading.Event, *modules: str) -> None:
-    """Have a warm process until told to stop; `apart` finds it once it has made its imports.
+    """Have a warm process until told to stop; `apart` waits until it has made its imports.
 
     Args:
         home: the platform's folder. Of several that share it on a machine, one serves and the others stand by.
@@ -77,7 +77,7 @@ def keep_warm(home: Path, stop: threading.Event, *modules: str) -> None:
 def main() -> None:
     """Import, listen and fork until the process that started this one ends, whose pipe is the standard input."""
     folder = Path(sys.argv[1]) / "cache"
-    with (folder / "warm.lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         while not _locked(lock.fileno()):
             if select.select([0], [], [], STANDS_BY)[0]:
                 return
