@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from swapmeet.database.tables import JobRow
 from swapmeet_registry import AdapterName, Provenance
@@ -68,6 +69,30 @@ def test_only_the_owner_sees_examples_that_are_not_part_of_the_adapter(shop: Any
 def test_claiming_another_tenants_run_shows_nothing_of_it(shop: Any) -> None:
     assert seen(shop, "carol", "carol/legal") is None
     assert seen(shop, "admin", "carol/legal") is None
+
+
+def test_examples_go_with_the_file_that_they_are_of(shop: Any) -> None:
+    files = shop.client.app.state.tuning.files
+    rows = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    upload = {"files": {"file": ("held-out.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
+
+    def put(state: str) -> None:
+        def work(session: Session) -> None:
+            job = session.get_one(JobRow, "ftjob-1")
+            job.validation_file, job.state = held_out, state
+
+        shop.tenancy.database.write(work)
+
+    held_out, other = (shop.ask("acme", "POST", "/v1/files", **upload).json()["id"] for _ in range(2))
+    put("running")
+    assert shop.ask("acme", "DELETE", f"/v1/files/{other}").status_code == 200
+    assert shop.ask("acme", "DELETE", f"/v1/files/{held_out}").status_code == 200
+    assert seen(shop, "acme", "acme/legal") is not None, "the job may still be asked to answer"
+    put("succeeded")
+    assert files.drop(held_out)
+    assert seen(shop, "acme", "acme/legal") is None
+    assert list(files.store.list("runs/ftjob-1/")) == []
+    assert seen(shop, "acme", "acme/shown") is not None
 
 
 def test_what_was_trained_to_be_shown_all_readers_see(shop: Any) -> None:

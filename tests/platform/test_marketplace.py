@@ -1,6 +1,7 @@
 """The marketplace over HTTP: who finds what, honest counts, cards, and an index that is never behind for long."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from swapmeet import adapter_access
 from swapmeet.client import Client
 from swapmeet.database import Database
 from swapmeet.database.tables import DownloadRow
 from swapmeet.marketplace import Market, counters
 from swapmeet_registry import AdapterName, Fingerprint, Registry
 from swapmeet_registry.index import Query
+from swapmeet_registry.store_backend import StoreBackend
 
 LEGAL = AdapterName("acme", "legal")
 CARD = "---\npurpose: Answers questions about law\n---\nText <script>alert(1)</script>here.\n"
@@ -40,6 +43,32 @@ def shop(platform: Any, published: tuple[Fingerprint, Path], tmp_path: Path) -> 
 
 def found(platform: Any, who: str, path: str) -> list[str]:
     return sorted({hit["name"].partition("/")[2] for hit in platform.do(who, "GET", path)["data"]})
+
+
+def test_withdrawn_adapters_are_not_read_at_each_list_of_models(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        version = shop.registry.push(shop.adapter, f"acme/gone-{number}", base=shop.base)
+        shop.registry.withdraw(version.pinned, "deleted" if number % 2 else "yanked", "wrong")
+    shop.client.app.state.market.refresh()
+    reads: list[str] = []
+    head = StoreBackend.head
+    monkeypatch.setattr(StoreBackend, "head", lambda self, name: reads.append(str(name)) or head(self, name))
+
+    def models() -> list[str]:
+        reads.clear()
+        told = shop.ask("acme", "GET", "/v1/models").json()["data"]
+        return [model["id"] for model in told if "gone" in model["id"]]
+
+    assert models() == []
+    assert sum("gone" in name for name in reads) == 5
+    assert models() == []
+    assert reads == []
+    shop.registry.push(shop.adapter, "acme/gone-0", base=shop.base)
+    shop.client.app.state.market.note("acme/gone-0")
+    assert models() == ["acme/gone-0"]
+    shop.registry.push(shop.adapter, "acme/gone-1", base=shop.base)  # past the server
+    monkeypatch.setattr(adapter_access, "monotonic", lambda: time.monotonic() + adapter_access.REMEMBERED)
+    assert models() == ["acme/gone-0", "acme/gone-1"]
 
 
 def test_everybody_finds_own_shared_and_public_ones(shop: Any) -> None:

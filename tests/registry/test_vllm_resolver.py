@@ -222,12 +222,14 @@ def test_what_took_the_place_of_a_folder_is_not_removed_for_it(place: Place, mon
     folders, other = (HeldFolders(place.folder / "cache", place.registry, budget) for _ in range(2))
     folder = folders.fetch(old, place.fingerprint)
     folders.close()
-    flock = fcntl.flock
+    flock, anew = fcntl.flock, shutil.copytree(folder, place.folder / "anew")
 
     def replaced(handle: int, how: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", flock)
-        shutil.rmtree(folder)
-        other.fetch(old, place.fingerprint)
+        if os.path.samestat(os.fstat(handle), folder.stat()):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            shutil.rmtree(folder)
+            anew.rename(folder)
+            other.fetch(old, place.fingerprint)
         flock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", replaced)
@@ -297,6 +299,44 @@ def test_many_at_once_keep_what_they_hold(place: Place, make_adapter: Callable[.
         thread.join()
     assert failures == []
     assert not list((place.folder / "cache").glob(".sha256-*"))
+
+
+FETCHING = """
+import sys, time
+from pathlib import Path
+from swapmeet_registry import Registry
+from swapmeet_registry.copies.held_folders import HeldFolders
+url, root, budget, reference = sys.argv[1:]
+registry = Registry(url)
+version = registry.resolve(reference)
+stage = HeldFolders._make_room
+def then_wait(self, *given):
+    stage(self, *given)
+    print("promised", flush=True)
+    time.sleep(600)
+HeldFolders._make_room = then_wait
+HeldFolders(Path(root), registry, int(budget)).fetch(version, registry.manifest(version).base)
+"""
+
+
+def test_a_budget_is_that_of_all_processes(place: Place) -> None:
+    """Another process is about to write; what it will need is not there for us, unless it is killed."""
+    first, second = map(place.registry.resolve, ("acme/legal:1", "acme/legal:2"))
+    root, budget = place.folder / "cache", place.registry.manifest(first).size * 3 // 2
+    folders = HeldFolders(root, place.registry, budget)
+    given = (place.registry.backend.url, str(root), str(budget), "acme/legal:1")
+    with subprocess.Popen([sys.executable, "-c", FETCHING, *given], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "promised\n"
+            with pytest.raises(StoreFull):
+                folders.fetch(second, place.fingerprint)
+        finally:
+            other.kill()
+    assert folders.fetch(second, place.fingerprint).is_dir()
+    assert folders._turns == {}
+    assert not list(root.glob("*.coming")) + list(root.glob(".*.coming"))
+    folders.close()
 
 
 def test_only_what_a_trusted_key_signed_is_served_where_that_is_asked_for(

@@ -19,6 +19,7 @@ from swapmeet.errors import NotFound, QuotaExceeded, RequestRefused
 from swapmeet.files.blobs import FILES, Sums, measure_file, read_blob, write_beside
 from swapmeet.files.rules import FINE_TUNE, file_mistakes, plain_name, refuse
 from swapmeet.ids import made_at, new_id, shown
+from swapmeet.jobs.examples import remove_examples
 from swapmeet.tenancy.audit import note
 from swapmeet.tenancy.caller import Caller
 from swapmeet.tenancy.quotas import require_storage
@@ -158,10 +159,14 @@ class Files:
         self.drop(file_id)
 
     def drop(self, file_id: str) -> bool:
-        """Remove a deleted file's bytes and its row, unless a job still needs them; whether that was done."""
+        """Remove a deleted file's bytes and its row, unless a job still needs them; whether that was done.
+
+        With it goes what the storage keeps of its prompts: the examples of the runs that it was held out for.
+        """
         if self.database.read(lambda session: _is_needed(session, file_id)):
             return False
         self.store.delete(FILES + file_id)
+        remove_examples(self.database, self.store, file_id)
 
         def remove(session: Session) -> None:
             row = session.get(FileRow, file_id, with_for_update=True)

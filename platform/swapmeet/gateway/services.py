@@ -48,10 +48,11 @@ class Services:
     admission: Admission = field(default_factory=lambda: Admission(CALLER_REQUESTS))
     unknown: UnknownModels = field(default_factory=UnknownModels)
 
-    @property
-    def access(self) -> AdapterAccess:
-        """Who may read or change which adapter."""
-        return AdapterAccess(self.registry, self.tenancy.database)
+    access: AdapterAccess = field(init=False)
+    """Who may read or change which adapter."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "access", AdapterAccess(self.registry, self.tenancy.database))
 
 
 async def services(request: Request) -> Services:

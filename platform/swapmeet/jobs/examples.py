@@ -11,6 +11,14 @@ from swapmeet_registry.stores import Store
 from swapmeet_training.progress import EXAMPLES
 
 
+def remove_examples(database: Database, store: Store, file: str) -> None:
+    """Remove what adapters answered to the prompts of a file that is deleted; what was published stays in manifests."""
+    query = select(JobRow.id).where(JobRow.validation_file == file)
+    for job in database.read(lambda session: list(session.scalars(query))):
+        for key in [key for key in store.list(f"runs/{job}/") if key.endswith(f"/{EXAMPLES}")]:
+            store.delete(key)
+
+
 def examples_of(database: Database, store: Store, owner: AdapterName, run: str | None) -> Examples | None:
     """The examples of the run that made an adapter; None where it left none.
 

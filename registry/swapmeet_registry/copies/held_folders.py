@@ -9,11 +9,13 @@ import os
 import shutil
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from swapmeet_registry.copies.promised_room import SUFFIX, Promise, counting, promise, promised
 from swapmeet_registry.errors import Refused, StoreFull
 from swapmeet_registry.fingerprint import Fingerprint
 from swapmeet_registry.registry import Registry
@@ -32,15 +34,15 @@ class HeldFolders:
     Args:
         root: where the folders are.
         registry: where versions come from.
-        budget: bytes that all folders together may take.
+        budget: bytes that all folders together may take, whichever process wrote them or is about to.
     """
 
     def __init__(self, root: Path, registry: Registry, budget: int) -> None:
         self._root, self._registry, self._budget = root.resolve(), registry, budget
         self._held: dict[str, int] = {}
-        self._coming: dict[str, int] = {}  # bytes that this process is fetching, by digest
-        self._turns: dict[str, threading.Lock] = {}
-        self._room = threading.Lock()
+        self._coming: dict[str, Promise] = {}  # what this process is fetching, by digest
+        self._turns: dict[str, _Turn] = {}
+        self._changing = threading.Lock()
 
     def fetch(self, version: Version, base: Fingerprint) -> Path:
         """The folder of a version, which stays as it is until this process ends.
@@ -53,7 +55,7 @@ class HeldFolders:
             StoreFull: all that is there is in use, and the rest of the budget is too small.
         """
         folder = self._root / version.digest.replace(":", "-")
-        with self._turns.setdefault(version.digest, threading.Lock()):
+        with self._turn(version.digest):
             while version.digest not in self._held:
                 self._pull(version, folder, base)
                 self._hold(version, folder)
@@ -63,6 +65,21 @@ class HeldFolders:
         """Hold nothing any more."""
         while self._held:
             os.close(self._held.popitem()[1])
+
+    @contextmanager
+    def _turn(self, digest: str) -> Iterator[None]:
+        """Of those of this process who want one folder, one after the other."""
+        with self._changing:
+            turn = self._turns.setdefault(digest, _Turn())
+            turn.wanted += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._changing:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._turns[digest]
 
     def _pull(self, version: Version, folder: Path, base: Fingerprint) -> None:
         def pull() -> None:
@@ -76,7 +93,7 @@ class HeldFolders:
                 raise
             pull()
         finally:
-            self._coming.pop(version.digest, None)
+            self._forget(version.digest)
 
     def _hold(self, version: Version, folder: Path) -> None:
         """Hold a folder, unless another process just removed it."""
@@ -93,24 +110,36 @@ class HeldFolders:
 
     def _make_room(self, digest: str, size: int) -> None:
         """Delete what nobody holds until there is room for so many bytes more."""
-        with self._room, os_errors(f"write {self._root}"):
+        self._forget(digest)
+        with os_errors(f"write {self._root}"), counting(self._made()):
             self._clear_away()
             found = sorted((_used(path), path, _bytes(path)) for path in self._root.glob(f"{PREFIX}*"))
-            excess = sum(each for _, _, each in found) + sum(self._coming.values()) + size - self._budget
+            excess = sum(each for _, _, each in found) + promised(self._root) + size - self._budget
             for _, path, each in found:
                 if excess > 0 and self._remove(path):
                     excess -= each
             if excess <= 0:
-                self._coming[digest] = size
+                self._coming[digest] = promise(self._root, f"{PREFIX}{digest.removeprefix('sha256:')}", size)
         if excess > 0:
             raise StoreFull(
                 f"{self._root} may take {self._budget:,} bytes, and the adapters in use leave {excess:,} too few for "
                 "another. Allow more, or restart the server that uses them."
             )
 
+    def _made(self) -> Path:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return self._root
+
+    def _forget(self, digest: str) -> None:
+        """Take back that a version is coming: it is there, or it is not."""
+        if (coming := self._coming.pop(digest, None)) is not None:
+            coming.end()
+
     def _clear_away(self) -> None:
         """Delete what killed processes left half written or half deleted."""
         for path in self._root.glob(f".{PREFIX}*"):
+            if path.suffix == SUFFIX:  # of which `promised` knows
+                continue
             if path.suffix == GOING or _written(path) < time.time() - ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -134,6 +163,11 @@ class HeldFolders:
         finally:
             os.close(lock)
         return True
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock, self.wanted = threading.Lock(), 0
 
 
 def _used(path: Path) -> float:
