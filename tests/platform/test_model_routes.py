@@ -169,8 +169,10 @@ def test_a_checkpoint_is_shared_and_no_longer(model: str, client: Client) -> Non
     with pytest.raises(openai.NotFoundError, match="no permission"):
         permissions.delete(beta.id, fine_tuned_model_checkpoint=model)
     with pytest.raises(openai.NotFoundError, match="'absent', 'none'"):
-        permissions.create(model, project_ids=["beta", "none", "absent"])
+        client("admin").fine_tuning.checkpoints.permissions.create(model, project_ids=["beta", "none", "absent"])
     assert [each.project_id for each in permissions.list(model)] == ["gamma"], "all or none"
+    (untold,) = permissions.create(model, project_ids=["none"])
+    assert untold.project_id == "none", "which tenants there are is told the operator alone"
 
 
 def test_a_permission_belongs_to_its_model(client: Client) -> None:
