@@ -28,7 +28,7 @@ class Life:
     """The changes to heads, each one compare-and-swap of one head. `by` is who does it, for the history.
 
     `once` is a name for a move of an alias: the same move again, after a lost answer, is known by it and changes
-    nothing, whatever was expected, and whoever moved the alias since.
+    nothing, whatever was expected, and whoever moved the alias since. Of a move that changed nothing, nothing is known.
     """
 
     def __init__(self, heads: Heads) -> None:

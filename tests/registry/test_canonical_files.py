@@ -18,7 +18,7 @@ from swapmeet_registry import Fingerprint, Refused, Registry
 from swapmeet_registry.admission.admit import admit
 from swapmeet_registry.admission.canonical_config import encode
 from swapmeet_registry.admission.canonical_weights import METADATA, header_of
-from swapmeet_registry.admission.lora_config import parse
+from swapmeet_registry.admission.lora_config import MAX_MATCHES, parse
 from swapmeet_registry.safetensors_file import TensorEntry
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -229,6 +229,28 @@ def test_more_patterns_than_a_configuration_may_have_stay_as_they_were() -> None
     pairs = tuple(f"layers.{layer}.q_proj" for layer in range(5000))
     patterns = {r"1\d\d\d.q_proj": 2, r"2\d\d\d.q_proj": 2, r"\d\d\d.q_proj": 2}
     assert written(pairs, rank_pattern=patterns)["rank_pattern"] == patterns
+
+
+def test_a_name_with_which_another_ends_is_said_from_its_beginning_on() -> None:
+    inner, outer = "layers.0.q_proj", "vision.layers.0.q_proj"
+    said = written((inner, outer, "layers.1.q_proj"), rank_pattern={f"^{inner}": 8})
+    assert (said["r"], said["rank_pattern"]) == (4, {f"^{inner}": 8})
+    assert written((inner, outer), rank_pattern={outer: 8})["rank_pattern"] == {f"^{inner}": 4}
+
+
+def test_no_more_is_written_than_is_read_again() -> None:
+    """One expression stands for hundreds of names: few patterns stay, where names were too many to compare."""
+    names = [f"{module}_proj" for module in ("q", "k", "v", "o", "gate", "up", "down")]
+    pairs = tuple(f"model.layers.{layer}.x.{name}" for layer in range(126) for name in names)
+    patterns = {rf"layers\.{tens}\d\.x\.{name}": 8 for name in names for tens in ("", 1, 2, 3, 4, 5)}
+    said = written(pairs, target_modules=names, rank_pattern=patterns, alpha_pattern=dict.fromkeys(patterns, 16))
+    assert len(pairs) * (len(said["rank_pattern"]) + len(said["alpha_pattern"])) <= MAX_MATCHES
+    assert said["rank_pattern"] == patterns
+    many = tuple(
+        f"layers.{layer}.q_proj" for layer in range(1000, 9999)
+    )  # names of one length: nothing tells them apart
+    ranks, alphas = {r"1\d\d\d\.q_proj": 8}, {r"3\d\d\d\.q_proj": 16, r"4\d\d\d\.q_proj": 16}
+    assert written(many, target_modules=["q_proj"], rank_pattern=ranks, alpha_pattern=alphas)["rank_pattern"] == ranks
 
 
 AXOLOTL = (

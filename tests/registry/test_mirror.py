@@ -257,6 +257,8 @@ def test_what_could_not_have_been_pushed_is_not_copied(
     weight = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     smuggle(source, make_adapter(tmp_path / "nan", tensors={weight: np.full((16, 4), np.nan, np.float32)}))
     smuggle(source, make_adapter(tmp_path / "imports", auto_mapping={"parent_library": "os"}))
+    smuggle(source, make_adapter(tmp_path / "expression", target_modules=".*.*.*.*z|.*(?:q|v)_proj"))
+    smuggle(source, make_adapter(tmp_path / "library", auto_mapping={"parent_library": "transformers.models.llama"}))
     pickled = make_adapter(tmp_path / "pickled")
     (pickled / "adapter_model.bin").write_bytes(b"\x80\x04.")
     smuggle(source, pickled)
@@ -265,7 +267,10 @@ def test_what_could_not_have_been_pushed_is_not_copied(
     for number in range(100):
         (many / f"{number}.txt").write_text("x")
     smuggle(source, many)
-    other = make_adapter(tmp_path / "rank", tensors={weight: np.zeros((16, 4), np.float32)})
+    aside, other = Registry((tmp_path / "aside").as_uri()), tmp_path / "published"
+    aside.push(make_adapter(tmp_path / "rank", tensors={weight: np.zeros((16, 4), np.float32)}), NAME, base=base)
+    aside.pull(NAME, other)
+    (other / "swapmeet.json").unlink()
     config = json.loads((other / "adapter_config.json").read_text())
     (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 999}))
     smuggle(source, other)
@@ -274,16 +279,19 @@ def test_what_could_not_have_been_pushed_is_not_copied(
     source.push(tmp_path / "first", "zeta/other", base=base)
     done = mirror(source.backend, target.backend)
     assert (done.versions, done.refused) == (3, {})
-    assert list(done.unsound) == [f"{NAME}:{number}" for number in range(2, 8)]
-    words = ("holds a NaN", "auto_mapping", "adapter_model.bin", str(1 << 50), "103 files", "says something else")
+    assert list(done.unsound) == [f"{NAME}:{number}" for number in range(2, 10)]
+    words = (
+        "holds a NaN", "auto_mapping", "chooses modules", "auto_mapping", "adapter_model.bin", str(1 << 50),
+        "103 files", "says something else",
+    )  # fmt: skip
     for why, word in zip(done.unsound.values(), words, strict=True):
         assert word in why
     listing = target.show(NAME)
-    assert [each.version for each in listing.versions if each.usable] == [1, 8]
+    assert [each.version for each in listing.versions if each.usable] == [1, 10]
     assert [each.digest for each in listing.versions] == [each.digest for each in source.show(NAME).versions]
     with pytest.raises(NotFound, match=r"was deleted: not admitted: .*NaN"):
         target.resolve(f"{NAME}:test")
-    assert target.resolve(f"{NAME}:prod").version == 8
+    assert target.resolve(f"{NAME}:prod").version == 10
     assert fsck(target.backend.url, True).sound
     heads = [target.head(name) for name in target.names()]
     again = mirror(source.backend, target.backend)

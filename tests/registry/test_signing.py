@@ -425,17 +425,19 @@ def test_the_stock_tool_and_we_take_each_other_s_signatures(
         check = verifying.Config().use_elliptic_key_verifier(public_key=pair / "signing-key.pub.pem")
         check.verify(tmp_path / "pulled", bundle)
 
-    registry.sign(NAME, key)
-    ours = tmp_path / "ours.json"
-    ours.write_bytes(registry.backend.signature(version, key.public.id, oms.MAX_BUNDLE) or b"")
-    verify(ours)
     theirs = tmp_path / "theirs.json"
     signer = signing.Config().use_elliptic_key_signer(private_key=pair / "signing-key.pem")
     signer.sign(tmp_path / "pulled", theirs)
     verify(theirs)
-    added = registry.add_signature(NAME, theirs.read_bytes(), pair / "signing-key.pub.pem")
-    assert not added.named
+    assert not registry.add_signature(NAME, theirs.read_bytes(), pair / "signing-key.pub.pem").named
     assert registry.verify(NAME) == version
+    registry.sign(NAME, key)
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(registry.backend.signature(version, key.public.id, oms.MAX_BUNDLE) or b"")
+    verify(ours)
+    added = registry.add_signature(NAME, theirs.read_bytes(), pair / "signing-key.pub.pem")
+    assert added.named, "what says more stays"
+    assert registry.backend.signature(version, key.public.id, oms.MAX_BUNDLE) == ours.read_bytes()
     (tmp_path / "pulled" / "README.md").write_text("Another.\n")
     with pytest.raises(ValueError, match=r"mismatch"):
         verify(ours)

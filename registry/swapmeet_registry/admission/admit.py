@@ -92,14 +92,14 @@ def _admitted(opened: AdapterFolder, scratch: Path, base: Fingerprint, modules: 
     source = lora_config.parse(opened.read(lora_config.FILE, lora_config.MAX_BYTES))
     weights, stored = _weights(opened, scratch, source, base, modules)
     pairs = [pair.module for pair in weights.pairs]
-    data = canonical_config.encode(source, pairs, [part.module for part in weights.tokens], modules)
-    config = lora_config.parse(data)
+    tokens = [part.module for part in weights.tokens]
+    data = canonical_config.encode(source, pairs, tokens, modules, len(set(weights.modules)))
     (scratch / lora_config.FILE).write_bytes(data)
     files = [stored, _stored(lora_config.FILE, data), *_extras(opened, scratch)]
     return Admitted(
         scratch,
         tuple(sorted(files, key=lambda file: file.path)),
-        lora(config, weights),
+        lora_of(scratch),  # as whoever reads it will find it
         _provenance(opened),
         opened.notices,
     )

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-from swapmeet_registry.admission.lora_config import MAX_PATTERNS, LoraConfig, Number
+from swapmeet_registry.admission.lora_config import MAX_MATCHES, MAX_PATTERNS, LoraConfig, Number
 
 
 def common_and_others(values: Mapping[str, Number], default: Number) -> tuple[Number, dict[str, Number]]:
@@ -22,16 +22,20 @@ def common_and_others(values: Mapping[str, Number], default: Number) -> tuple[Nu
     by_end: dict[str, dict[str, Number]] = {}
     for name, value in sorted(values.items()):
         by_end.setdefault(_last(name), {})[name] = value
+    inner = {name[place:] for name in values for place in _places(name) if place}
     patterns: dict[str, Number] = {}
     for end, same in by_end.items():
         one = len(set(same.values())) == 1
-        patterns |= {end if one else name: value for name, value in same.items() if value != common}
+        for name, value in same.items():
+            if value != common:  # a name with which another ends is said from its beginning on
+                patterns[end if one else f"^{name}" if name in inner else name] = value
     return common, patterns
 
 
-def sayable(patterns: Mapping[str, Number]) -> bool:
-    """Whether there are no more patterns than a configuration may have."""
-    return len(patterns) <= MAX_PATTERNS
+def sayable(ranks: Mapping[str, int], alphas: Mapping[str, float], modules: int) -> bool:
+    """Whether there are no more patterns than a configuration may have, for an adapter of so many modules."""
+    matches = modules * (len(ranks) + len(alphas))
+    return max(len(ranks), len(alphas)) <= MAX_PATTERNS and matches <= MAX_MATCHES
 
 
 def target_modules(config: LoraConfig, pairs: Collection[str], base: Collection[str] | None) -> list[str]:

@@ -12,6 +12,14 @@ from swapmeet_registry.errors import Refused
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
+PUBLISHED = frozenset(
+    {
+        "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
+        "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save",
+        "fan_in_fan_out", "bias", "init_lora_weights", "lora_bias", "trainable_token_indices",
+    }
+)  # fmt: skip
+"""All that `encode` writes."""
 _ORDER = f"{FILE}: two keys of {{}} fit one module, and only their order tells which counts. Write full module names."
 
 
@@ -20,6 +28,7 @@ def encode(
     pairs: Collection[str],
     tokens: Collection[str] = (),
     modules: Collection[str] | None = None,
+    touched: int | None = None,
 ) -> bytes:
     """The canonical bytes.
 
@@ -33,13 +42,14 @@ def encode(
             wherever the adapter is loaded.
         tokens: the embeddings of which rows were trained.
         modules: those of the base that have weights, where known.
+        touched: how many modules the weights change in any way; as many as have LoRA weights, unless given.
 
     Raises:
         Refused: the order of the original's keys decides what it means, and JSON has none.
     """
     named = _REPOSITORY.fullmatch(config.base_model_name_or_path or "") is not None
     revision = config.revision if named and _REVISION.fullmatch(config.revision or "") else None
-    rank, alpha = _said(config, pairs)
+    rank, alpha = _said(config, pairs, touched or len(pairs))
     fields: dict[str, Any] = {
         "peft_type": config.peft_type,
         "task_type": "CAUSAL_LM",
@@ -69,8 +79,24 @@ def encode(
     return data
 
 
+def require_published(data: bytes) -> None:
+    """Refuse a configuration that could be read, but that no publish writes: a loader is to do nothing of a stranger's.
+
+    Raises:
+        Refused: it chooses modules by an expression or by layers, names a folder as base, or says what no publish does.
+    """
+    config = lora_config.parse(data)
+    if config.narrowed:
+        raise Refused(f"{FILE} chooses modules in a way that no publish writes. Do not trust it.")
+    if config.base_model_name_or_path and not _REPOSITORY.fullmatch(config.base_model_name_or_path):
+        raise Refused(f"{FILE} names a folder as its base, which no publish writes. Do not trust it.")
+    said = {key for key, value in canonical.decode(data).items() if value not in (None, {}, [])}
+    if foreign := sorted(said - PUBLISHED):
+        raise Refused(f"{FILE} says {', '.join(foreign)}, which no publish writes. Do not trust it.")
+
+
 def _said(
-    config: lora_config.LoraConfig, pairs: Collection[str]
+    config: lora_config.LoraConfig, pairs: Collection[str], touched: int
 ) -> tuple[tuple[int, dict[str, int]], tuple[float, dict[str, float]]]:
     """Rank and alpha: of most modules, and by pattern.
 
@@ -84,7 +110,7 @@ def _said(
     if any(ordered.rank(name) != ranks[name] or ordered.alpha(name) != alphas[name] for name in pairs):
         raise Refused(_ORDER.format("rank_pattern or alpha_pattern"))
     rank, alpha = common_and_others(ranks, config.r), common_and_others(alphas, config.lora_alpha)
-    if sayable(rank[1]) and sayable(alpha[1]):
+    if sayable(rank[1], alpha[1], touched):
         return rank, alpha
     return (config.r, config.rank_pattern), (config.lora_alpha, config.alpha_pattern)
 

@@ -223,6 +223,6 @@ def _matches(pattern: str, module: str) -> bool:
     return _compiled(pattern).fullmatch(module, begin) is not None
 
 
-@lru_cache(maxsize=2 * MAX_PATTERNS)
+@lru_cache(maxsize=4 * MAX_PATTERNS)
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)

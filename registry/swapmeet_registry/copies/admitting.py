@@ -8,9 +8,12 @@ from pathlib import Path
 
 from swapmeet_registry.admission.adapter_folder import MAX_EXTRAS, MAX_FILES, MAX_WEIGHTS
 from swapmeet_registry.admission.admit import admit, lora_of
+from swapmeet_registry.admission.canonical_config import require_published
+from swapmeet_registry.admission.lora_config import FILE as CONFIG
 from swapmeet_registry.admission.lora_weights import FILE as WEIGHTS
 from swapmeet_registry.errors import Refused, Unsound
 from swapmeet_registry.manifest import Manifest
+from swapmeet_registry.stores.files import os_errors
 from swapmeet_registry.version import Version
 
 
@@ -43,7 +46,10 @@ def require_sound(version: Version, manifest: Manifest, folder: Path) -> None:
             foreign = {file.path for file in manifest.files} - {file.path for file in admitted.files}
         if foreign:  # which a publish leaves out, unread
             raise Refused(f"{version} has {min(foreign)}, which no version of an adapter has. Do not trust it.")
-        if lora_of(folder) != manifest.lora:
+        with os_errors(f"read {folder}"):
+            require_published((folder / CONFIG).read_bytes())
+            found = lora_of(folder)
+        if found != manifest.lora:
             raise Refused(f"The manifest of {version} says something else of its weights. Do not trust it.")
-    except Refused as error:
-        raise Unsound(str(error)) from error
+    except Refused as error:  # the reason stays with the version: it is to name no folder of this machine
+        raise Unsound(str(error).replace(str(folder), str(version))) from error

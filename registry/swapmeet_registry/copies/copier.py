@@ -18,6 +18,7 @@ from swapmeet_registry.life import MAX_REASON, now
 from swapmeet_registry.manifest import Manifest
 from swapmeet_registry.names import AdapterName
 from swapmeet_registry.recalls import Recalls
+from swapmeet_registry.stores.files import os_errors
 from swapmeet_registry.version import Version
 
 NOT_ADMITTED = "not admitted: "
@@ -103,9 +104,10 @@ class Copier:
         if len({file.path for file in manifest.files}) < len(manifest.files):
             raise Corrupt(f"The manifest of {version} names a file twice.")
         require_modest(version, manifest)
-        for file in manifest.files:
-            with (folder / file.path).open("xb") as stream:
-                stream.writelines(self._contents.blob(version, file))
+        with os_errors(f"write {folder}"):
+            for file in manifest.files:
+                with (folder / file.path).open("xb") as stream:
+                    stream.writelines(self._contents.blob(version, file))
         if version.digest not in self._admitted:
             require_sound(version, manifest, folder)
             self._admitted.add(version.digest)

@@ -58,7 +58,7 @@ def promised(root: Path) -> int:
     """The bytes, while `counting`, that are still to come; not of what is there already under its name."""
     total = 0
     for path in root.glob(f".*{SUFFIX}"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IsADirectoryError):
             handle = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

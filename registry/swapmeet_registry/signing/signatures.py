@@ -1,6 +1,7 @@
 """Signatures beside the versions that they are of, one for each key."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,12 +118,18 @@ class Signatures(Policy):
         return Signature(key.public.id, named=True)
 
     def add(self, version: Version, manifest: Manifest, bundle: bytes, key: PublicKey) -> Signature:
-        """Keep a signature that another tool made.
+        """Keep a signature that another tool made; one that is there already and says as much is not replaced.
 
         Raises:
             SignatureInvalid: it is not this key's, or not of this version.
         """
         signature = fitting(version, manifest, bundle, key)
+        there = self._backend.signature(version, key.id, oms.MAX_BUNDLE + 1)
+        if there is not None:
+            with suppress(SignatureInvalid):
+                kept = fitting(version, manifest, there, key)
+                if kept.named or not signature.named:
+                    return kept
         self._backend.put_signature(version, key.id, bundle)
         return signature
 

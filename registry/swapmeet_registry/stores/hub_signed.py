@@ -1,5 +1,6 @@
 """The card of a version that is signed after it was published: it names the new key."""
 
+import hashlib
 from collections.abc import Collection
 
 from swapmeet_registry import canonical
@@ -36,6 +37,8 @@ def signed_card(
     known = layout.signers_in(files, version.digest)
     try:
         manifest, own = Manifest.decode(stored, "it"), read(layout.OWN_README)
+        if hashlib.sha256(config).hexdigest() not in {file.sha256 for file in manifest.files}:  # somebody's edit
+            return {}
         before, after = (
             card(manifest, repository.name, version.version, config, own, keys).encode()
             for keys in (known, {*known, key})

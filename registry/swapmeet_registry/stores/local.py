@@ -167,11 +167,11 @@ class LocalStore:
         return self.root / require_key(key)
 
     def _unsure(self, key: str, error: OSError) -> StoreError:
-        """A write was made, but not durably. Like one whose answer was lost: who does the same again finds it."""
+        """A write was made, but not durably. Like one whose answer was lost: who has a name for it finds it by that."""
         _unsynced.add(self._path(key).parent)
         return StoreError(
             f"{key} in {self.url} was written, but is not sure to outlive a power cut: {error.strerror or error}. "
-            "Check the disk, and do the same again."
+            "Check the disk, and look whether it is there before you do the same again."
         )
 
     def _read(self, key: str) -> Stored | None:

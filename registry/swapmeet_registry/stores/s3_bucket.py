@@ -125,7 +125,7 @@ class S3Bucket:
             max_pool_connections=CONNECTIONS,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            # Content-MD5 is signed, and S3 compares it with the body: a SHA-256 of the body would be one more pass.
+            # An object's Content-MD5 is signed, and S3 compares it: a SHA-256 of the body would be one more pass.
             s3={"addressing_style": addressing, "payload_signing_enabled": False},
         )
         with s3_errors(self.name), _MAKING:
