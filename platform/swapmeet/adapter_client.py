@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from swapmeet.adapter_reading import alias_path, files_path, misunderstood, path_of, pick, version_of, version_path
+from swapmeet.adapter_reading import alias_path, files_path, path_of, pick, understanding, version_of, version_path
 from swapmeet.adapter_upload import Upload
 from swapmeet.adapter_vouching import RemoteVouching
 from swapmeet.uploading import Watch, unwatched
@@ -107,6 +107,7 @@ class RemoteAdapters(RemoteVouching):
         left = [version for version in self.show(name).versions if version.deleted is None]
         return tuple(self.delete(version.pinned, reason) for version in left)
 
+    @understanding()
     def reach(self, ref: str) -> tuple[Version, tuple[Reached, ...]]:
         """A version of one's own, and which servers its recall or deletion reached.
 
@@ -127,8 +128,5 @@ class RemoteAdapters(RemoteVouching):
 
 
 def _reached(found: dict[str, Any]) -> Reached:
-    try:
-        told = {field.name: found[field.name] for field in fields(Reached)}
-        return Reached(**told | {"tenants": tuple(found["tenants"])})
-    except (KeyError, TypeError) as error:
-        raise misunderstood() from error
+    told = {field.name: found[field.name] for field in fields(Reached)}
+    return Reached(**told | {"tenants": tuple(found["tenants"])})

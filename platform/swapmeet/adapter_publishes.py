@@ -7,17 +7,19 @@ admits them or not; a publish that is completed twice makes one version.
 """
 
 import hashlib
+import logging
 import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from swapmeet import adapter_parts
 from swapmeet.adapter_parts import Parts
+from swapmeet.audit_export import EXPIRED
 from swapmeet.database import Database
 from swapmeet.database.tables import PublishRow
 from swapmeet.database.tables.base import now
@@ -31,10 +33,13 @@ from swapmeet.tenancy.stocktaking import note_published
 from swapmeet.tenancy.tenants import tenant_row
 from swapmeet_registry import AdapterName, Registry, RegistryError, StoredFile, Version
 from swapmeet_registry.bases import Base, BaseLibrary, module_shapes
+from swapmeet_registry.errors import StoreError
 from swapmeet_registry.names import require_settable_alias
 from swapmeet_registry.origin.provenance import Tag
 from swapmeet_registry.stores import Store
 from swapmeet_registry.stores.files import os_errors
+
+log = logging.getLogger("swapmeet.retention")
 
 LARGEST = 4 << 30
 MOST_FILES = 65
@@ -167,6 +172,8 @@ class Publishes:
         Raises:
             RequestRefused: it is published.
         """
+        if row.status == "pending" and (version := self._made(row)) is not None:  # its server was killed, or is slow
+            self._end(row, version, _publishing(row, by))
 
         def work(session: Session) -> PublishRow:
             found = session.get_one(PublishRow, row.id, with_for_update=True)
@@ -184,16 +191,27 @@ class Publishes:
     def sweep(self) -> None:
         """Expire what nobody completed, remove the parts of what is over, and forget it after some time."""
         moment = now()
-        late = select(PublishRow).where(PublishRow.status == "pending", PublishRow.expires_at <= moment).limit(AT_ONCE)
-        for row in self._database.read(lambda session: list(session.scalars(late))):
-            self._expire(row)
-            self._parts.clear(row.id)
+        self._expire_late(moment)
         over = delete(PublishRow).where(PublishRow.status != "pending", PublishRow.expires_at <= moment - REMEMBERED)
         self._database.write(lambda session: session.execute(over))
         for identity in self._parts.identities():
             query = select(PublishRow.status).where(PublishRow.id == identity)
             if self._database.read(lambda session, query=query: session.scalar(query)) != "pending":  # type: ignore[misc]
                 self._parts.clear(identity)
+
+    def _expire_late(self, moment: datetime) -> None:
+        """Expire what can be: what can not, such as under a damaged head, is tried again with the next sweep."""
+        late = select(PublishRow).where(PublishRow.status == "pending", PublishRow.expires_at <= moment)
+        late = late.order_by(func.random()).limit(AT_ONCE)  # so that none of them stands in the others' way
+        for row in self._database.read(lambda session: list(session.scalars(late))):
+            try:
+                self._expire(row)
+                self._parts.clear(row.id)
+            except StoreError as error:
+                log.warning(f"Uploads that nobody completed are not expired now: {error}")
+                return
+            except RegistryError as error:
+                log.warning(f"{row.id} of {row.adapter} is not expired: {error}")
 
     def base(self, named: str) -> Base:
         """A base that this server has.
@@ -239,30 +257,34 @@ class Publishes:
         doing.subject, doing.detail = str(version), version.digest
 
         def end(session: Session) -> PublishRow:
+            doing.noted = False
             found = session.get_one(PublishRow, row.id, with_for_update=True)
             if found.status != "published":
                 found.status, found.version, found.digest = "published", version.version, version.digest
                 note_published(session, version, size)
                 doing.done(session)
-            doing.noted = True  # by whoever was first
             return found
 
         return self._database.write(end)
 
     def _expire(self, row: PublishRow) -> None:
         """End a publish that nobody completed, or whose server was killed after it had made its version."""
-        version = self._registry.made(row.adapter, row.request["run"] or row.id)
+        version, doing = self._made(row), _publishing(row, Caller(row.tenant, row.id, frozenset()))
         if version is not None:
-            itself = Caller(row.tenant, row.id, frozenset())
-            self._end(row, version, Operation(itself, "adapter.publish", row.adapter, row.tenant, "", row.id))
+            self._end(row, version, doing)
             return
 
         def expire(session: Session) -> None:
             found = session.get(PublishRow, row.id, with_for_update=True)
             if found is not None and found.status == "pending":
                 found.status = "expired"
+                doing.end(session, EXPIRED)
 
         self._database.write(expire)
+
+    def _made(self, row: PublishRow) -> Version | None:
+        """The version that a publish made, though it may not be noted yet: `push` knows it by the same name."""
+        return self._registry.made(row.adapter, row.request["run"] or row.id)
 
     def _require_sound(self, wanted: PublishRequest) -> None:
         paths = [file.path for file in wanted.files]
@@ -298,6 +320,10 @@ def publish_object(row: PublishRow, missing: dict[str, list[int]]) -> dict[str, 
         "version": row.version,
         "digest": row.digest,
     }
+
+
+def _publishing(row: PublishRow, by: Caller) -> Operation:
+    return Operation(by, "adapter.publish", row.adapter, row.tenant, "", row.id)
 
 
 def _identity(name: AdapterName, key: str | None, run: str | None) -> str:

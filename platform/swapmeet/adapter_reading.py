@@ -1,17 +1,18 @@
 """A server's registry, read: what comes is compared here, byte for byte, with its digest."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from swapmeet.errors import ApiError
+from swapmeet.errors import ApiError, PlatformError
 from swapmeet.following import Tell, patiently, silent
 from swapmeet_registry import AdapterName, Listing, Manifest, Reference, StoredFile, Trust, Version, canonical
 from swapmeet_registry.contents import compared
-from swapmeet_registry.errors import Corrupt
+from swapmeet_registry.errors import Corrupt, RegistryError
 from swapmeet_registry.names import LATEST
 from swapmeet_registry.origin.lineage import Ancestor
 from swapmeet_registry.signing import OFF
@@ -19,6 +20,17 @@ from swapmeet_registry.version import AliasMove
 
 if TYPE_CHECKING:
     from swapmeet.client import Client
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """A block, or a function, that reads an answer; one that has not what it should is told as `ApiError`."""
+    try:
+        yield
+    except (PlatformError, RegistryError):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ApiError("The server is of another version of Swapmeet. Use the client of its version.") from error
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class RemoteReading:
         """What a version consists of."""
         return self._described(version.pinned)[1]
 
+    @understanding()
     def lineage(self, ref: str | Version) -> tuple[Ancestor, ...]:
         """What a version comes from; see `Registry.lineage`. What may not be seen looks as if it were missing."""
         place = version_path(Reference.parse(ref.pinned if isinstance(ref, Version) else ref))
@@ -58,6 +71,7 @@ class RemoteReading:
         chunks = self._fetch(files_path(version), file, 0)
         return compared(chunks, version, file, lambda: f"the server at {self.client.http.base_url}")
 
+    @understanding()
     def show(self, name: str) -> Listing:
         """Everything under a name."""
         place = path_of(AdapterName.parse(name))
@@ -73,6 +87,7 @@ class RemoteReading:
             forgotten=told["forgotten"],
         )
 
+    @understanding()
     def advice(self, name: str) -> tuple[str, ...]:
         """What stands out of the weights of an adapter's latest version, for people to judge."""
         place = path_of(AdapterName.parse(name))
@@ -82,6 +97,7 @@ class RemoteReading:
         """The names that may be read, or a tenant's of them."""
         return (str(each["id"]) for each in self.client.listed("/v1/adapters", {"owner": tenant, "limit": 100}))
 
+    @understanding()
     def _described(self, ref: str) -> tuple[Version, Manifest]:
         """A version and its manifest, which has the digest that it should."""
         reference = Reference.parse(ref)
@@ -148,25 +164,15 @@ def pick(reference: Reference) -> str:
     return reference.digest or reference.alias or LATEST
 
 
+@understanding()
 def version_of(found: dict[str, Any]) -> Version:
     """A version, as the server tells of it."""
-    try:
-        told = {each: found[each] for each in ("name", "version", "digest", "created_at", "recalled", "deleted")}
-        return Version(**told, yanked=found["yanked"] is not None, yank_reason=found["yanked"])
-    except (KeyError, TypeError) as error:
-        raise misunderstood() from error
-
-
-def misunderstood() -> ApiError:
-    """What is said of an answer that has not what it should."""
-    return ApiError("The server is of another version of Swapmeet. Use the client of its version.")
+    told = {each: found[each] for each in ("name", "version", "digest", "created_at", "recalled", "deleted")}
+    return Version(**told, yanked=found["yanked"] is not None, yank_reason=found["yanked"])
 
 
 def _ancestor(found: dict[str, Any]) -> Ancestor:
-    try:
-        ref, told, written, problem = (found[each] for each in ("ref", "version", "manifest", "problem"))
-    except (KeyError, TypeError) as error:
-        raise misunderstood() from error
+    ref, told, written, problem = (found[each] for each in ("ref", "version", "manifest", "problem"))
     version = None if told is None else version_of(told)
     manifest = None if version is None or written is None else _manifest(version, written)
     return Ancestor(ref, version, manifest, problem)

@@ -3,8 +3,9 @@
 import base64
 from pathlib import Path
 
-from swapmeet.adapter_reading import RemoteReading, version_path
+from swapmeet.adapter_reading import RemoteReading, understanding, version_path
 from swapmeet_registry import Manifest, Reference, Signature, Version
+from swapmeet_registry.backend import KEY_ID
 from swapmeet_registry.signing import oms
 from swapmeet_registry.signing.keys import PrivateKey, PublicKey
 from swapmeet_registry.signing.signatures import Policy, fitting
@@ -56,10 +57,13 @@ class RemoteVouching(RemoteReading):
         """Who signed a version; signatures of trusted keys are checked, of others nothing is known."""
         return Policy(self, self.trust).of(version, self.manifest(version))
 
+    @understanding()
     def signers(self, version: Version) -> list[str]:
         """The ids of the keys that there are signatures of a version by, sorted."""
-        return sorted(str(each["id"]) for each in self._ask("GET", _signatures_path(version))["data"])
+        told = [str(each["id"]) for each in self._ask("GET", _signatures_path(version))["data"]]
+        return sorted(filter(KEY_ID.fullmatch, told))  # files are named so
 
+    @understanding()
     def signature(self, version: Version, key: str, limit: int) -> bytes | None:
         """A version's signature by the key with this id, if there is one; no more than `limit` bytes."""
         bundle = self._ask("GET", f"{_signatures_path(version)}/{key}")["bundle"]

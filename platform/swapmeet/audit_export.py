@@ -21,8 +21,8 @@ from swapmeet_registry import canonical
 
 START = "0" * 64
 """What the first entry of a log has for the hash of the one before."""
-BEGUN, DONE = "begun", "done"
-"""Outcomes of what has not ended, and of what ended well."""
+BEGUN, DONE, EXPIRED = "begun", "done", "expired"
+"""Outcomes of what has not ended, of what ended well, and of what is not tried again, as nobody did in time."""
 TEXTS = ("tenant", "actor", "key", "action", "subject", "outcome", "request", "detail", "operation")
 FIELDS = frozenset({*TEXTS, "at", "sequence", "previous", "hash"})
 
@@ -50,14 +50,14 @@ class Unended:
         self._times: Counter[str] = Counter()
 
     def read(self, entry: dict[str, Any]) -> None:
-        """Take in the next entry. What is tried again until it is done has ended then, however often it was begun."""
+        """Take in the next entry. What is tried until it is done or expired has ended then, however often it began."""
         operation, outcome = entry["operation"], entry["outcome"]
         if outcome == BEGUN:
             self._begun[operation] = entry
             self._times[operation] += 1
         elif operation in self._begun:
             self._times[operation] -= 1
-            if outcome == DONE or not self._times[operation]:
+            if outcome in (DONE, EXPIRED) or not self._times[operation]:
                 del self._begun[operation], self._times[operation]
 
     def entries(self) -> tuple[dict[str, Any], ...]:

@@ -88,8 +88,10 @@ def test_publishes_of_many_at_once(
     assert tenant.adapter_versions == 3
     assert tenant.adapter_bytes == 3 * sum(path.stat().st_size for path in folder.iterdir())
     entries = [line.decode() for line in Audit(database).export("acme")]
-    assert verify(entries)[0].sequence == len(entries) - 1
-    assert len([line for line in entries if '"outcome":"done"' in line]) == 3
+    (end,) = verify(entries)
+    assert (end.sequence, end.unended) == (len(entries) - 1, ())
+    begun, ended = (sum(f'"outcome":"{each}"' in line for line in entries) for each in ("begun", "done"))
+    assert begun == ended >= 3, "each ends what it began, also who came second"
 
 
 def test_what_was_made_before_its_server_was_killed_is_not_expired(
@@ -111,10 +113,50 @@ def test_what_was_made_before_its_server_was_killed_is_not_expired(
     assert [(row.status, row.version) for row in found] == [("published", 1), ("expired", None)]
     assert database.read(lambda session: session.get_one(TenantRow, "acme")).adapter_versions == 1
     entries = Audit(database).page("acme")[0][::-1]
-    assert [(row.key, row.subject, row.outcome, row.operation) for row in entries] == [
-        ("key-1", "acme/legal", "begun", made.id),
+    told = [(row.key, row.subject, row.outcome, row.operation) for row in entries]
+    assert told[0] == ("key-1", "acme/legal", "begun", made.id)
+    assert sorted(told[1:], key=lambda entry: entry[2]) == [
         (made.id, "acme/legal:1", "done", made.id),
+        (not_made.id, "acme/legal", "expired", not_made.id),
     ]
+
+
+@pytest.mark.parametrize("run", [None, "run-1"])
+def test_what_was_made_before_its_server_was_killed_is_not_cancelled(
+    run: str | None, publishes: Publishes, database: Database, published: tuple[Fingerprint, Path], tmp_path: Path
+) -> None:
+    row = publishes.begin(LEGAL, request_for(published[1]).model_copy(update={"run": run}))
+    registry = Registry(f"file://{tmp_path}/registry")
+    with Audit(database).noting(ACME, "adapter.publish", str(LEGAL), operation=row.id) as doing:
+        registry.push(published[1], str(LEGAL), base=published[0], run=run, once=row.id)
+        doing.noted = True  # as whoever is killed leaves it
+    for _ in range(2):
+        with pytest.raises(RequestRefused, match="is published as version 1"):
+            publishes.cancel(row, ACME)
+    assert publishes.get(LEGAL, row.id).status == "published"
+    assert database.read(lambda session: session.get_one(TenantRow, "acme")).adapter_versions == 1
+    (end,) = verify(line.decode() for line in Audit(database).export("acme"))
+    assert (end.sequence, end.unended) == (2, ())
+
+
+@pytest.mark.parametrize("run", [None, "run-1"])
+def test_one_damaged_name_holds_up_no_other(
+    run: str | None, publishes: Publishes, database: Database, published: tuple[Fingerprint, Path], tmp_path: Path
+) -> None:
+    wanted = request_for(published[1]).model_copy(update={"run": run})
+    names = [AdapterName("acme", name) for name in ("legal", "medical", "other")]
+    rows = [publishes.begin(name, wanted) for name in names]
+    registry = Registry(f"file://{tmp_path}/registry")
+    for row in rows[:2]:
+        registry.push(published[1], row.adapter, base=published[0], run=run, once=row.id)
+    (head,) = (path for path in (tmp_path / "registry").rglob("*legal*") if path.is_file())
+    head.write_text("damaged")
+    late = update(PublishRow).values(expires_at=now() - timedelta(days=1))
+    database.write(lambda session: session.execute(late))
+    for _ in range(2):
+        publishes.sweep()
+    found = [publishes.get(name, row.id).status for name, row in zip(names, rows, strict=True)]
+    assert found == ["pending", "published", "expired"]
 
 
 def test_a_base_s_licence_is_inherited(

@@ -141,6 +141,9 @@ def test_what_was_begun_and_did_not_end_is_named(database: Database) -> None:
     for outcome in ("begun", "done"):
         again(outcome)
     assert verify(lines_of(database))[0].unended == (), "what was done at last was done"
+    for outcome in ("begun", "begun", "expired"):
+        again(outcome)
+    assert verify(lines_of(database))[0].unended == (), "nobody tries again what is expired"
     lines = lines_of(database)
     for number in range(1, len(lines)):
         for spoilt in (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from swapmeet.client import Client
@@ -124,7 +125,7 @@ def test_a_version_is_signed_by_a_key_that_stays(
     refused = command_line("verify", NAME, "--key", other)
     assert (refused.code, "bears no good signature" in refused.err) == (1, True)
     noted_actions = [entry["action"] for entry in family.do("acme", "GET", "audit")["data"]]
-    assert noted_actions.count("version.sign") == 3
+    assert noted_actions.count("version.sign") == 2 * 3, "begun and done each time"
 
 
 def test_nobody_signs_in_another_s_name(family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +140,7 @@ def test_nobody_signs_in_another_s_name(family: Any, tmp_path: Path, monkeypatch
         ({"public_key": private.read_text(), "bundle": bundle}, "holds a private key"),
         ({"public_key": "none", "bundle": bundle}, "holds no public key"),
         ({"public_key": public.read_text(), "bundle": "*"}, "not Base64"),
+        ({"public_key": public.read_text(), "bundle": "ä"}, "not Base64"),
         ({"public_key": public.read_text(), "bundle": base64.b64encode(b"{}").decode()}, "no model-signing bundle"),
         ({"public_key": public.read_text(), "bundle": "A" * (2 << 20)}, "bundle"),
         ({"public_key": public.read_text()}, "bundle"),
@@ -196,6 +198,35 @@ def test_a_lying_server_is_not_signed_for(family: Any, tmp_path: Path, monkeypat
         with pytest.raises(ApiError, match="There is no"):
             client.adapters().sign("acme/none", private)
     assert family.registry.signatures(family.registry.resolve(NAME)) == ()
+
+
+def test_no_file_is_named_by_a_lying_server(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, call = "a" * 64, Client.call
+    version = family.registry.resolve(NAME)
+
+    def lying(self: Client, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        if path.endswith("/signatures"):
+            return {"data": [{"id": each} for each in ("../../evil", "/etc/evil", f"{good}\n", good.upper(), good)]}
+        return call(self, method, path, *arguments, **more)
+
+    monkeypatch.setattr(Client, "call", lying)
+    with Client() as client:
+        assert client.adapters().signers(version) == [good]
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"data": [[]]}, "none"], ids=["object", "list", "entries", "text"])
+def test_what_no_server_should_answer_is_one_sentence(
+    answer: Any, family: Any, command_line: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "_request", lambda *_, **__: httpx.Response(200, json=answer))
+    commands: tuple[tuple[str, ...], ...] = (
+        ("show", NAME), ("search", "x"), ("find-file", "0" * 64), ("like", NAME), ("undo", NAME, "prod"),
+        ("reach", NAME), ("history", NAME), ("verify", NAME), ("lineage", NAME),
+    )  # fmt: skip
+    for command in commands:
+        refused = command_line(*command)
+        assert (refused.code, len(refused.err.splitlines())) == (1, 1), (command, refused)
+        assert "another version of Swapmeet" in refused.err or "no Swapmeet server" in refused.err, refused.err
 
 
 def test_stores_are_not_taken_for_a_server_s(
@@ -258,3 +289,7 @@ def test_an_idempotency_key_stands_for_one_move(family: Any) -> None:
     assert family.ask("acme", "DELETE", place, headers=key).status_code == 409
     assert family.ask("acme", "PUT", place, json={"version": 1, "expect": 0}).status_code == 409, "without its key"
     assert "mine" not in str(family.registry.head(NAME))
+    assert family.ask("acme", "PUT", place, json={"version": 2}).status_code == 200
+    for _ in range(2):  # the key of a move is another for an undo, which is one undo
+        undone = family.ask("acme", "POST", f"{place}/undo", headers=key)
+        assert (undone.status_code, undone.json()["aliases"]["prod"]) == (200, 1), undone.text

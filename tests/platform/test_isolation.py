@@ -53,7 +53,7 @@ CONSTANTS = {
 """Parts of paths that are no ids of their own, and what both the owner and the other have by these names."""
 PLAIN = {
     "action", "advice", "attempt", "base", "by", "cursor", "end", "expect", "format", "idempotency-key",
-    "if-none-match", "if-range", "license", "limit", "metric", "offset", "order", "owned", "purpose", "query",
+    "if-none-match", "if-range", "license", "limit", "links", "metric", "offset", "order", "owned", "purpose", "query",
     "range", "rank_max", "rank_min", "size_max", "size_min", "skip", "sort", "start", "tag", "tail", "task", "version",
     "versions", "x-content-sha256", *CONSTANTS,
 }  # fmt: skip

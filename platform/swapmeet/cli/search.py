@@ -49,6 +49,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find adapters by words and filters; all must fit."""
+    from swapmeet.adapter_reading import understanding
     from swapmeet_registry import Registry
 
     filters: dict[str, Any] = given(
@@ -63,8 +64,10 @@ def search(
         else:
             more = {"tag": tag or [], "metric": metric or [], "versions": versions, "cursor": after}
             page = adapters.client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
-            hits, following = page["data"], page["next_cursor"]
-    lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
+            with understanding():
+                hits, following = page["data"], page["next_cursor"]
+    with understanding():
+        lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
     more_ = f"\nMore: --after {following}" if following else ""
     show({"hits": hits, "next": following}, lines + more_, json)
 
@@ -110,6 +113,7 @@ def find_file(
     json: Json = False,
 ) -> None:
     """Which adapters a file is part of, withdrawn ones too."""
+    from swapmeet.adapter_reading import understanding
     from swapmeet_registry import Registry
 
     sha256 = _sha256(file)
@@ -119,8 +123,10 @@ def find_file(
 
             hits = [asdict(hit) for hit in open_index(adapters, lambda index: index.by_file(sha256))]
         else:
-            hits = adapters.client.call("GET", f"/v1/files-by-hash/{sha256}")["data"]
-    lines = [f"{hit['name']}:{hit['version']} {hit['digest']}{_withdrawn(hit)}" for hit in hits]
+            with understanding():
+                hits = adapters.client.call("GET", f"/v1/files-by-hash/{sha256}")["data"]
+    with understanding():
+        lines = [f"{hit['name']}:{hit['version']} {hit['digest']}{_withdrawn(hit)}" for hit in hits]
     show({"sha256": sha256, "hits": hits}, "\n".join(lines) or "No version has this file.", json)
 
 
@@ -132,15 +138,17 @@ def register(app: typer.Typer) -> None:
 
 
 def _like(method: str, name: str, url: str | None, as_json: bool) -> None:
+    from swapmeet.adapter_reading import understanding
     from swapmeet.client import Client  # stores keep no likes
 
     with Client(url or "") as client:
         found = client.call(method, _path(AdapterName.parse(name), "likes"))
-    told = [
-        ("likes", found["likes"]),
-        ("you", "like it" if found["liked"] else None),
-        ("downloads", found["downloads"]),
-    ]
+    with understanding():
+        told = [
+            ("likes", found["likes"]),
+            ("you", "like it" if found["liked"] else None),
+            ("downloads", found["downloads"]),
+        ]
     show(found, fields(told), as_json)
 
 

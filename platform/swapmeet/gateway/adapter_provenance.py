@@ -1,7 +1,6 @@
 """Where a version comes from and who vouches for it, over HTTP. Private keys stay where they are: signatures come."""
 
 import base64
-import binascii
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -58,17 +57,25 @@ def sign(ref: Ref, body: Signing, name: Name, backend: Backend, changed: Noting,
     Once more changes nothing.
     """
     reference = Reference.within(name, ref)
+    backend.access.require_own(caller, name)
+    bundle, key = _decoded(body)
     with changing(backend, changed, caller, name, "version.sign", str(reference)):
         try:
-            bundle = base64.b64decode(body.bundle, validate=True)
-            key = PublicKey.parse(body.public_key.encode(), "`public_key`")
             version = backend.registry.resolve(str(reference))
             known = backend.registry.backend.signers(version)
             if key.id not in known and len(known) >= MOST_SIGNERS:
                 raise Refused(f"{version} bears the signatures of {len(known)} keys already. Sign with one of these.")
             made = backend.registry.add_signature(version.pinned, bundle, key)
-        except binascii.Error:
-            raise Refused("`bundle` is not Base64. Send the signature's document in Base64.") from None
         except (SignatureInvalid, SigningKeyInvalid) as error:  # the caller's mistake, and not the server's
             raise Refused(str(error)) from None
     return {"object": "adapter.signature", "digest": version.digest, "signer": made.key, "bundle": body.bundle}
+
+
+def _decoded(body: Signing) -> tuple[bytes, PublicKey]:
+    """What is sent: a signature's document, and the key that it was made with."""
+    try:
+        return base64.b64decode(body.bundle, validate=True), PublicKey.parse(body.public_key.encode(), "`public_key`")
+    except SigningKeyInvalid as error:
+        raise Refused(str(error)) from None
+    except ValueError:
+        raise Refused("`bundle` is not Base64. Send the signature's document in Base64.") from None

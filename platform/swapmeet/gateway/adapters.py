@@ -133,7 +133,7 @@ def undo_alias(
 ) -> dict[str, Any]:
     """Point an alias to where it pointed before its last move. With the same idempotency key it is one undo."""
     with changing(backend, changed, caller, name, "alias.undo", f"{name}:{alias}"):
-        listing = backend.registry.undo(str(name), alias, caller.tenant, _once(idempotency_key))
+        listing = backend.registry.undo(str(name), alias, caller.tenant, _once(idempotency_key, "undo"))
     return adapter_object(listing, caller)
 
 
@@ -173,9 +173,14 @@ def share(body: Sharing, name: Name, backend: Backend, changed: Noting, caller: 
     return adapter_object(listing, caller)
 
 
-def _once(idempotency_key: str | None) -> str | None:
-    """What stands in the history for a key, which may say something that is nobody else's to read."""
-    return None if idempotency_key is None else hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
+def _once(idempotency_key: str | None, action: Literal["move", "undo"] = "move") -> str | None:
+    """What stands in the history for a key, which may say something that is nobody else's to read.
+
+    The key of a move is another for an undo, which would look as if it was made already.
+    """
+    if idempotency_key is None:
+        return None
+    return hashlib.sha256(f"{action}\0{idempotency_key}".encode()).hexdigest()[:32]
 
 
 def _fields(move: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ Count = Callable[[Version, str], None]
 Span = tuple[int, int]
 KEPT = 10_000
 """Downloads in parts that are remembered; those that went on last."""
-MOST_SPANS = 1000
+MOST_SPANS = 64
 """Parts with gaps between them, of one download; of one that has more nothing more is remembered."""
 
 

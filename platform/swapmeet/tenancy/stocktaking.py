@@ -86,7 +86,10 @@ class Stocktaking:
 
 
 def note_published(session: Session, version: Version, bytes: int) -> None:  # noqa: A002 - the unit
-    """Count a version in the transaction that tells of it, unless it is in the count already, or gone again."""
+    """Count a version in the transaction that tells of it, unless it is in the count already, or gone again.
+
+    All its bytes are: a file that its tenant has already counts twice until the next count.
+    """
     if not _locked(session, version) or _old(version):  # such a one is published once more, and was counted long ago
         return
     if session.get(ChangeRow, (version.name, version.digest)) is not None:
