@@ -126,9 +126,11 @@ class RemoteReading:
             chunk = next(parts, b"")
         return chunk, parts
 
+    @understanding()
     def _ask(self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None) -> dict[str, Any]:
         return patiently(lambda: self.client.call(method, path, body, query=query), self.tell)
 
+    @understanding()
     def _ask_once(
         self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None
     ) -> dict[str, Any]:

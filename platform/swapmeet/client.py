@@ -231,7 +231,7 @@ class Client:
     def _answer(self, response: httpx.Response, expect: str | None = None) -> Any:
         try:
             answer = response.json()
-            return dict(answer) if expect is None else answer[expect]
+            return answer if expect is None else answer[expect]
         except (ValueError, KeyError, TypeError) as error:
             raise ApiError(f"{self.http.base_url} is no Swapmeet server. Check SWAPMEET_URL.") from error
 

@@ -63,8 +63,8 @@ def search(
             hits, following = [asdict(hit) for hit in found.hits], found.next
         else:
             more = {"tag": tag or [], "metric": metric or [], "versions": versions, "cursor": after}
-            page = adapters.client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
             with understanding():
+                page = adapters.client.call("GET", "/v1/search", query={"query": query, **filters, **given(**more)})
                 hits, following = page["data"], page["next_cursor"]
     with understanding():
         lines = table(HEADINGS, map(_row, hits)) if hits else "Nothing fits. Try fewer words or filters."
@@ -141,7 +141,7 @@ def _like(method: str, name: str, url: str | None, as_json: bool) -> None:
     from swapmeet.adapter_reading import understanding
     from swapmeet.client import Client  # stores keep no likes
 
-    with Client(url or "") as client:
+    with Client(url or "") as client, understanding():
         found = client.call(method, _path(AdapterName.parse(name), "likes"))
     with understanding():
         told = [
