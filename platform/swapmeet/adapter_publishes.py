@@ -284,7 +284,7 @@ class Publishes:
 
     def _made(self, row: PublishRow) -> Version | None:
         """The version that a publish made, though it may not be noted yet: `push` knows it by the same name."""
-        return self._registry.made(row.adapter, row.request["run"] or row.id)
+        return self._registry.made(row.adapter, row.request.get("run") or row.id)
 
     def _require_sound(self, wanted: PublishRequest) -> None:
         paths = [file.path for file in wanted.files]

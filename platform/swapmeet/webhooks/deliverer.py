@@ -76,9 +76,10 @@ class Deliverer:
         with ThreadPoolExecutor(self._workers, "webhooks") as pool:
             while True:
                 self._renew()
+                busy = bool(self._under_way)  # asked first: what ends while we look may make more due
                 started = self._start(pool)
                 attempts += started
-                if not started and not self._under_way:
+                if not started and not busy:
                     return attempts
                 self._pause()
 
