@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 import typer
 
@@ -76,6 +75,7 @@ def card(
     reference: Ref, url: ServerUrl = None, registry: RegistryUrl = None, home: Home = None, json: Json = False
 ) -> None:
     """An adapter's card: what it is for, on what it was trained, what it measured and answers; Markdown for a file."""
+    from swapmeet.adapter_reading import path_of
     from swapmeet_registry import Registry
     from swapmeet_registry.cards import Card, markdown, terminal
     from swapmeet_registry.cards.visible import visible  # what the server says is a stranger's word, too
@@ -89,7 +89,7 @@ def card(
         else:
             version = str(reference).removeprefix(str(wanted.name)).lstrip(":@") or None
             query = given(version=version) | {"format": "json" if json else "text" if for_people else "markdown"}
-            path = _path(wanted.name, "card")
+            path = f"{path_of(wanted.name)}/card"
             made = adapters.client.call("GET", path, query=query) if json else {}
             text = "" if json else visible(adapters.client.text(path, query))
     show(made, text.rstrip(), json)
@@ -138,11 +138,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _like(method: str, name: str, url: str | None, as_json: bool) -> None:
-    from swapmeet.adapter_reading import understanding
+    from swapmeet.adapter_reading import path_of, understanding
     from swapmeet.client import Client  # stores keep no likes
 
     with Client(url or "") as client, understanding():
-        found = client.call(method, _path(AdapterName.parse(name), "likes"))
+        found = client.call(method, f"{path_of(AdapterName.parse(name))}/likes")
     with understanding():
         told = [
             ("likes", found["likes"]),
@@ -150,10 +150,6 @@ def _like(method: str, name: str, url: str | None, as_json: bool) -> None:
             ("downloads", found["downloads"]),
         ]
     show(found, fields(told), as_json)
-
-
-def _path(name: AdapterName, what: str) -> str:
-    return f"/v1/adapters/{quote(name.tenant)}/{quote(name.name)}/{what}"
 
 
 def _bytes(text: str | None) -> int | None:

@@ -159,12 +159,7 @@ def lora_of(folder: Path) -> Lora:
         Refused: one of them is unsound.
     """
     config = lora_config.parse((folder / lora_config.FILE).read_bytes())
-    return lora(config, lora_weights.read_weights(folder / lora_weights.FILE, config))
-
-
-def lora(config: lora_config.LoraConfig, weights: lora_parts.LoraWeights) -> Lora:
-    """What the manifest says of the published configuration and weights."""
-    targets = config.target_modules
+    weights, targets = lora_weights.read_weights(folder / lora_weights.FILE, config), config.target_modules
     return Lora(
         rank=config.r,
         max_rank=max((pair.rank for pair in weights.pairs), default=config.r),
